@@ -1,0 +1,119 @@
+//! The broker's parts, as its services share them. Put together in [`crate::start`]; any data thread.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use karman_remoting::clients::ClientRegistry;
+use karman_remoting::proto::karman as v1;
+use karman_remoting::proto::v2;
+use karman_remoting::proto::v2::MessageType;
+use karman_remoting::route_table::SharedRoutes;
+use karman_remoting::settings::DEFAULT_RETRY_MAX_TIMES;
+use karman_remoting::status::{Rejection, ok};
+use karman_remoting::token::TokenKey;
+use karman_remoting::validate;
+use karman_store::{Durability, Store};
+use tokio_util::sync::CancellationToken;
+
+use crate::catalog::{Catalog, Topic};
+use crate::catalog_writer::{CatalogWriter, NewTopic};
+use crate::clock::Clock;
+use crate::progress::ProgressTable;
+use crate::records::GroupRecord;
+
+/// Counts since the start of the process.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Messages stored for producers.
+    pub messages_in: AtomicU64,
+    /// Messages handed to consumers.
+    pub messages_out: AtomicU64,
+    /// Messages copied to dead letters.
+    pub dead_letters: AtomicU64,
+}
+
+/// See the module's comment.
+#[derive(Debug)]
+pub struct Broker {
+    /// `brokerName`; part of every handle.
+    pub name: Arc<str>,
+    /// What messages say they were stored at.
+    pub store_host: String,
+    /// When a send to a topic without a class of its own is answered.
+    pub durability: Durability,
+    /// Seconds since 1970 at the start: handles of this process have higher revisions.
+    pub revision_base: u32,
+    /// `popInflightMessageThreshold`
+    pub inflight_max: usize,
+    /// `defaultTopicQueueNums`
+    pub default_queue_nums: u32,
+    /// `autoCreateTopicEnable`
+    pub auto_create_topics: bool,
+    /// `autoCreateSubscriptionGroup`
+    pub auto_create_groups: bool,
+    /// Signs handles.
+    pub token_key: TokenKey,
+    /// Milliseconds that never jump.
+    pub clock: Clock,
+    /// The log.
+    pub store: Arc<Store>,
+    /// Topics and groups.
+    pub catalog: Arc<Catalog>,
+    /// Makes topics and groups.
+    pub catalog_writer: CatalogWriter,
+    /// How far groups have come.
+    pub progress: Arc<ProgressTable>,
+    /// Who is alive.
+    pub clients: Arc<ClientRegistry>,
+    /// The cluster, this broker included.
+    pub routes: SharedRoutes,
+    /// What happened so far.
+    pub counters: Counters,
+    /// Cancelled when long polls are to end.
+    pub stopping: CancellationToken,
+}
+
+impl Broker {
+    /// A topic that must be here.
+    pub fn topic(&self, name: &str) -> Result<Arc<Topic>, Rejection> {
+        self.catalog.topic(name).ok_or_else(|| Rejection::TopicNotFound { topic: name.to_owned() })
+    }
+
+    /// What becomes of a topic that is not here: it is made if that is switched on.
+    pub async fn unknown_topic(&self, name: &str) -> Result<Arc<Topic>, Rejection> {
+        if !self.auto_create_topics || name.starts_with(validate::DEAD_LETTER_PREFIX) {
+            return Err(Rejection::TopicNotFound { topic: name.to_owned() });
+        }
+        let topic = NewTopic {
+            name: name.to_owned(),
+            message_type: MessageType::Normal,
+            durability: v1::Durability::Unspecified.into(),
+            queue_nums: self.default_queue_nums,
+        };
+        Ok(self.catalog_writer.topic(topic).await?.0)
+    }
+
+    /// The door asks for the route of a topic that nobody has.
+    pub async fn make_unknown_topic(
+        &self,
+        request: v2::QueryRouteRequest,
+    ) -> Result<v2::QueryRouteResponse, Rejection> {
+        let topic = request.topic.unwrap_or_default();
+        self.unknown_topic(&topic.name).await?;
+        let mut message_queues = self.routes.read().queues_of(&topic);
+        // The door asks every broker that makes topics; each answers for itself.
+        message_queues.retain(|queue| queue.broker.as_ref().is_some_and(|broker| broker.name == *self.name));
+        Ok(v2::QueryRouteResponse { status: Some(ok()), message_queues })
+    }
+
+    /// A group; made at its first use if that is switched on.
+    pub async fn group(&self, name: &str) -> Result<Arc<GroupRecord>, Rejection> {
+        if let Some(group) = self.catalog.group(name) {
+            return Ok(group);
+        }
+        if !self.auto_create_groups {
+            return Err(Rejection::GroupNotFound { group: name.to_owned() });
+        }
+        Ok(self.catalog_writer.group(name, DEFAULT_RETRY_MAX_TIMES).await?.0)
+    }
+}

@@ -1,0 +1,339 @@
+//! Topics and consumer groups: what there is, and the numbers that stand for it in the log.
+//!
+//! A projection of the Metadata records. Readers are the data threads and the log writer's listener; the only source of
+//! new records is [`crate::catalog_writer`]. No lock is held longer than one look-up.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use karman_remoting::proto::karman as v1;
+use karman_remoting::proto::v2::{MessageType, Permission};
+use karman_remoting::token::TokenKey;
+use karman_store::{Durability, Projection, QueueNumber, Record, RecordKind};
+use parking_lot::RwLock;
+use prost::Message as _;
+use tokio::sync::Notify;
+
+use crate::records::{Change, GroupRecord, Metadata, TopicRecord};
+
+/// A topic on this broker.
+#[derive(Debug)]
+pub struct Topic {
+    /// What the log says of it.
+    pub record: TopicRecord,
+    /// Where the next send begins to look for a queue.
+    turn: AtomicU32,
+    /// One for each group that reads the topic: told whenever a message arrives.
+    readers: RwLock<Vec<Arc<Notify>>>,
+}
+
+impl Topic {
+    fn new(record: TopicRecord) -> Arc<Self> {
+        Arc::new(Self { record, turn: AtomicU32::new(0), readers: RwLock::default() })
+    }
+
+    /// The type of message it takes.
+    pub fn message_type(&self) -> MessageType {
+        self.record.message_type()
+    }
+
+    /// The log queue of one of its queues.
+    pub fn queue(&self, queue_id: u32) -> Option<QueueNumber> {
+        self.record.queues.get(queue_id as usize).copied().map(QueueNumber)
+    }
+
+    /// The queue for the next send, in turns. What the client picked does not matter: every SDK picks differently.
+    pub fn next_queue(&self) -> (u32, QueueNumber) {
+        let count = u32::try_from(self.record.queues.len()).expect("the number of queues is limited").max(1);
+        let queue_id = self.turn.fetch_add(1, Ordering::Relaxed) % count;
+        (queue_id, QueueNumber(self.record.queues[queue_id as usize]))
+    }
+
+    /// When a send to it is answered, if it has a class of its own.
+    pub fn durability(&self) -> Option<Durability> {
+        match v1::Durability::try_from(self.record.durability) {
+            Ok(v1::Durability::Memory) => Some(Durability::Memory),
+            Ok(v1::Durability::Disk) => Some(Durability::Disk),
+            _ => None,
+        }
+    }
+
+    /// Tells `reader` of every message from now on.
+    pub fn add_reader(&self, reader: Arc<Notify>) {
+        self.readers.write().push(reader);
+    }
+
+    /// A message has arrived.
+    pub fn arrived(&self) {
+        for reader in self.readers.read().iter() {
+            reader.notify_one();
+        }
+    }
+
+    /// As the route table has it.
+    pub fn route(&self) -> v1::TopicRoute {
+        let queue_nums = u32::try_from(self.record.queues.len()).unwrap_or(u32::MAX);
+        v1::TopicRoute {
+            name: self.record.name.clone(),
+            message_type: self.record.message_type,
+            read_queue_nums: queue_nums,
+            write_queue_nums: queue_nums,
+            permission: Permission::ReadWrite.into(),
+        }
+    }
+
+    /// As operators see it.
+    pub fn config(&self) -> v1::TopicConfig {
+        v1::TopicConfig {
+            name: self.record.name.clone(),
+            message_type: self.record.message_type,
+            queue_nums: u32::try_from(self.record.queues.len()).unwrap_or(u32::MAX),
+            durability: self.record.durability,
+        }
+    }
+}
+
+impl TopicRecord {
+    fn message_type(&self) -> MessageType {
+        match MessageType::try_from(self.message_type) {
+            Ok(MessageType::Unspecified) | Err(_) => MessageType::Normal,
+            Ok(known) => known,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    topics: HashMap<String, Arc<Topic>>,
+    topics_by_number: BTreeMap<u32, Arc<Topic>>,
+    /// By log queue number; `None` where the topic was deleted.
+    queue_owners: Vec<Option<Arc<Topic>>>,
+    groups: HashMap<String, Arc<GroupRecord>>,
+    groups_by_number: BTreeMap<u32, Arc<GroupRecord>>,
+    token_key: Option<Vec<u8>>,
+    /// Numbers are not used twice, also not those of deleted topics.
+    next_topic: u32,
+    next_group: u32,
+}
+
+/// See the module's comment.
+#[derive(Debug, Default)]
+pub struct Catalog {
+    state: RwLock<State>,
+}
+
+impl Catalog {
+    /// A topic by its name.
+    pub fn topic(&self, name: &str) -> Option<Arc<Topic>> {
+        self.state.read().topics.get(name).cloned()
+    }
+
+    /// A topic by its number.
+    pub fn topic_numbered(&self, number: u32) -> Option<Arc<Topic>> {
+        self.state.read().topics_by_number.get(&number).cloned()
+    }
+
+    /// All topics, in the order they were made.
+    pub fn topics(&self) -> Vec<Arc<Topic>> {
+        self.state.read().topics_by_number.values().cloned().collect()
+    }
+
+    /// A group by its name.
+    pub fn group(&self, name: &str) -> Option<Arc<GroupRecord>> {
+        self.state.read().groups.get(name).cloned()
+    }
+
+    /// A group by its number.
+    pub fn group_numbered(&self, number: u32) -> Option<Arc<GroupRecord>> {
+        self.state.read().groups_by_number.get(&number).cloned()
+    }
+
+    /// All groups, in the order they were made.
+    pub fn groups(&self) -> Vec<Arc<GroupRecord>> {
+        self.state.read().groups_by_number.values().cloned().collect()
+    }
+
+    /// The topic that owns a log queue.
+    pub fn owner_of(&self, queue: QueueNumber) -> Option<Arc<Topic>> {
+        self.state.read().queue_owners.get(queue.0 as usize).cloned().flatten()
+    }
+
+    /// The key of this log's handles, once there is one.
+    pub fn token_key(&self) -> Option<TokenKey> {
+        let bytes: [u8; 32] = self.state.read().token_key.as_deref()?.try_into().ok()?;
+        Some(TokenKey::new(bytes))
+    }
+
+    /// The record of a new topic with the next free numbers.
+    pub fn next_topic(
+        &self,
+        name: &str,
+        message_type: MessageType,
+        durability: i32,
+        queue_nums: u32,
+    ) -> TopicRecord {
+        let state = self.state.read();
+        let first = u32::try_from(state.queue_owners.len()).expect("queue numbers are u32");
+        TopicRecord {
+            number: state.next_topic,
+            name: name.to_owned(),
+            message_type: message_type.into(),
+            durability,
+            queues: (first..first + queue_nums).collect(),
+        }
+    }
+
+    /// The record of a new group with the next free number.
+    pub fn next_group(&self, name: &str, retry_max_times: u32) -> GroupRecord {
+        GroupRecord { number: self.state.read().next_group, name: name.to_owned(), retry_max_times }
+    }
+
+    fn change(&self, change: Change) {
+        let mut state = self.state.write();
+        match change {
+            Change::Topic(record) => state.add_topic(record),
+            Change::TopicDeleted(number) => state.delete_topic(number),
+            Change::Group(record) => state.add_group(record),
+            Change::TokenKey(key) => state.token_key = Some(key),
+        }
+    }
+}
+
+impl State {
+    fn add_topic(&mut self, record: TopicRecord) {
+        // Applied again after a snapshot that has it already: the readers of the first stay.
+        if self.topics_by_number.get(&record.number).is_some_and(|known| known.record == record) {
+            return;
+        }
+        self.next_topic = self.next_topic.max(record.number + 1);
+        let topic = Topic::new(record);
+        for &queue in &topic.record.queues {
+            let queue = queue as usize;
+            if self.queue_owners.len() <= queue {
+                self.queue_owners.resize(queue + 1, None);
+            }
+            self.queue_owners[queue] = Some(topic.clone());
+        }
+        self.topics_by_number.insert(topic.record.number, topic.clone());
+        self.topics.insert(topic.record.name.clone(), topic);
+    }
+
+    fn delete_topic(&mut self, number: u32) {
+        let Some(topic) = self.topics_by_number.remove(&number) else { return };
+        for &queue in &topic.record.queues {
+            self.queue_owners[queue as usize] = None;
+        }
+        if self.topics.get(&topic.record.name).is_some_and(|named| named.record.number == number) {
+            self.topics.remove(&topic.record.name);
+        }
+    }
+
+    fn add_group(&mut self, record: GroupRecord) {
+        self.next_group = self.next_group.max(record.number + 1);
+        let group = Arc::new(record);
+        self.groups_by_number.insert(group.number, group.clone());
+        self.groups.insert(group.name.clone(), group);
+    }
+}
+
+/// All there is, with the numbers that must not be used again.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Snapshot {
+    #[prost(message, repeated, tag = "1")]
+    topics: Vec<TopicRecord>,
+    #[prost(message, repeated, tag = "2")]
+    groups: Vec<GroupRecord>,
+    #[prost(bytes = "vec", optional, tag = "3")]
+    token_key: Option<Vec<u8>>,
+    #[prost(uint32, tag = "4")]
+    next_topic: u32,
+    #[prost(uint32, tag = "5")]
+    next_group: u32,
+    #[prost(uint32, tag = "6")]
+    next_queue: u32,
+}
+
+impl Projection for Catalog {
+    fn name(&self) -> &'static str {
+        "catalog"
+    }
+
+    fn apply(&self, record: &Record) {
+        if record.kind == RecordKind::Metadata
+            && let Ok(Metadata { change: Some(change) }) = Metadata::decode(&record.payload[..])
+        {
+            self.change(change);
+        }
+    }
+
+    fn snapshot(&self) -> Vec<u8> {
+        let state = self.state.read();
+        let snapshot = Snapshot {
+            topics: state.topics_by_number.values().map(|topic| topic.record.clone()).collect(),
+            groups: state.groups_by_number.values().map(|group| (**group).clone()).collect(),
+            token_key: state.token_key.clone(),
+            next_topic: state.next_topic,
+            next_group: state.next_group,
+            next_queue: u32::try_from(state.queue_owners.len()).expect("queue numbers are u32"),
+        };
+        snapshot.encode_to_vec()
+    }
+
+    fn restore(&self, bytes: &[u8]) -> Result<(), String> {
+        let snapshot = Snapshot::decode(bytes).map_err(|error| error.to_string())?;
+        let mut state = State {
+            token_key: snapshot.token_key,
+            next_topic: snapshot.next_topic,
+            next_group: snapshot.next_group,
+            queue_owners: vec![None; snapshot.next_queue as usize],
+            ..State::default()
+        };
+        snapshot.topics.into_iter().for_each(|topic| state.add_topic(topic));
+        snapshot.groups.into_iter().for_each(|group| state.add_group(group));
+        *self.state.write() = state;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn make(catalog: &Catalog, name: &str) -> TopicRecord {
+        let record = catalog.next_topic(name, MessageType::Normal, 0, 2);
+        catalog.change(Change::Topic(record.clone()));
+        record
+    }
+
+    #[test]
+    fn numbers_of_deleted_topics_are_not_used_again_across_a_snapshot() {
+        let catalog = Catalog::default();
+        let first = make(&catalog, "a");
+        catalog.change(Change::TopicDeleted(first.number));
+        let restored = Catalog::default();
+        restored.restore(&catalog.snapshot()).unwrap();
+        let second = make(&restored, "a");
+        assert_ne!(first.number, second.number);
+        assert!(second.queues.iter().all(|queue| !first.queues.contains(queue)));
+        assert!(restored.owner_of(QueueNumber(first.queues[0])).is_none());
+    }
+
+    #[test]
+    fn applying_a_topic_twice_keeps_its_readers() {
+        let catalog = Catalog::default();
+        let record = make(&catalog, "a");
+        catalog.topic("a").unwrap().add_reader(Arc::default());
+        catalog.change(Change::Topic(record));
+        assert_eq!(catalog.topic("a").unwrap().readers.read().len(), 1);
+    }
+
+    #[test]
+    fn sends_go_to_the_queues_in_turn() {
+        let catalog = Catalog::default();
+        make(&catalog, "a");
+        let topic = catalog.topic("a").unwrap();
+        let ids: Vec<_> = (0..4).map(|_| topic.next_queue().0).collect();
+        assert_eq!(ids, [0, 1, 0, 1]);
+    }
+}

@@ -1,0 +1,194 @@
+//! The one task that makes topics and groups: it takes requests one by one, writes the record, and tells the cluster.
+//!
+//! One owner, so two requests for the same name cannot both find it free. Runs on the control thread.
+
+use std::sync::Arc;
+
+use karman_remoting::proto::karman as v1;
+use karman_remoting::proto::karman::route_change::Change as RouteChanged;
+use karman_remoting::proto::v2::MessageType;
+use karman_remoting::route_table::SharedRoutes;
+use karman_remoting::status::Rejection;
+use karman_remoting::token::TokenKey;
+use karman_store::{Append, Durability, NewRecord, RecordKind, Store};
+use prost::Message as _;
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use crate::catalog::{Catalog, Topic};
+use crate::records::{Change, GroupRecord, Metadata};
+use crate::refuse;
+
+/// Requests that may wait.
+const REQUESTS_MAX: usize = 1024;
+/// Topics of one broker.
+const TOPICS_MAX: usize = 200_000;
+/// Queues of one topic on one broker.
+pub const QUEUE_NUMS_MAX: u32 = 1024;
+/// Consumer groups of one broker.
+const GROUPS_MAX: usize = 200_000;
+
+/// A topic to be made.
+#[derive(Clone, Debug)]
+pub struct NewTopic {
+    pub name: String,
+    pub message_type: MessageType,
+    /// `karman.v1.Durability`
+    pub durability: i32,
+    pub queue_nums: u32,
+}
+
+type Reply<T> = oneshot::Sender<Result<T, Rejection>>;
+
+#[derive(Debug)]
+enum Request {
+    /// `true` when the topic was there already.
+    Topic(NewTopic, Reply<(Arc<Topic>, bool)>),
+    DeleteTopic(String, Reply<()>),
+    Group(String, u32, Reply<(Arc<GroupRecord>, bool)>),
+}
+
+/// Asks the task. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct CatalogWriter {
+    requests: mpsc::Sender<Request>,
+}
+
+impl CatalogWriter {
+    /// The handle, and the task to spawn; the task ends when the last handle is dropped.
+    pub fn new(
+        catalog: Arc<Catalog>,
+        store: Arc<Store>,
+        routes: SharedRoutes,
+        deltas: broadcast::Sender<v1::BrokerDelta>,
+        broker_name: String,
+    ) -> (Self, impl Future<Output = ()> + Send) {
+        let (requests, received) = mpsc::channel(REQUESTS_MAX);
+        let task = Task { catalog, store, routes, deltas, broker_name };
+        (Self { requests }, task.run(received))
+    }
+
+    async fn ask<T>(&self, make: impl FnOnce(Reply<T>) -> Request) -> Result<T, Rejection> {
+        let (reply, answer) = oneshot::channel();
+        let stopping = || Rejection::Internal("the broker is stopping".into());
+        self.requests.send(make(reply)).await.map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())?
+    }
+
+    /// Makes a topic. `true` when it was there already; it is then left as it is.
+    pub async fn topic(&self, topic: NewTopic) -> Result<(Arc<Topic>, bool), Rejection> {
+        self.ask(|reply| Request::Topic(topic, reply)).await
+    }
+
+    /// Deletes a topic; its messages go when the log they lie in goes.
+    pub async fn delete_topic(&self, name: &str) -> Result<(), Rejection> {
+        self.ask(|reply| Request::DeleteTopic(name.to_owned(), reply)).await
+    }
+
+    /// Makes a consumer group. `true` when it was there already; it is then left as it is.
+    pub async fn group(
+        &self,
+        name: &str,
+        retry_max_times: u32,
+    ) -> Result<(Arc<GroupRecord>, bool), Rejection> {
+        self.ask(|reply| Request::Group(name.to_owned(), retry_max_times, reply)).await
+    }
+}
+
+struct Task {
+    catalog: Arc<Catalog>,
+    store: Arc<Store>,
+    routes: SharedRoutes,
+    deltas: broadcast::Sender<v1::BrokerDelta>,
+    broker_name: String,
+}
+
+impl Task {
+    async fn run(self, mut requests: mpsc::Receiver<Request>) {
+        while let Some(request) = requests.recv().await {
+            // A requester that has gone away does not undo what it asked for.
+            match request {
+                Request::Topic(topic, reply) => drop(reply.send(self.make_topic(topic).await)),
+                Request::DeleteTopic(name, reply) => drop(reply.send(self.delete_topic(&name).await)),
+                Request::Group(name, retries, reply) => {
+                    drop(reply.send(self.make_group(&name, retries).await))
+                }
+            }
+        }
+    }
+
+    async fn make_topic(&self, new: NewTopic) -> Result<(Arc<Topic>, bool), Rejection> {
+        if let Some(topic) = self.catalog.topic(&new.name) {
+            return Ok((topic, true));
+        }
+        if self.catalog.topics().len() >= TOPICS_MAX {
+            return Err(Rejection::BadRequest(format!(
+                "this broker has {TOPICS_MAX} topics, the most it takes"
+            )));
+        }
+        let record = self.catalog.next_topic(&new.name, new.message_type, new.durability, new.queue_nums);
+        append(&self.store, Change::Topic(record)).await?;
+        let topic =
+            self.catalog.topic(&new.name).expect("the record is applied before its append is answered");
+        tracing::info!(topic = new.name, queue_nums = new.queue_nums, "topic made");
+        self.tell(v1::BrokerDelta { topics: vec![topic.route()], ..Default::default() });
+        Ok((topic, false))
+    }
+
+    async fn delete_topic(&self, name: &str) -> Result<(), Rejection> {
+        let topic =
+            self.catalog.topic(name).ok_or_else(|| Rejection::TopicNotFound { topic: name.to_owned() })?;
+        append(&self.store, Change::TopicDeleted(topic.record.number)).await?;
+        tracing::info!(topic = name, "topic deleted");
+        self.tell(v1::BrokerDelta { removed_topics: vec![name.to_owned()], ..Default::default() });
+        Ok(())
+    }
+
+    async fn make_group(
+        &self,
+        name: &str,
+        retry_max_times: u32,
+    ) -> Result<(Arc<GroupRecord>, bool), Rejection> {
+        if let Some(group) = self.catalog.group(name) {
+            return Ok((group, true));
+        }
+        if self.catalog.groups().len() >= GROUPS_MAX {
+            return Err(Rejection::BadRequest(format!(
+                "this broker has {GROUPS_MAX} groups, the most it takes"
+            )));
+        }
+        append(&self.store, Change::Group(self.catalog.next_group(name, retry_max_times))).await?;
+        let group = self.catalog.group(name).expect("the record is applied before its append is answered");
+        tracing::info!(group = name, retry_max_times, "consumer group made");
+        let policy = v1::GroupPolicy { name: name.to_owned(), retry_max_times };
+        self.tell(v1::BrokerDelta { groups: vec![policy], ..Default::default() });
+        Ok((group, false))
+    }
+
+    /// Changes the own row of the route table, then everyone else's.
+    fn tell(&self, delta: v1::BrokerDelta) {
+        let delta = v1::BrokerDelta { broker_name: self.broker_name.clone(), ..delta };
+        self.routes.write().apply(v1::RouteChange { change: Some(RouteChanged::Changed(delta.clone())) });
+        // No receiver means no namesrv is connected; the next connection begins with the whole state.
+        let _ = self.deltas.send(delta);
+    }
+}
+
+fn begin(store: &Store, change: Change) -> Result<Append, Rejection> {
+    let payload = Metadata { change: Some(change) }.encode_to_vec().into();
+    let record = NewRecord { kind: RecordKind::Metadata, queue: None, tag_hash: 0, mark: 0, payload };
+    // Metadata is always durable: a topic whose messages are on disk must be there too.
+    store.append(vec![record], Durability::Disk).map_err(refuse::append)
+}
+
+async fn append(store: &Store, change: Change) -> Result<(), Rejection> {
+    begin(store, change)?.await.map(drop).map_err(refuse::append)
+}
+
+/// The key that signs this log's handles; made and recorded at the first start. Blocks while it is recorded.
+pub fn token_key(catalog: &Catalog, store: &Store) -> Result<TokenKey, Rejection> {
+    if catalog.token_key().is_none() {
+        let change = Change::TokenKey(rand::random::<[u8; 32]>().to_vec());
+        begin(store, change)?.wait().map_err(refuse::append)?;
+    }
+    catalog.token_key().ok_or_else(|| Rejection::Internal("the token key of the log is damaged".into()))
+}

@@ -1,0 +1,80 @@
+//! The control thread: one runtime for everything that is not a client's call.
+//!
+//! It runs the catalog's writer, the registrations and the sweeps, so that none of them waits for a busy data thread.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::broker::Broker;
+use crate::service::dead_letter;
+
+/// How often dead messages are looked for that nobody asks for, and silent clients.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The running thread.
+#[derive(Debug)]
+pub struct Control {
+    /// Where its tasks are spawned.
+    pub runtime: tokio::runtime::Handle,
+    /// All its tasks.
+    pub tasks: TaskTracker,
+    stop: CancellationToken,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Control {
+    /// Starts the thread.
+    pub fn start() -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let (all, stopped) = (tasks.clone(), stop.clone());
+        let thread = std::thread::Builder::new().name("broker-control".into()).spawn(move || {
+            runtime.block_on(async {
+                stopped.cancelled().await;
+                all.wait().await;
+            });
+        })?;
+        Ok(Self { runtime: handle, tasks, stop, thread: Some(thread) })
+    }
+
+    /// Runs `task` on the thread. It must end when what it works for ends.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn_on(task, &self.runtime);
+    }
+
+    /// Waits for the tasks, which have been told to end, and joins the thread; gives up after `grace`.
+    pub fn join(mut self, grace: Duration) {
+        self.tasks.close();
+        self.stop.cancel();
+        let deadline = std::time::Instant::now() + grace;
+        let Some(thread) = self.thread.take() else { return };
+        while !thread.is_finished() && std::time::Instant::now() < deadline {
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+        if thread.is_finished() {
+            // It panicked only if a task did, which has been logged.
+            let _ = thread.join();
+        } else {
+            tracing::warn!("a task of the control thread does not end; left behind");
+        }
+    }
+}
+
+/// Looks after what nobody asks for: dead messages of groups without receivers, and clients that fell silent.
+pub async fn sweep(broker: Arc<Broker>) {
+    let mut tick = tokio::time::interval(SWEEP_INTERVAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while broker.stopping.run_until_cancelled(tick.tick()).await.is_some() {
+        broker.clients.expire();
+        for row in broker.progress.all() {
+            dead_letter::sweep(&broker, &row).await;
+        }
+    }
+}

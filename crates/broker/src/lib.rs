@@ -1,0 +1,27 @@
+//! The broker: it stores messages and hands them out.
+//!
+//! [`start`] puts the parts together and is the only place that knows all of them. Threads: the data threads of the
+//! client and internal servers, which run the services; the log writer and the maintenance thread of the store; and one
+//! control thread for registration, the catalog and the sweeps.
+#![forbid(unsafe_code)]
+
+pub mod advertise;
+pub mod broker;
+pub mod catalog;
+pub mod catalog_writer;
+pub mod clock;
+pub mod config;
+pub mod control;
+pub mod mark;
+pub mod metrics;
+pub mod pop;
+pub mod process;
+pub mod progress;
+pub mod records;
+pub mod refuse;
+pub mod registration;
+pub mod service;
+mod start;
+
+pub use config::BrokerConfig;
+pub use start::{Running, StartError, start};

@@ -1,0 +1,58 @@
+//! `karman-broker`: one broker, from its configuration to its last flush.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::Parser;
+use karman_broker::{BrokerConfig, start};
+use karman_remoting::{config, logging, signals};
+
+/// Buffers are made on a data thread and freed on the log writer; glibc's arenas contend for that.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A Karman broker: stores messages and hands them out.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Example:\n  karman-broker --set brokerName=broker-a --set namesrvAddr=127.0.0.1:9876"
+)]
+struct Arguments {
+    /// Configuration file, TOML.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// One value, over file and environment (KARMAN_BROKER__FLUSH_DISK_TYPE=...).
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Print what is in force and where it comes from, and end.
+    #[arg(long)]
+    print_config: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let loaded =
+        config::load::<BrokerConfig>("KARMAN_BROKER__", arguments.config.as_deref(), &arguments.sets)?;
+    if arguments.print_config {
+        print!("{}", loaded.to_text());
+        return Ok(());
+    }
+    logging::init()?;
+    let broker = start(&loaded.config)?;
+    let namesrv = if loaded.config.namesrv_addr.is_empty() { "-" } else { &loaded.config.namesrv_addr };
+    let (endpoint, metrics) = (broker.clients_address(), broker.metrics_address());
+    let internal = broker.internal_address();
+    println!("karman ready endpoint={endpoint} namesrv={namesrv} metrics={metrics} internal={internal}");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut failed = broker.failed();
+        tokio::select! {
+            stopped = signals::stop() => stopped.context("wait for a signal")?,
+            Ok(reason) = failed.wait_for(Option::is_some) => {
+                // Nothing is flushed or closed any more: what was not answered may be lost, what was is safe.
+                anyhow::bail!("the store has failed: {}", reason.as_deref().unwrap_or_default());
+            }
+        }
+        broker.shutdown().await.map_err(anyhow::Error::msg)
+    })
+}

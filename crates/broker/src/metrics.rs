@@ -1,0 +1,50 @@
+//! What `/metrics` shows, in the OpenMetrics text format. Runs on the probe's thread.
+
+use std::sync::atomic::Ordering;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::broker::Broker;
+use crate::process;
+
+/// The text of one scrape.
+pub fn text(broker: &Broker) -> String {
+    let mut registry = Registry::with_prefix("karman");
+    let counters = &broker.counters;
+    for (name, help, counter) in [
+        ("messages_in", "Messages stored for producers", &counters.messages_in),
+        ("messages_out", "Messages handed to consumers", &counters.messages_out),
+        ("dead_letters", "Messages copied to dead letters", &counters.dead_letters),
+    ] {
+        registry.register(name, help, ConstCounter::new(counter.load(Ordering::Relaxed)));
+    }
+    let watermarks = broker.store.watermarks();
+    for (name, help, offset) in [
+        ("log_start", "Where the CommitLog begins", watermarks.log_start),
+        ("log_confirmed", "How far the CommitLog is as durable as promised", watermarks.confirmed),
+    ] {
+        let offset = ConstGauge::new(offset.cast_signed());
+        registry.register_with_unit(name, help, Unit::Bytes, offset);
+    }
+    registry.register("clients", "Clients heard from lately", ConstGauge::new(broker.clients.count() as i64));
+    let used = process::used();
+    registry.register_with_unit(
+        "process_cpu",
+        "Processor time used",
+        Unit::Seconds,
+        ConstCounter::new(used.cpu_micros as f64 / 1e6),
+    );
+    registry.register_with_unit(
+        "process_resident_memory",
+        "Memory held",
+        Unit::Bytes,
+        ConstGauge::new(used.resident_bytes.cast_signed()),
+    );
+    let mut text = String::new();
+    // Writing to a String does not fail.
+    let _ = encode(&mut text, &registry);
+    text
+}

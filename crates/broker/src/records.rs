@@ -1,0 +1,150 @@
+//! What the broker writes into the log besides messages: metadata and consumer progress.
+//!
+//! Payloads of [`RecordKind::Metadata`] and [`RecordKind::Progress`] records are protobuf, declared here because nobody
+//! else reads them; `docs/storage-format.md` has the tables. Field numbers are never reused.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use karman_store::{Record, RecordKind};
+
+/// One change of the catalog.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Metadata {
+    #[prost(oneof = "Change", tags = "1, 2, 3, 4")]
+    pub change: Option<Change>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Change {
+    #[prost(message, tag = "1")]
+    Topic(TopicRecord),
+    /// The number of a topic that is no more.
+    #[prost(uint32, tag = "2")]
+    TopicDeleted(u32),
+    #[prost(message, tag = "3")]
+    Group(GroupRecord),
+    /// The key that signs handles: in the log, so that whoever serves this log later accepts them.
+    #[prost(bytes = "vec", tag = "4")]
+    TokenKey(Vec<u8>),
+}
+
+/// A topic with the numbers that stand for it in the log.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct TopicRecord {
+    #[prost(uint32, tag = "1")]
+    pub number: u32,
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// `apache.rocketmq.v2.MessageType`
+    #[prost(int32, tag = "3")]
+    pub message_type: i32,
+    /// `karman.v1.Durability`
+    #[prost(int32, tag = "4")]
+    pub durability: i32,
+    /// Log queue number of each queue of the topic, in order.
+    #[prost(uint32, repeated, tag = "5")]
+    pub queues: Vec<u32>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct GroupRecord {
+    #[prost(uint32, tag = "1")]
+    pub number: u32,
+    #[prost(string, tag = "2")]
+    pub name: String,
+    #[prost(uint32, tag = "3")]
+    pub retry_max_times: u32,
+}
+
+/// How far a group has come with a topic. It says what changed, or, in a snapshot, all there is.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Progress {
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    #[prost(uint32, tag = "2")]
+    pub topic: u32,
+    #[prost(message, repeated, tag = "3")]
+    pub queues: Vec<QueueProgress>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct QueueProgress {
+    /// Position in the topic.
+    #[prost(uint32, tag = "1")]
+    pub queue_id: u32,
+    /// Everything below is done.
+    #[prost(uint64, tag = "2")]
+    pub floor: u64,
+    /// What is done above: start and count, alternating.
+    #[prost(uint64, repeated, tag = "3")]
+    pub done: Vec<u64>,
+    /// What waits for another delivery.
+    #[prost(message, repeated, tag = "4")]
+    pub later: Vec<Later>,
+}
+
+/// A message that was delivered and waits for another delivery.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Later {
+    #[prost(uint64, tag = "1")]
+    pub offset: u64,
+    /// Milliseconds since 1970; 0 when it may be delivered at once.
+    #[prost(uint64, tag = "2")]
+    pub visible_at_ms: u64,
+    /// Deliveries so far.
+    #[prost(uint32, tag = "3")]
+    pub attempt: u32,
+}
+
+/// Where a dead letter came from: its record acknowledges the original, so that the copy and the ack are one write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    pub group: u32,
+    pub topic: u32,
+    pub queue_id: u32,
+    pub offset: u64,
+}
+
+impl Origin {
+    /// Bytes in front of the message in the payload of a `DeadLetter` record.
+    pub const SIZE: usize = 20;
+
+    /// The payload of a `DeadLetter` record.
+    pub fn before(self, message: &[u8]) -> Bytes {
+        let mut payload = BytesMut::with_capacity(Self::SIZE + message.len());
+        payload.put_u32_le(self.group);
+        payload.put_u32_le(self.topic);
+        payload.put_u32_le(self.queue_id);
+        payload.put_u64_le(self.offset);
+        payload.put_slice(message);
+        payload.freeze()
+    }
+
+    /// Reads it from a payload; `None` when that is too short.
+    pub fn of(payload: &[u8]) -> Option<Self> {
+        let number = |at: usize| Some(u32::from_le_bytes(payload.get(at..at + 4)?.try_into().ok()?));
+        let offset = u64::from_le_bytes(payload.get(12..20)?.try_into().ok()?);
+        Some(Self { group: number(0)?, topic: number(4)?, queue_id: number(8)?, offset })
+    }
+}
+
+/// The encoded message in a record of a queue.
+pub fn message_of(record: &Record) -> &[u8] {
+    match record.kind {
+        RecordKind::DeadLetter => record.payload.get(Origin::SIZE..).unwrap_or_default(),
+        _ => &record.payload,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_read_back_and_a_short_payload_has_none() {
+        let origin = Origin { group: 1, topic: 2, queue_id: 3, offset: u64::MAX - 1 };
+        let payload = origin.before(b"message");
+        assert_eq!(Origin::of(&payload), Some(origin));
+        assert_eq!(&payload[Origin::SIZE..], b"message");
+        assert_eq!(Origin::of(&payload[..Origin::SIZE - 1]), None);
+    }
+}

@@ -1,0 +1,8 @@
+//! The calls of clients and operators, as this broker executes them: one file for each family.
+
+pub mod ack;
+pub mod admin;
+pub mod dead_letter;
+pub mod messaging;
+pub mod receive;
+pub mod send;

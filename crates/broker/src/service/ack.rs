@@ -1,0 +1,209 @@
+//! AckMessage, ChangeInvisibleDuration, ForwardMessageToDeadLetterQueue and the end of a client: all that a consumer
+//! says about messages it holds.
+//!
+//! A handle is checked against its signature, the group and topic of the call, and the live state. What is answered OK
+//! has been recorded and survives the end of this process. A hopeless handle gets INVALID_RECEIPT_HANDLE and nothing
+//! else: push consumers retry any other code for ever.
+
+use std::sync::Arc;
+
+use karman_remoting::metadata::Caller;
+use karman_remoting::proto::v2;
+use karman_remoting::status::{Rejection, ok, summary};
+use karman_remoting::token::ReceiptHandle;
+use karman_remoting::validate;
+
+use karman_store::Durability;
+
+use crate::broker::Broker;
+use crate::pop::{Held, Position, Void};
+use crate::progress::{self, GroupTopic};
+use crate::records::{Later, QueueProgress};
+use crate::service::{dead_letter, receive};
+
+/// What a client held becomes visible to others this long after it said goodbye: its last acks may be on their way.
+const RELEASE_AFTER_MS: u64 = 1000;
+
+impl Broker {
+    /// Acknowledges each entry by itself. Also a refusal of them all is said for each.
+    pub async fn ack(&self, request: v2::AckMessageRequest) -> Result<v2::AckMessageResponse, Rejection> {
+        let results = match self.finish_and_record(&request).await {
+            Ok(results) => results,
+            Err(rejection) => vec![Err(rejection); request.entries.len()],
+        };
+        let entries: Vec<v2::AckMessageResultEntry> = request
+            .entries
+            .into_iter()
+            .zip(results)
+            .map(|(entry, result)| v2::AckMessageResultEntry {
+                message_id: entry.message_id,
+                receipt_handle: entry.receipt_handle,
+                status: Some(result.map_or_else(Into::into, |_| ok())),
+            })
+            .collect();
+        let status = summary(entries.iter().filter_map(|entry| entry.status.as_ref()));
+        Ok(v2::AckMessageResponse { status: Some(status), entries })
+    }
+
+    async fn finish_and_record(
+        &self,
+        request: &v2::AckMessageRequest,
+    ) -> Result<Vec<Result<Position, Rejection>>, Rejection> {
+        let row = self.row_of(request.group.as_ref(), request.topic.as_ref())?;
+        let (results, queues) = self.finish(&row, &request.entries);
+        progress::record(&self.store, &row, queues).await?;
+        Ok(results)
+    }
+
+    /// Finishes what the entries' handles speak for; the result of each, and the record of all.
+    fn finish(
+        &self,
+        row: &GroupTopic,
+        entries: &[v2::AckMessageEntry],
+    ) -> (Vec<Result<Position, Rejection>>, Vec<QueueProgress>) {
+        let now_ms = self.clock.now_ms();
+        let mut pop = row.pop.lock();
+        let was_full = pop.is_full(self.inflight_max);
+        let finish = |entry: &v2::AckMessageEntry| {
+            let held = self.held(row, &entry.receipt_handle)?;
+            match pop.check(now_ms, &held, &|client| self.clients.is_alive(client)) {
+                Ok(()) => pop.finish(held.position),
+                // Said twice is said: the answer to the first may have been lost.
+                Err(Void::Done) => {}
+                Err(void) => return Err(refused(void)),
+            }
+            Ok(held.position)
+        };
+        let results: Vec<Result<Position, Rejection>> = entries.iter().map(finish).collect();
+        let done: Vec<Position> = results.iter().flatten().copied().collect();
+        let queues = pop.done_record(&done);
+        if was_full {
+            row.arrived.notify_one();
+        }
+        (results, queues)
+    }
+
+    /// Sets when a held message becomes visible again; 0 gives it back at once. The old handle is void from now on.
+    pub async fn change_invisible_duration(
+        &self,
+        request: v2::ChangeInvisibleDurationRequest,
+    ) -> Result<v2::ChangeInvisibleDurationResponse, Rejection> {
+        let invisible_ms = receive::invisible_ms(request.invisible_duration.as_ref(), 0)?;
+        let row = self.row_of(request.group.as_ref(), request.topic.as_ref())?;
+        let held = self.held(&row, &request.receipt_handle)?;
+        let visible_at_ms = self.clock.now_ms() + invisible_ms;
+        let revision = {
+            let mut pop = row.pop.lock();
+            let alive = |client: &str| self.clients.is_alive(client);
+            pop.check(self.clock.now_ms(), &held, &alive).map_err(refused)?;
+            pop.change(&held, visible_at_ms)
+        };
+        row.arrived.notify_one();
+        let later = Later { offset: held.position.offset, visible_at_ms, attempt: held.attempt };
+        let queue = QueueProgress {
+            queue_id: held.position.queue_id,
+            later: vec![later],
+            ..QueueProgress::default()
+        };
+        progress::record(&self.store, &row, vec![queue]).await?;
+        let handle = ReceiptHandle {
+            broker: self.name.clone(),
+            group_id: row.group,
+            topic_id: row.topic.record.number,
+            queue_id: held.position.queue_id,
+            queue_offset: held.position.offset,
+            revision,
+            attempt: held.attempt,
+            expires_ms: visible_at_ms,
+        };
+        let receipt_handle = handle.encode(&self.token_key);
+        Ok(v2::ChangeInvisibleDurationResponse { status: Some(ok()), receipt_handle })
+    }
+
+    /// A consumer gives a message up.
+    pub async fn forward_to_dead_letters(
+        &self,
+        request: v2::ForwardMessageToDeadLetterQueueRequest,
+    ) -> Result<v2::ForwardMessageToDeadLetterQueueResponse, Rejection> {
+        let row = self.row_of(request.group.as_ref(), request.topic.as_ref())?;
+        let held = self.held(&row, &request.receipt_handle)?;
+        let checked = {
+            let alive = |client: &str| self.clients.is_alive(client);
+            row.pop.lock().check(self.clock.now_ms(), &held, &alive)
+        };
+        match checked {
+            Ok(()) => dead_letter::bury(self, &row, held.position).await?,
+            Err(Void::Done) => {}
+            Err(void) => return Err(refused(void)),
+        }
+        Ok(v2::ForwardMessageToDeadLetterQueueResponse { status: Some(ok()) })
+    }
+
+    /// A client stops: what is renewed for it is given to others.
+    #[expect(clippy::unnecessary_wraps, reason = "the shape of every call")]
+    pub fn client_terminated(
+        &self,
+        caller: &Caller,
+        request: v2::NotifyClientTerminationRequest,
+    ) -> Result<v2::NotifyClientTerminationResponse, Rejection> {
+        self.clients.terminated(&caller.client_id);
+        let group = request.group.and_then(|group| self.catalog.group(&group.name));
+        if let Some(group) = group {
+            let visible_at_ms = self.clock.now_ms() + RELEASE_AFTER_MS;
+            for row in self.progress.all().iter().filter(|row| row.group == group.number) {
+                row.pop.lock().release(&caller.client_id, visible_at_ms);
+                row.arrived.notify_one();
+            }
+        }
+        Ok(v2::NotifyClientTerminationResponse { status: Some(ok()) })
+    }
+
+    /// The group and topic that a call about handles names.
+    fn row_of(
+        &self,
+        group: Option<&v2::Resource>,
+        topic: Option<&v2::Resource>,
+    ) -> Result<Arc<GroupTopic>, Rejection> {
+        let (group, topic) = (validate::group_of(group)?, validate::topic_of(topic)?);
+        let topic = self.catalog.topic(topic);
+        let topic = topic.ok_or(Rejection::InvalidReceiptHandle { why: "its topic does not exist" })?;
+        let group = self.catalog.group(group);
+        let row = group.and_then(|group| self.progress.get(group.number, topic.record.number));
+        // Without having received, a group has no handle that could be good.
+        row.ok_or(Rejection::InvalidReceiptHandle { why: "this group has not received from this topic" })
+    }
+
+    /// Reads a handle, and checks that it belongs to the call.
+    fn held(&self, row: &GroupTopic, handle: &str) -> Result<Held, Rejection> {
+        let invalid = |why| Rejection::InvalidReceiptHandle { why };
+        let handle = ReceiptHandle::decode_verified(&self.token_key, handle)
+            .map_err(|_| invalid("it was not made by this broker"))?;
+        if handle.broker != self.name {
+            return Err(invalid("it was not made by this broker"));
+        }
+        if handle.group_id != row.group || handle.topic_id != row.topic.record.number {
+            return Err(invalid("it belongs to another group or topic"));
+        }
+        let memory = row.topic.durability().unwrap_or(self.durability) == Durability::Memory;
+        let end = row.topic.queue(handle.queue_id).map_or(0, |queue| self.store.queue_range(queue).end);
+        // A loss of power may have taken the message, and another may lie in its place.
+        if handle.queue_offset >= end || (memory && handle.revision <= self.revision_base) {
+            return Err(invalid("its message was lost with the power, or is delivered anew"));
+        }
+        Ok(Held {
+            position: Position { queue_id: handle.queue_id, offset: handle.queue_offset },
+            revision: handle.revision,
+            attempt: handle.attempt,
+            expires_ms: handle.expires_ms,
+        })
+    }
+}
+
+fn refused(void: Void) -> Rejection {
+    let why = match void {
+        Void::Expired => "its invisible time has ended",
+        Void::Superseded => "a newer handle of the message exists",
+        Void::Done => "its message is acknowledged",
+    };
+    Rejection::InvalidReceiptHandle { why }
+}

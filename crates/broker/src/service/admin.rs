@@ -1,0 +1,232 @@
+//! `karman.v1.Admin` as this broker executes it. The door has checked who calls.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use karman_remoting::proto::karman as v1;
+use karman_remoting::proto::karman::admin_server::Admin;
+use karman_remoting::proto::v2::MessageType;
+use karman_remoting::settings::DEFAULT_RETRY_MAX_TIMES;
+use karman_remoting::status::{Rejection, answer, ok};
+use karman_remoting::validate;
+use karman_store::{Durability, QueueNumber};
+use tonic::{Request, Response, Status};
+
+use crate::broker::Broker;
+use crate::catalog::Topic;
+use crate::catalog_writer::{NewTopic, QUEUE_NUMS_MAX};
+use crate::process;
+
+/// What the door calls.
+#[derive(Debug)]
+pub struct AdminService(pub Arc<Broker>);
+
+/// More redeliveries than this are a mistake in the unit.
+const RETRY_MAX_TIMES_MAX: u32 = 10_000;
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    async fn create_topic(
+        &self,
+        request: Request<v1::CreateTopicRequest>,
+    ) -> Result<Response<v1::CreateTopicResponse>, Status> {
+        answer(self.0.create_topic(request.into_inner()).await)
+    }
+
+    async fn delete_topic(
+        &self,
+        request: Request<v1::DeleteTopicRequest>,
+    ) -> Result<Response<v1::DeleteTopicResponse>, Status> {
+        let deleted = self.0.catalog_writer.delete_topic(&request.get_ref().name).await;
+        answer(deleted.map(|()| v1::DeleteTopicResponse { status: Some(ok()), brokers: vec![] }))
+    }
+
+    async fn list_topics(
+        &self,
+        _: Request<v1::ListTopicsRequest>,
+    ) -> Result<Response<v1::ListTopicsResponse>, Status> {
+        let broker = &self.0;
+        let summary = |topic: &Arc<Topic>| v1::TopicSummary {
+            topic: Some(topic.config()),
+            broker_name: broker.name.to_string(),
+            message_count: topic.record.queues.iter().map(|&queue| broker.queue_len(queue)).sum(),
+        };
+        let topics = broker.catalog.topics().iter().map(summary).collect();
+        Ok(Response::new(v1::ListTopicsResponse { status: Some(ok()), topics }))
+    }
+
+    async fn describe_topic(
+        &self,
+        request: Request<v1::DescribeTopicRequest>,
+    ) -> Result<Response<v1::DescribeTopicResponse>, Status> {
+        let broker = &self.0;
+        let mut response = v1::DescribeTopicResponse { status: Some(ok()), ..Default::default() };
+        if let Some(topic) = broker.catalog.topic(&request.get_ref().name) {
+            response.topics.push(topic.config());
+            for (queue_id, &queue) in (0..).zip(&topic.record.queues) {
+                let range = broker.store.queue_range(QueueNumber(queue));
+                response.queues.push(v1::QueueState {
+                    broker_name: broker.name.to_string(),
+                    queue_id,
+                    min_offset: range.start,
+                    max_offset: range.end,
+                });
+            }
+        }
+        Ok(Response::new(response))
+    }
+
+    async fn create_group(
+        &self,
+        request: Request<v1::CreateGroupRequest>,
+    ) -> Result<Response<v1::CreateGroupResponse>, Status> {
+        answer(self.0.create_group(request.into_inner()).await)
+    }
+
+    async fn list_groups(
+        &self,
+        _: Request<v1::ListGroupsRequest>,
+    ) -> Result<Response<v1::ListGroupsResponse>, Status> {
+        Ok(Response::new(v1::ListGroupsResponse { status: Some(ok()), groups: self.0.group_summaries() }))
+    }
+
+    async fn describe_cluster(
+        &self,
+        _: Request<v1::DescribeClusterRequest>,
+    ) -> Result<Response<v1::DescribeClusterResponse>, Status> {
+        Ok(Response::new(v1::DescribeClusterResponse {
+            status: Some(ok()),
+            brokers: vec![self.0.describe()],
+        }))
+    }
+}
+
+impl Broker {
+    /// Makes a topic on this broker.
+    pub async fn create_topic(
+        &self,
+        request: v1::CreateTopicRequest,
+    ) -> Result<v1::CreateTopicResponse, Rejection> {
+        let config = request.topic.unwrap_or_default();
+        validate::topic(&config.name)?;
+        let message_type = match config.message_type() {
+            MessageType::Unspecified | MessageType::Normal => MessageType::Normal,
+            MessageType::Fifo => return Err(Rejection::NotImplemented { capability: "a FIFO topic" }),
+            MessageType::Delay => return Err(Rejection::NotImplemented { capability: "a DELAY topic" }),
+            MessageType::Transaction => {
+                return Err(Rejection::NotImplemented { capability: "a TRANSACTION topic" });
+            }
+            MessageType::Lite => return Err(Rejection::NotImplemented { capability: "a LITE topic" }),
+            MessageType::Priority => {
+                return Err(Rejection::NotImplemented { capability: "a PRIORITY topic" });
+            }
+        };
+        let queue_nums = if config.queue_nums == 0 { self.default_queue_nums } else { config.queue_nums };
+        if queue_nums > QUEUE_NUMS_MAX {
+            return Err(Rejection::BadRequest(format!(
+                "topic {:?} would have {queue_nums} queues on each broker, the limit is {QUEUE_NUMS_MAX}",
+                config.name
+            )));
+        }
+        let name = config.name.clone();
+        let topic = NewTopic { name: config.name, message_type, durability: config.durability, queue_nums };
+        let (_, existed) = self.catalog_writer.topic(topic).await?;
+        if existed && !request.if_not_exists {
+            return Err(Rejection::BadRequest(format!("topic {name:?} exists already")));
+        }
+        Ok(v1::CreateTopicResponse { status: Some(ok()), brokers: vec![] })
+    }
+
+    async fn create_group(
+        &self,
+        request: v1::CreateGroupRequest,
+    ) -> Result<v1::CreateGroupResponse, Rejection> {
+        let config = request.group.unwrap_or_default();
+        validate::group(&config.name)?;
+        let retry_max_times = config.retry_max_times.unwrap_or(DEFAULT_RETRY_MAX_TIMES);
+        if retry_max_times > RETRY_MAX_TIMES_MAX {
+            return Err(Rejection::BadRequest(format!(
+                "group {:?} would retry {retry_max_times} times, the limit is {RETRY_MAX_TIMES_MAX}",
+                config.name
+            )));
+        }
+        let (group, existed) = self.catalog_writer.group(&config.name, retry_max_times).await?;
+        if existed && group.retry_max_times != retry_max_times {
+            return Err(Rejection::BadRequest(format!(
+                "group {:?} exists already and retries {} times",
+                config.name, group.retry_max_times
+            )));
+        }
+        Ok(v1::CreateGroupResponse { status: Some(ok()), brokers: vec![] })
+    }
+
+    fn queue_len(&self, queue: u32) -> u64 {
+        let range = self.store.queue_range(QueueNumber(queue));
+        range.end - range.start
+    }
+
+    fn group_summaries(&self) -> Vec<v1::GroupSummary> {
+        let rows = self.progress.all();
+        let mut summaries = Vec::new();
+        for group in self.catalog.groups() {
+            let config =
+                v1::GroupConfig { name: group.name.clone(), retry_max_times: Some(group.retry_max_times) };
+            let of_group = rows.iter().filter(|row| row.group == group.number);
+            let before = summaries.len();
+            summaries.extend(of_group.map(|row| {
+                let (inflight, next) = row.pop.lock().counts();
+                let ends = row
+                    .topic
+                    .record
+                    .queues
+                    .iter()
+                    .map(|&queue| self.store.queue_range(QueueNumber(queue)).end);
+                v1::GroupSummary {
+                    group: Some(config.clone()),
+                    broker_name: self.name.to_string(),
+                    topic: row.topic.record.name.clone(),
+                    ready_count: ends.zip(next).map(|(end, next)| end.saturating_sub(next)).sum(),
+                    inflight_count: inflight as u64,
+                }
+            }));
+            if summaries.len() == before {
+                let broker_name = self.name.to_string();
+                summaries.push(v1::GroupSummary { group: Some(config), broker_name, ..Default::default() });
+            }
+        }
+        summaries
+    }
+
+    fn describe(&self) -> v1::BrokerStatus {
+        let watermarks = self.store.watermarks();
+        let used = process::used();
+        let durability = match self.durability {
+            Durability::Memory => v1::Durability::Memory,
+            Durability::Disk => v1::Durability::Disk,
+        };
+        let routes = self.routes.read();
+        let identity = routes.broker(&self.name).cloned().unwrap_or_default();
+        let endpoint = identity.endpoints.as_ref().and_then(|endpoints| endpoints.addresses.first());
+        v1::BrokerStatus {
+            cluster: identity.cluster.clone(),
+            broker_name: self.name.to_string(),
+            broker_id: identity.broker_id,
+            endpoint: endpoint
+                .map(|address| format!("{}:{}", address.host, address.port))
+                .unwrap_or_default(),
+            internal_address: identity.internal_address.clone(),
+            version: identity.version.clone(),
+            started_ms: self.clock.started_ms(),
+            topic_count: u32::try_from(self.catalog.topics().len()).unwrap_or(u32::MAX),
+            group_count: u32::try_from(self.catalog.groups().len()).unwrap_or(u32::MAX),
+            messages_in: self.counters.messages_in.load(Ordering::Relaxed),
+            messages_out: self.counters.messages_out.load(Ordering::Relaxed),
+            log_start_offset: watermarks.log_start,
+            log_end_offset: watermarks.confirmed,
+            cpu_micros: used.cpu_micros,
+            resident_bytes: used.resident_bytes,
+            durability: durability.into(),
+            status: Some(ok()),
+        }
+    }
+}

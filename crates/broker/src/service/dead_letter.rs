@@ -1,0 +1,107 @@
+//! Dead letters: a message that was delivered often enough is copied to `%DLQ%<group>` and done in its own queue.
+//!
+//! Copy and acknowledgement are one record, so a crash leaves both or neither.
+
+use std::sync::atomic::Ordering;
+
+use karman_remoting::message::EncodedMessage;
+use karman_remoting::proto::karman as v1;
+use karman_remoting::proto::v2;
+use karman_remoting::proto::v2::MessageType;
+use karman_remoting::status::Rejection;
+use karman_remoting::validate;
+use karman_store::{NewRecord, QueueOffset, RecordKind};
+use prost::Message as _;
+
+use crate::broker::Broker;
+use crate::catalog_writer::NewTopic;
+use crate::mark::Mark;
+use crate::pop::Position;
+use crate::progress::GroupTopic;
+use crate::records::{Origin, message_of};
+use crate::refuse;
+use crate::service::send;
+
+/// Looked at in one round of [`sweep`] for each group on each topic.
+const SWEEP_MAX: usize = 256;
+
+/// Buries what was found dead. What fails stays invisible and is tried again when its time comes.
+pub async fn bury_all(broker: &Broker, row: &GroupTopic, dead: &[Position]) {
+    for &position in dead {
+        if let Err(error) = bury(broker, row, position).await {
+            tracing::error!(?position, %error, "dead letter was not stored; it is tried again");
+        }
+    }
+}
+
+/// Copies one message to the dead letters of the group; that also acknowledges it.
+pub async fn bury(broker: &Broker, row: &GroupTopic, position: Position) -> Result<(), Rejection> {
+    let group = broker.catalog.group_numbered(row.group);
+    let group = group.ok_or_else(|| Rejection::Internal("the group is not in the catalog".into()))?;
+    let dead_letters = NewTopic {
+        name: validate::dead_letter_topic(&group.name),
+        message_type: MessageType::Normal,
+        durability: v1::Durability::Unspecified.into(),
+        queue_nums: 1,
+    };
+    let (topic, _) = broker.catalog_writer.topic(dead_letters).await?;
+    let message = copy(broker, row, position, &topic.record.name)?;
+    let origin = Origin {
+        group: row.group,
+        topic: row.topic.record.number,
+        queue_id: position.queue_id,
+        offset: position.offset,
+    };
+    let record = NewRecord {
+        kind: RecordKind::DeadLetter,
+        queue: Some(topic.next_queue().1),
+        tag_hash: message.system_properties.tag.as_deref().map_or(0, send::tag_hash),
+        mark: Mark::of(&message.system_properties_field).0,
+        payload: origin.before(&message.bytes),
+    };
+    let append = broker.store.append(vec![record], broker.durability).map_err(refuse::append)?;
+    // The projection has finished the original when this is answered.
+    append.await.map_err(refuse::append)?;
+    broker.counters.dead_letters.fetch_add(1, Ordering::Relaxed);
+    tracing::info!(group = group.name, topic = row.topic.record.name, ?position, "message is a dead letter");
+    Ok(())
+}
+
+/// The message as it goes to the dead letters: it says where it came from.
+fn copy(
+    broker: &Broker,
+    row: &GroupTopic,
+    position: Position,
+    dead_letters: &str,
+) -> Result<EncodedMessage, Rejection> {
+    let unreadable =
+        |why: String| Rejection::Internal(format!("the message at {position:?} cannot be read: {why}"));
+    let queue = row.topic.queue(position.queue_id).ok_or_else(|| unreadable("no such queue".into()))?;
+    let mut entries = Vec::with_capacity(1);
+    broker
+        .store
+        .entries(queue, QueueOffset(position.offset), 1, &mut entries)
+        .map_err(|error| refuse::read(&error))?;
+    let entry = entries.first().ok_or_else(|| unreadable("it is not in the log".into()))?;
+    let record =
+        broker.store.record(entry.physical_offset, entry.size).map_err(|error| refuse::read(&error))?;
+    let mut message =
+        v2::Message::decode(message_of(&record)).map_err(|error| unreadable(error.to_string()))?;
+    let system = message.system_properties.get_or_insert_default();
+    // A letter that dies again keeps its first origin.
+    system.dead_letter_queue.get_or_insert_with(|| v2::DeadLetterQueue {
+        topic: row.topic.record.name.clone(),
+        message_id: system.message_id.clone(),
+    });
+    message.topic = Some(v2::Resource { resource_namespace: String::new(), name: dead_letters.to_owned() });
+    EncodedMessage::read(message.encode_to_vec().into()).map_err(|error| unreadable(error.to_string()))
+}
+
+/// For messages that die while nobody receives: the sweep of [`crate::broker`] calls it every second.
+pub async fn sweep(broker: &Broker, row: &GroupTopic) {
+    let Some(group) = broker.catalog.group_numbered(row.group) else { return };
+    let attempts_max = group.retry_max_times.saturating_add(1);
+    let is_alive = |client: &str| broker.clients.is_alive(client);
+    let dead = row.pop.lock().dead(broker.clock.now_ms(), attempts_max, SWEEP_MAX, &is_alive);
+    bury_all(broker, row, &dead).await;
+}

@@ -1,0 +1,95 @@
+//! The generated service over [`Broker`]: one line for each call that the door hands to the own broker.
+
+use std::sync::Arc;
+
+use karman_remoting::metadata::Caller;
+use karman_remoting::proto::v2;
+use karman_remoting::proto::v2::messaging_service_server::MessagingService;
+use karman_remoting::status::{Rejection, answer};
+use tonic::codegen::BoxStream;
+use tonic::{Request, Response, Status};
+
+use crate::broker::Broker;
+use crate::service::receive;
+
+/// What the door calls.
+#[derive(Debug)]
+pub struct Messaging(pub Arc<Broker>);
+
+impl Messaging {
+    /// Who calls; the client is noted as alive.
+    fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Rejection> {
+        let caller = Caller::of(request.metadata())?;
+        self.0.clients.heard(&caller.client_id);
+        Ok(caller)
+    }
+}
+
+/// Checks the caller, then runs a method of [`Broker`] with the message.
+macro_rules! run {
+    ($self:ident, $request:ident, $method:ident) => {{
+        answer(match $self.caller(&$request) {
+            Ok(_) => $self.0.$method($request.into_inner()).await,
+            Err(rejection) => Err(rejection),
+        })
+    }};
+}
+
+#[tonic::async_trait]
+impl MessagingService for Messaging {
+    async fn query_route(
+        &self,
+        request: Request<v2::QueryRouteRequest>,
+    ) -> Result<Response<v2::QueryRouteResponse>, Status> {
+        run!(self, request, make_unknown_topic)
+    }
+
+    async fn send_message(
+        &self,
+        request: Request<v2::SendMessageRequest>,
+    ) -> Result<Response<v2::SendMessageResponse>, Status> {
+        run!(self, request, send)
+    }
+
+    async fn receive_message(
+        &self,
+        request: Request<v2::ReceiveMessageRequest>,
+    ) -> Result<Response<BoxStream<v2::ReceiveMessageResponse>>, Status> {
+        let received = match self.caller(&request) {
+            Ok(caller) => receive::receive(&self.0, &caller, request.into_inner()).await,
+            Err(rejection) => Err(rejection),
+        };
+        Ok(Response::new(received.unwrap_or_else(receive::nothing)))
+    }
+
+    async fn ack_message(
+        &self,
+        request: Request<v2::AckMessageRequest>,
+    ) -> Result<Response<v2::AckMessageResponse>, Status> {
+        run!(self, request, ack)
+    }
+
+    async fn change_invisible_duration(
+        &self,
+        request: Request<v2::ChangeInvisibleDurationRequest>,
+    ) -> Result<Response<v2::ChangeInvisibleDurationResponse>, Status> {
+        run!(self, request, change_invisible_duration)
+    }
+
+    async fn forward_message_to_dead_letter_queue(
+        &self,
+        request: Request<v2::ForwardMessageToDeadLetterQueueRequest>,
+    ) -> Result<Response<v2::ForwardMessageToDeadLetterQueueResponse>, Status> {
+        run!(self, request, forward_to_dead_letters)
+    }
+
+    async fn notify_client_termination(
+        &self,
+        request: Request<v2::NotifyClientTerminationRequest>,
+    ) -> Result<Response<v2::NotifyClientTerminationResponse>, Status> {
+        answer(match Caller::of(request.metadata()) {
+            Ok(caller) => self.0.client_terminated(&caller, request.into_inner()),
+            Err(rejection) => Err(rejection),
+        })
+    }
+}

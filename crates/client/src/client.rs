@@ -1,0 +1,190 @@
+//! The client: one access point, the routes learned from it, and all background tasks of its producers and consumers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use karman_remoting::channel::{ChannelPool, ClientTls};
+use tokio::net::TcpStream;
+use tokio::runtime::Handle;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+use crate::error::ClientError;
+use crate::message::FilterExpression;
+use crate::message_id::MessageIds;
+use crate::producer::Producer;
+use crate::route::Routes;
+use crate::session::{Role, Session};
+use crate::simple_consumer::SimpleConsumer;
+use crate::transport::Transport;
+
+/// How long [`Client::close`] waits for farewells that nobody answers.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How a [`Client`] calls.
+#[derive(Clone, Debug)]
+pub struct ClientOptions {
+    /// For one attempt of one call; long polls wait so much longer than their own time. 3 s by default.
+    pub request_timeout: Duration,
+    /// Speaks TLS, judging the servers' certificates so. `None`, the default, means plaintext, and for an access point
+    /// `https://host:port` [`ClientTls::TrustAll`], as the Java and Go clients do.
+    pub tls: Option<ClientTls>,
+}
+
+impl Default for ClientOptions {
+    fn default() -> Self {
+        Self { request_timeout: Duration::from_secs(3), tls: None }
+    }
+}
+
+/// A connection to a cluster. A clone is a handle to the same.
+///
+/// When the last handle and the last producer and consumer made from it are dropped, its tasks end by themselves;
+/// [`Client::close`] waits for that.
+#[derive(Clone, Debug)]
+pub struct Client(Arc<Shared>);
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    transport: Transport,
+    routes: Arc<Routes>,
+    pub(crate) ids: MessageIds,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    runtime: Handle,
+    /// Ends the tasks with the last handle.
+    _stop_on_drop: DropGuard,
+}
+
+impl Shared {
+    pub(crate) fn check_open(&self) -> Result<(), ClientError> {
+        if self.stop.is_cancelled() { Err(ClientError::Closed) } else { Ok(()) }
+    }
+
+    /// A client id of its own, known to the brokers until the guard is dropped.
+    fn open_session(&self, role: Role) -> (Arc<Session>, DropGuard) {
+        let session = Arc::new(Session::new(self.transport.renamed(), self.routes.clone(), role));
+        let stop = self.stop.child_token();
+        self.tasks.spawn_on(session.clone().run(stop.clone()), &self.runtime);
+        (session, stop.drop_guard())
+    }
+}
+
+impl Client {
+    /// Finds the cluster through any of its nodes, namesrv or broker: `host:port`, or `https://host:port` for TLS.
+    ///
+    /// Fails within [`ClientOptions::request_timeout`] when nothing listens there. Must be called on a tokio runtime,
+    /// which the background tasks then run on.
+    pub async fn connect(access_point: &str, options: ClientOptions) -> Result<Self, ClientError> {
+        let (address, https) = parse(access_point)?;
+        let tls = options.tls.or(https.then_some(ClientTls::TrustAll));
+        let pool = tls.map_or_else(ChannelPool::new, ChannelPool::with_tls);
+        let transport = Transport::new(pool, address, options.request_timeout);
+        // Checks the form of the address.
+        transport.service(&transport.access_point)?;
+        probe(&transport).await?;
+
+        let routes = Arc::new(Routes::new(transport.renamed()));
+        let stop = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let refresher = routes.clone();
+        let refresher_stop = stop.clone();
+        tasks.spawn(async move { refresher.keep_fresh(refresher_stop).await });
+        Ok(Self(Arc::new(Shared {
+            transport,
+            routes,
+            ids: MessageIds::new(),
+            tasks,
+            _stop_on_drop: stop.clone().drop_guard(),
+            stop,
+            runtime: Handle::current(),
+        })))
+    }
+
+    /// A producer. One is enough for a process: it may be cloned and used by all tasks at once.
+    pub fn producer(&self) -> Producer {
+        let (session, guard) = self.0.open_session(Role::Producer);
+        Producer::new(self.0.clone(), session, guard)
+    }
+
+    /// A consumer of `group` for the topics of `subscriptions`, each with what is wanted of it.
+    ///
+    /// All consumers of a group must have the same subscriptions. Topics are looked up by the first receive.
+    pub fn simple_consumer<T: Into<String>>(
+        &self,
+        group: impl Into<String>,
+        subscriptions: impl IntoIterator<Item = (T, FilterExpression)>,
+    ) -> Result<SimpleConsumer, ClientError> {
+        self.0.check_open()?;
+        let group = group.into();
+        let subscriptions: Arc<[_]> =
+            subscriptions.into_iter().map(|(topic, filter)| (topic.into(), filter)).collect();
+        if group.is_empty() || subscriptions.is_empty() {
+            let what = "a simple consumer needs a group and at least one subscription";
+            return Err(ClientError::InvalidArgument(what.into()));
+        }
+        let role = Role::SimpleConsumer { group: group.clone(), subscriptions: subscriptions.clone() };
+        let (session, guard) = self.0.open_session(role);
+        Ok(SimpleConsumer::new(self.0.clone(), session, guard, group, subscriptions))
+    }
+
+    /// Says farewell to the brokers and ends all tasks; takes at most 5 s. Calls of producers and consumers fail with
+    /// [`ClientError::Closed`] from now on, those under way end as they would have.
+    pub async fn close(self) {
+        self.0.stop.cancel();
+        self.0.tasks.close();
+        if tokio::time::timeout(CLOSE_TIMEOUT, self.0.tasks.wait()).await.is_err() {
+            tracing::warn!("some tasks of the client did not end in time; left behind");
+        }
+    }
+}
+
+/// Whether anything listens: a wrong address should be told at once, not by the first send.
+async fn probe(transport: &Transport) -> Result<(), ClientError> {
+    let endpoint = &*transport.access_point;
+    let timeout = transport.request_timeout;
+    match tokio::time::timeout(timeout, TcpStream::connect(endpoint)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => {
+            Err(ClientError::Unreachable { endpoint: endpoint.to_owned(), why: error.to_string() })
+        }
+        Err(_) => Err(ClientError::Unreachable {
+            endpoint: endpoint.to_owned(),
+            why: format!("no connection within {} ms", timeout.as_millis()),
+        }),
+    }
+}
+
+/// `host:port` and whether TLS was asked for.
+fn parse(access_point: &str) -> Result<(String, bool), ClientError> {
+    let (rest, https) = match access_point.trim().split_once("://") {
+        None => (access_point.trim(), false),
+        Some(("http", rest)) => (rest, false),
+        Some(("https", rest)) => (rest, true),
+        Some((scheme, _)) => {
+            let why = format!("the scheme {scheme:?} is not known");
+            return Err(ClientError::AccessPoint { access_point: access_point.to_owned(), why });
+        }
+    };
+    Ok((rest.trim_end_matches('/').to_owned(), https))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn access_points_are_read_with_and_without_scheme() {
+        assert_eq!(parse("n:1").unwrap(), ("n:1".into(), false));
+        assert_eq!(parse("http://n:1/").unwrap(), ("n:1".into(), false));
+        assert_eq!(parse(" https://n:1").unwrap(), ("n:1".into(), true));
+        assert!(matches!(parse("dns://n:1"), Err(ClientError::AccessPoint { .. })));
+    }
+
+    #[tokio::test]
+    async fn connecting_to_what_is_no_address_or_does_not_listen_fails_with_the_reason() {
+        let connect = |access_point: &'static str| Client::connect(access_point, ClientOptions::default());
+        assert!(matches!(connect("no port").await, Err(ClientError::AccessPoint { .. })));
+        assert!(matches!(connect("127.0.0.1:1").await, Err(ClientError::Unreachable { .. })));
+    }
+}

@@ -1,0 +1,180 @@
+//! Why a call failed, and what to do about it. Pure.
+
+use std::error::Error as _;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use karman_remoting::channel::ChannelError;
+use karman_remoting::proto::v2;
+
+/// Why a call failed. The text says what was wrong and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// The access point cannot be read.
+    #[error("access point {access_point:?} is refused: {why}; give host:port, or https://host:port for TLS")]
+    AccessPoint {
+        /// What was given.
+        access_point: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Nothing was stored or delivered by this attempt's node as far as is known: it could not be spoken to.
+    #[error(
+        "{endpoint} cannot be reached: {why}; check that a node runs there and that the address is right"
+    )]
+    Unreachable {
+        /// `host:port`
+        endpoint: String,
+        /// What the connection said.
+        why: String,
+    },
+    /// No answer in time. Whether the call was carried out is not known.
+    #[error("{endpoint} did not answer within {} ms; whether it carried out the call is not known", .timeout.as_millis())]
+    Timeout {
+        /// `host:port`
+        endpoint: String,
+        /// How long the call waited.
+        timeout: Duration,
+    },
+    /// The server understood the call and said no.
+    #[error("{endpoint} refused: {message} ({})", .code.as_str_name())]
+    Refused {
+        /// `host:port`
+        endpoint: String,
+        /// The contract's code.
+        code: v2::Code,
+        /// What the server wrote: the value that was wrong, and the rule.
+        message: String,
+    },
+    /// What came back is not an answer of the `apache.rocketmq.v2` contract.
+    #[error(
+        "{endpoint} gave an answer that the protocol does not know: {why}; is it a RocketMQ 5 or Karman endpoint?"
+    )]
+    Protocol {
+        /// `host:port`
+        endpoint: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The route of the topic has no queue for this.
+    #[error("topic {topic:?} has no {wanted} queue; look at its permission and at which brokers are up")]
+    NoQueue {
+        /// The topic.
+        topic: String,
+        /// `readable` or `writable`.
+        wanted: &'static str,
+    },
+    /// An argument breaks a rule that holds before anything is sent.
+    #[error("{0}")]
+    InvalidArgument(String),
+    /// [`Client::close`](crate::Client::close) was called before.
+    #[error("the client is closed; connect a new one")]
+    Closed,
+}
+
+impl ClientError {
+    /// The contract's code, when the server refused.
+    pub fn code(&self) -> Option<v2::Code> {
+        match self {
+            Self::Refused { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+
+    /// Whether the same call may succeed on another node, or here a moment later.
+    pub(crate) fn is_retryable(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Timeout { .. } => true,
+            // The blocks of the contract: 4xxxx is the caller's fault, 5xxxx the server's.
+            Self::Refused { code, .. } => {
+                *code == v2::Code::TooManyRequests
+                    || *code == v2::Code::RequestTimeout
+                    || ((*code as i32) / 10_000 == 5 && *code != v2::Code::NotImplemented)
+            }
+            _ => false,
+        }
+    }
+
+    pub(crate) fn protocol(endpoint: &str, why: impl Into<String>) -> Self {
+        Self::Protocol { endpoint: endpoint.to_owned(), why: why.into() }
+    }
+
+    pub(crate) fn channel(endpoint: &str, error: &ChannelError) -> Self {
+        Self::AccessPoint { access_point: endpoint.to_owned(), why: error.to_string() }
+    }
+
+    /// A gRPC error: in this protocol always one of the transport.
+    pub(crate) fn transport(endpoint: &str, timeout: Duration, status: &tonic::Status) -> Self {
+        let endpoint = endpoint.to_owned();
+        match status.code() {
+            tonic::Code::DeadlineExceeded => Self::Timeout { endpoint, timeout },
+            // A connection that broke under a call is told as UNKNOWN or CANCELLED, according to the moment.
+            tonic::Code::Unavailable | tonic::Code::Unknown | tonic::Code::Cancelled => {
+                Self::Unreachable { endpoint, why: told(status) }
+            }
+            code => Self::Protocol { endpoint, why: format!("gRPC {code:?}: {}", status.message()) },
+        }
+    }
+
+    /// What the `status` of an answer means.
+    pub(crate) fn of_status(endpoint: &str, status: Option<v2::Status>) -> Result<(), Self> {
+        let Some(status) = status else { return Err(Self::protocol(endpoint, "the answer has no status")) };
+        match v2::Code::try_from(status.code) {
+            Ok(v2::Code::Ok) => Ok(()),
+            Ok(code) => Err(Self::Refused { endpoint: endpoint.to_owned(), code, message: status.message }),
+            Err(_) => Err(Self::protocol(endpoint, format!("code {}: {}", status.code, status.message))),
+        }
+    }
+}
+
+/// The message of `status` with its causes: tonic's own is often only "transport error".
+fn told(status: &tonic::Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            // Writing to a String cannot fail.
+            let _ = write!(text, ": {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(code: v2::Code) -> ClientError {
+        ClientError::of_status("n:1", Some(v2::Status { code: code.into(), message: "why".into() }))
+            .unwrap_err()
+    }
+
+    #[test]
+    fn only_what_another_attempt_can_mend_is_tried_again() {
+        for code in [v2::Code::TooManyRequests, v2::Code::InternalServerError, v2::Code::ProxyTimeout] {
+            assert!(refused(code).is_retryable(), "{code:?}");
+        }
+        for code in [v2::Code::TopicNotFound, v2::Code::MessageBodyTooLarge, v2::Code::NotImplemented] {
+            assert!(!refused(code).is_retryable(), "{code:?}");
+        }
+        assert!(
+            ClientError::transport("n:1", Duration::ZERO, &tonic::Status::unavailable("x")).is_retryable()
+        );
+        assert!(!ClientError::Closed.is_retryable());
+    }
+
+    #[test]
+    fn an_answer_without_status_is_no_success() {
+        assert!(matches!(ClientError::of_status("n:1", None), Err(ClientError::Protocol { .. })));
+        let unknown = v2::Status { code: 12_345, message: String::new() };
+        assert!(matches!(ClientError::of_status("n:1", Some(unknown)), Err(ClientError::Protocol { .. })));
+    }
+
+    #[test]
+    fn the_text_names_the_node_the_reason_and_the_code() {
+        assert_eq!(refused(v2::Code::TopicNotFound).to_string(), "n:1 refused: why (TOPIC_NOT_FOUND)");
+    }
+}

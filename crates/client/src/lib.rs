@@ -1,0 +1,48 @@
+//! The Rust SDK of Karman: a [`Producer`] and a [`SimpleConsumer`] over one [`Client`].
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use karman_client::{Client, ClientOptions, FilterExpression, Message};
+//!
+//! # async fn example() -> Result<(), karman_client::ClientError> {
+//! let client = Client::connect("127.0.0.1:8081", ClientOptions::default()).await?;
+//!
+//! let receipt = client.producer().send(Message::new("orders", "a book").tag("new")).await?;
+//! println!("{} is stored at {}", receipt.message_id, receipt.broker);
+//!
+//! let consumer = client.simple_consumer("shipping", [("orders", FilterExpression::all())])?;
+//! for message in consumer.receive(32, Duration::from_secs(30)).await? {
+//!     println!("{:?}", message.body());
+//!     consumer.ack(&message).await?;
+//! }
+//! client.close().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Everything works on the tokio runtime that [`Client::connect`] was called on, in tasks that end with the client.
+//! Every call has a deadline, made of [`ClientOptions::request_timeout`]. Every future may be dropped; what that means
+//! for the message under way is said at each function.
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+mod client;
+mod error;
+mod message;
+mod message_id;
+mod producer;
+mod retry;
+mod route;
+mod session;
+mod simple_consumer;
+mod transport;
+
+pub use karman_remoting::channel::ClientTls;
+pub use karman_remoting::proto::v2::Code;
+
+pub use self::client::{Client, ClientOptions};
+pub use self::error::ClientError;
+pub use self::message::{FilterExpression, Message, ReceivedMessage};
+pub use self::producer::{Producer, SendReceipt};
+pub use self::simple_consumer::SimpleConsumer;

@@ -1,0 +1,290 @@
+//! Which brokers have the queues of a topic: asked for once, kept, refreshed every 30 s and after failures.
+//!
+//! [`Routes`] is shared by everything of one client; calls read it on any task, one task of the client refreshes it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use karman_remoting::proto::v2;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, OnceCell};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::ClientError;
+use crate::transport::{Transport, address_of, answer};
+
+const REFRESH_INTERVAL: Duration = Duration::from_secs(30);
+/// Failures come in swarms; the routes are asked for at most so often.
+const REFRESH_PAUSE: Duration = Duration::from_secs(1);
+/// A topic that nobody asked for this long is forgotten.
+const IDLE_MAX: Duration = Duration::from_secs(600);
+/// Topics remembered; a further one takes the place of the one longest unused.
+const TOPICS_MAX: usize = 4096;
+
+/// A broker and where its clients find it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct BrokerRoute {
+    pub(crate) name: String,
+    /// `host:port`
+    pub(crate) endpoint: String,
+    endpoints: v2::Endpoints,
+}
+
+impl BrokerRoute {
+    pub(crate) fn new(
+        name: impl Into<String>,
+        endpoint: impl Into<String>,
+        endpoints: v2::Endpoints,
+    ) -> Self {
+        Self { name: name.into(), endpoint: endpoint.into(), endpoints }
+    }
+
+    /// "Any queue of this broker", as a receive names it.
+    pub(crate) fn any_queue(&self, topic: &str) -> v2::MessageQueue {
+        let broker = v2::Broker { name: self.name.clone(), id: 0, endpoints: Some(self.endpoints.clone()) };
+        v2::MessageQueue {
+            topic: Some(resource(topic)),
+            id: -1,
+            permission: v2::Permission::ReadWrite.into(),
+            broker: Some(broker),
+            accept_message_types: Vec::new(),
+        }
+    }
+}
+
+pub(crate) fn resource(name: &str) -> v2::Resource {
+    v2::Resource { resource_namespace: String::new(), name: name.to_owned() }
+}
+
+/// The masters of one topic.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Route {
+    /// The broker of each writable queue, so arranged that neighbours differ where they can.
+    writable: Vec<Arc<BrokerRoute>>,
+    /// Each broker with a readable queue, once.
+    readable: Vec<Arc<BrokerRoute>>,
+}
+
+impl Route {
+    fn read(queues: Vec<v2::MessageQueue>) -> Self {
+        let mut brokers: HashMap<String, Arc<BrokerRoute>> = HashMap::new();
+        let mut known: Vec<(i32, Arc<BrokerRoute>, v2::Permission)> = Vec::with_capacity(queues.len());
+        for queue in queues {
+            let permission = queue.permission();
+            // Only masters (id 0) take messages and keep consumers' progress.
+            let Some(broker) = queue.broker.filter(|broker| broker.id == 0) else { continue };
+            let Some(endpoints) = broker.endpoints else { continue };
+            let Some(endpoint) = address_of(&endpoints) else { continue };
+            let broker = brokers
+                .entry(broker.name.clone())
+                .or_insert_with(|| Arc::new(BrokerRoute::new(broker.name, endpoint, endpoints)));
+            known.push((queue.id, broker.clone(), permission));
+        }
+        known.sort_by(|a, b| (a.0, &a.1.name).cmp(&(b.0, &b.1.name)));
+        let mut route = Self::default();
+        for (_, broker, permission) in known {
+            if matches!(permission, v2::Permission::Write | v2::Permission::ReadWrite) {
+                route.writable.push(broker.clone());
+            }
+            let readable = matches!(permission, v2::Permission::Read | v2::Permission::ReadWrite);
+            if readable && !route.readable.iter().any(|other| other.name == broker.name) {
+                route.readable.push(broker);
+            }
+        }
+        route
+    }
+
+    /// The broker of the writable queue whose turn it is, if possible one that has not failed this call yet.
+    pub(crate) fn writable(&self, turn: usize, failed: &[Arc<BrokerRoute>]) -> Option<&Arc<BrokerRoute>> {
+        let count = self.writable.len();
+        let in_turn = (0..count).map(|step| &self.writable[(turn % count + step) % count]);
+        let sound = in_turn.clone().find(|broker| !failed.iter().any(|other| other.name == broker.name));
+        sound.or_else(|| in_turn.into_iter().next())
+    }
+
+    pub(crate) fn readable(&self) -> &[Arc<BrokerRoute>] {
+        &self.readable
+    }
+
+    /// Where the brokers are found; an endpoint may occur more than once.
+    pub(crate) fn endpoints(&self) -> impl Iterator<Item = &str> {
+        self.writable.iter().chain(&self.readable).map(|broker| broker.endpoint.as_str())
+    }
+}
+
+#[derive(Debug)]
+struct Topic {
+    /// The first answer is awaited once, however many calls want it.
+    route: OnceCell<Mutex<Arc<Route>>>,
+    last_used: Mutex<Instant>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Routes {
+    transport: Transport,
+    topics: Mutex<HashMap<String, Arc<Topic>>>,
+    suspected: Notify,
+}
+
+impl Routes {
+    pub(crate) fn new(transport: Transport) -> Self {
+        Self { transport, topics: Mutex::default(), suspected: Notify::new() }
+    }
+
+    /// The route as it is known; asks for it when the topic is new.
+    pub(crate) async fn get(&self, topic: &str) -> Result<Arc<Route>, ClientError> {
+        let entry = self.entry(topic);
+        let route = entry
+            .route
+            .get_or_try_init(|| async { self.query(topic).await.map(|route| Mutex::new(Arc::new(route))) })
+            .await?;
+        Ok(route.lock().clone())
+    }
+
+    /// The route if it is known.
+    pub(crate) fn known(&self, topic: &str) -> Option<Arc<Route>> {
+        Some(self.topics.lock().get(topic)?.route.get()?.lock().clone())
+    }
+
+    /// A broker of some route failed: all routes are asked for anew, soon. The caller goes on with what it has.
+    pub(crate) fn suspect(&self) {
+        self.suspected.notify_one();
+    }
+
+    /// A broker does not know the topic that its route promised.
+    pub(crate) fn forget(&self, topic: &str) {
+        self.topics.lock().remove(topic);
+    }
+
+    fn entry(&self, topic: &str) -> Arc<Topic> {
+        let mut topics = self.topics.lock();
+        let now = Instant::now();
+        if let Some(entry) = topics.get(topic) {
+            *entry.last_used.lock() = now;
+            return entry.clone();
+        }
+        if topics.len() >= TOPICS_MAX {
+            let longest_unused =
+                topics.iter().min_by_key(|(_, entry)| *entry.last_used.lock()).map(|(name, _)| name.clone());
+            if let Some(name) = longest_unused {
+                topics.remove(&name);
+            }
+        }
+        let entry = Arc::new(Topic { route: OnceCell::new(), last_used: Mutex::new(now) });
+        topics.insert(topic.to_owned(), entry.clone());
+        entry
+    }
+
+    async fn query(&self, topic: &str) -> Result<Route, ClientError> {
+        let endpoint = &self.transport.access_point;
+        let timeout = self.transport.request_timeout;
+        let request = v2::QueryRouteRequest {
+            topic: Some(resource(topic)),
+            endpoints: self.transport.access_point_endpoints(),
+        };
+        let mut service = self.transport.service(endpoint)?;
+        let call = service.query_route(self.transport.request(request, timeout));
+        let response = answer(endpoint, timeout, call).await?;
+        ClientError::of_status(endpoint, response.status)?;
+        Ok(Route::read(response.message_queues))
+    }
+
+    /// Refreshes until `stop`. One task of the client.
+    pub(crate) async fn keep_fresh(&self, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.suspected.notified() => {}
+                () = tokio::time::sleep(REFRESH_INTERVAL) => {}
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.refresh() => {}
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(REFRESH_PAUSE) => {}
+            }
+        }
+    }
+
+    async fn refresh(&self) {
+        let now = Instant::now();
+        let topics: Vec<(String, Arc<Topic>)> = {
+            let mut topics = self.topics.lock();
+            topics.retain(|_, entry| now.duration_since(*entry.last_used.lock()) < IDLE_MAX);
+            topics.iter().map(|(name, entry)| (name.clone(), entry.clone())).collect()
+        };
+        for (name, entry) in topics {
+            let Some(route) = entry.route.get() else { continue };
+            match self.query(&name).await {
+                Ok(fresh) => *route.lock() = Arc::new(fresh),
+                Err(error) if error.code() == Some(v2::Code::TopicNotFound) => self.forget(&name),
+                // What was known stays in use: brokers live on when the access point does not.
+                Err(error) => tracing::debug!(topic = name, %error, "the route could not be refreshed"),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn queue(broker: &str, id: i32, permission: v2::Permission) -> v2::MessageQueue {
+        let address = v2::Address { host: broker.to_owned(), port: 8081 };
+        let endpoints =
+            v2::Endpoints { scheme: v2::AddressScheme::DomainName.into(), addresses: vec![address] };
+        v2::MessageQueue {
+            id,
+            permission: permission.into(),
+            broker: Some(v2::Broker { name: broker.into(), id: 0, endpoints: Some(endpoints) }),
+            ..Default::default()
+        }
+    }
+
+    fn two_brokers() -> Route {
+        use v2::Permission::{Read, ReadWrite};
+        Route::read(vec![
+            queue("a", 0, ReadWrite),
+            queue("a", 1, ReadWrite),
+            queue("b", 0, ReadWrite),
+            queue("b", 1, Read),
+        ])
+    }
+
+    fn names(brokers: &[Arc<BrokerRoute>]) -> Vec<&str> {
+        brokers.iter().map(|broker| broker.name.as_str()).collect()
+    }
+
+    #[test]
+    fn writable_queues_alternate_between_brokers_and_readable_brokers_occur_once() {
+        let route = two_brokers();
+        assert_eq!(names(&route.writable), ["a", "b", "a"]);
+        assert_eq!(names(&route.readable), ["a", "b"]);
+        assert_eq!(route.readable[1].endpoint, "b:8081");
+    }
+
+    #[test]
+    fn a_broker_that_failed_is_passed_over_while_there_is_another() {
+        let route = two_brokers();
+        let a = route.writable[0].clone();
+        assert_eq!(route.writable(0, &[]).unwrap().name, "a");
+        assert_eq!(route.writable(0, std::slice::from_ref(&a)).unwrap().name, "b");
+        assert_eq!(route.writable(usize::MAX, &[a]).unwrap().name, "b");
+        let all = route.writable.clone();
+        assert_eq!(route.writable(1, &all).unwrap().name, "b");
+        assert!(Route::default().writable(3, &[]).is_none());
+    }
+
+    #[test]
+    fn slaves_and_brokers_without_address_are_left_out() {
+        let mut slave = queue("a", 0, v2::Permission::ReadWrite);
+        slave.broker.as_mut().unwrap().id = 1;
+        let mut nowhere = queue("b", 0, v2::Permission::ReadWrite);
+        nowhere.broker.as_mut().unwrap().endpoints = None;
+        assert_eq!(Route::read(vec![slave, nowhere]), Route::default());
+    }
+}

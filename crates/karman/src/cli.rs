@@ -1,0 +1,176 @@
+//! What can be typed, and what becomes of an error. Everything runs on the main thread; `bench` starts its own.
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use karman_client::{ClientError, Code};
+
+use crate::node::Node;
+use crate::output::Format;
+use crate::{bench, cluster, dev, group, message, topic};
+
+const EXIT_FAILED: u8 = 1;
+const EXIT_NOT_FOUND: u8 = 3;
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 a topic or group does not exist
+
+Example:
+  karman dev --topic orders
+  karman message send orders --body 'a book'
+  karman message receive orders --group shipping";
+
+/// The command of Karman, a message queue.
+#[derive(Debug, Parser)]
+#[command(name = "karman", version, after_help = AFTER_HELP)]
+struct Cli {
+    /// Any node of the cluster: HOST:PORT, or https://HOST:PORT for TLS
+    #[arg(short, long, global = true, env = "KARMAN_ENDPOINT", default_value = "127.0.0.1:8081")]
+    endpoint: String,
+
+    /// How results are written
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    output: Format,
+
+    /// What `clusterSecret` of the nodes says, if it is set
+    #[arg(long, global = true, env = "KARMAN_CLUSTER_SECRET", hide_env_values = true, default_value = "")]
+    cluster_secret: String,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a namesrv and a broker in one process; nothing else is needed
+    #[command(after_help = dev::AFTER_HELP)]
+    Dev(dev::DevArgs),
+    #[command(flatten)]
+    Online(OnlineCommand),
+}
+
+/// What is done through a node of a cluster.
+#[derive(Debug, Subcommand)]
+enum OnlineCommand {
+    /// Create, list, show and delete topics
+    #[command(subcommand)]
+    Topic(topic::TopicCommand),
+    /// Create and list consumer groups
+    #[command(subcommand)]
+    Group(group::GroupCommand),
+    /// Send and receive messages by hand
+    #[command(subcommand)]
+    Message(message::MessageCommand),
+    /// Look at the brokers
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
+    /// Measure a cluster, or the RPC layer under it
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
+}
+
+/// Runs the command of the process's arguments.
+pub(crate) fn run() -> ExitCode {
+    let cli = Cli::parse();
+    match execute(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read our output has seen enough of it.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output_error(&error);
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn execute(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Dev(args) => dev::run(args, cli.cluster_secret),
+        Command::Online(command) => {
+            let node = Node::new(cli.endpoint, cli.cluster_secret);
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(operate(command, &node, cli.output))
+        }
+    }
+}
+
+async fn operate(command: OnlineCommand, node: &Node, format: Format) -> anyhow::Result<()> {
+    match command {
+        OnlineCommand::Topic(command) => topic::run(command, node, format).await,
+        OnlineCommand::Group(command) => group::run(command, node, format).await,
+        OnlineCommand::Message(command) => message::run(command, node, format).await,
+        OnlineCommand::Cluster(command) => cluster::run(command, node, format).await,
+        OnlineCommand::Bench(command) => bench::run(command, node, format).await,
+    }
+}
+
+fn output_error(error: &anyhow::Error) {
+    eprintln!("karman: {error:#}");
+    if let Some(hint) = error.downcast_ref::<ClientError>().and_then(hint) {
+        eprintln!("{hint}");
+    }
+}
+
+/// What to type next.
+fn hint(error: &ClientError) -> Option<&'static str> {
+    match error {
+        ClientError::Unreachable { .. } => Some(
+            "Start a node with `karman dev`, or name one of a running cluster with -e HOST:PORT or KARMAN_ENDPOINT.",
+        ),
+        ClientError::Refused { code: Code::TopicNotFound, .. } => {
+            Some("`karman topic list` shows the topics there are, `karman topic create NAME` makes one.")
+        }
+        ClientError::Refused { code: Code::ConsumerGroupNotFound, .. } => {
+            Some("`karman group list` shows the groups there are, `karman group create NAME` makes one.")
+        }
+        _ => None,
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<ClientError>().and_then(ClientError::code) {
+        Some(Code::TopicNotFound | Code::ConsumerGroupNotFound | Code::NotFound) => EXIT_NOT_FOUND,
+        _ => EXIT_FAILED,
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_shows_an_example() {
+        fn check(command: &clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            let leaf = command.get_subcommands().next().is_none();
+            let example = command.get_after_help().is_some_and(|help| help.to_string().contains("Example"));
+            assert!(!leaf || command.is_hide_set() || example, "{path} has no example");
+            command.get_subcommands().for_each(|sub| check(sub, &path));
+        }
+        check(&Cli::command(), "");
+    }
+
+    #[test]
+    fn what_does_not_exist_has_an_exit_code_of_its_own() {
+        let refused = |code| ClientError::Refused { endpoint: "n:1".into(), code, message: String::new() };
+        assert_eq!(exit_code(&refused(Code::TopicNotFound).into()), EXIT_NOT_FOUND);
+        assert_eq!(exit_code(&refused(Code::Forbidden).into()), EXIT_FAILED);
+        assert_eq!(
+            exit_code(&anyhow::Error::from(refused(Code::TopicNotFound)).context("more")),
+            EXIT_NOT_FOUND
+        );
+        assert_eq!(exit_code(&anyhow::anyhow!("else")), EXIT_FAILED);
+    }
+}

@@ -1,0 +1,129 @@
+//! `karman cluster`.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use clap::Subcommand;
+use karman_remoting::proto::karman as v1;
+use serde::Serialize;
+
+use crate::node::{Node, code_of, message_of};
+use crate::output::{self, Format, bytes, grouped, number, text};
+use crate::topic::durability_word;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// List the brokers and what they have done
+    #[command(after_help = "Example:\n  karman cluster list -o json")]
+    List,
+}
+
+#[derive(Serialize)]
+struct BrokerJson {
+    cluster: String,
+    broker: String,
+    broker_id: i32,
+    endpoint: String,
+    internal_address: String,
+    version: String,
+    started_ms: u64,
+    topics: u32,
+    groups: u32,
+    messages_in: u64,
+    messages_out: u64,
+    log_start_offset: u64,
+    log_end_offset: u64,
+    cpu_micros: u64,
+    resident_bytes: u64,
+    durability: &'static str,
+    code: &'static str,
+    message: String,
+}
+
+impl From<v1::BrokerStatus> for BrokerJson {
+    fn from(broker: v1::BrokerStatus) -> Self {
+        Self {
+            durability: durability_word(broker.durability()),
+            code: code_of(broker.status.as_ref()).as_str_name(),
+            message: message_of(broker.status.as_ref()).to_owned(),
+            cluster: broker.cluster,
+            broker: broker.broker_name,
+            broker_id: broker.broker_id,
+            endpoint: broker.endpoint,
+            internal_address: broker.internal_address,
+            version: broker.version,
+            started_ms: broker.started_ms,
+            topics: broker.topic_count,
+            groups: broker.group_count,
+            messages_in: broker.messages_in,
+            messages_out: broker.messages_out,
+            log_start_offset: broker.log_start_offset,
+            log_end_offset: broker.log_end_offset,
+            cpu_micros: broker.cpu_micros,
+            resident_bytes: broker.resident_bytes,
+        }
+    }
+}
+
+pub(crate) async fn run(command: ClusterCommand, node: &Node, format: Format) -> anyhow::Result<()> {
+    let ClusterCommand::List = command;
+    let response =
+        node.answer(node.admin()?.describe_cluster(node.request(v1::DescribeClusterRequest {}))).await?;
+    let rows: Vec<BrokerJson> = response.brokers.into_iter().map(BrokerJson::from).collect();
+    if format == Format::Json {
+        return output::json(&rows);
+    }
+    for row in rows.iter().filter(|row| row.code != "OK" && row.code != "CODE_UNSPECIFIED") {
+        eprintln!("karman: broker {}: {} ({})", row.broker, row.message, row.code);
+    }
+    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+    let now_ms = u64::try_from(now_ms).unwrap_or(u64::MAX);
+    let cells = |row: BrokerJson| {
+        let up =
+            if row.started_ms == 0 { "-".to_owned() } else { age(now_ms.saturating_sub(row.started_ms)) };
+        let log = bytes(row.log_end_offset.saturating_sub(row.log_start_offset));
+        vec![
+            row.broker,
+            row.endpoint,
+            row.version,
+            up,
+            row.topics.to_string(),
+            grouped(row.messages_in),
+            grouped(row.messages_out),
+            log,
+        ]
+    };
+    let columns = [
+        text("BROKER"),
+        text("ENDPOINT"),
+        text("VERSION"),
+        number("UP"),
+        number("TOPICS"),
+        number("IN"),
+        number("OUT"),
+        number("LOG"),
+    ];
+    Ok(output::table(&columns, rows.into_iter().map(cells).collect())?)
+}
+
+/// A duration in its largest whole unit.
+fn age(millis: u64) -> String {
+    match millis / 1000 {
+        seconds @ 0..120 => format!("{seconds}s"),
+        seconds @ 120..7200 => format!("{}m", seconds / 60),
+        seconds @ 7200..172_800 => format!("{}h", seconds / 3600),
+        seconds => format!("{}d", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_short() {
+        assert_eq!(
+            [1_500, 119_999, 120_000, 7_200_000, 172_800_000].map(age),
+            ["1s", "119s", "2m", "2h", "2d"]
+        );
+    }
+}

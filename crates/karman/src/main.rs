@@ -1,0 +1,22 @@
+//! `karman`: the one command for people. Runs a development node, and operates and measures any cluster through one of
+//! its nodes.
+#![forbid(unsafe_code)]
+
+mod bench;
+mod cli;
+mod cluster;
+mod dev;
+mod group;
+mod message;
+mod node;
+mod output;
+mod signals;
+mod topic;
+
+/// Buffers are made on a data thread and freed on the log writer; glibc's arenas contend for that.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> std::process::ExitCode {
+    cli::run()
+}

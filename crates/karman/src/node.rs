@@ -1,0 +1,254 @@
+//! The node that commands talk to: its services, and its answers as results.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use karman_client::{Client, ClientError, ClientOptions, ClientTls, Code};
+use karman_remoting::channel::ChannelPool;
+use karman_remoting::metadata;
+use karman_remoting::proto::karman::admin_client::AdminClient;
+use karman_remoting::proto::karman::{self as v1, BrokerResult};
+use karman_remoting::proto::v2;
+use karman_remoting::proto::v2::messaging_service_client::MessagingServiceClient;
+use serde::Serialize;
+use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status};
+
+use crate::output::{self, Format, text};
+
+/// A node asks each broker for up to 5 s; this leaves it time to say which of them was silent.
+const TIMEOUT: Duration = Duration::from_secs(8);
+
+/// One node of a cluster, by its address.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) endpoint: String,
+    pub(crate) cluster_secret: String,
+}
+
+impl Node {
+    pub(crate) fn new(endpoint: String, cluster_secret: String) -> Self {
+        Self { endpoint, cluster_secret }
+    }
+
+    /// For sending and receiving.
+    pub(crate) async fn client(&self) -> anyhow::Result<Client> {
+        Ok(Client::connect(&self.endpoint, ClientOptions::default()).await?)
+    }
+
+    /// `host:port`
+    pub(crate) fn address(&self) -> &str {
+        let endpoint = self.endpoint.as_str();
+        endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://")).unwrap_or(endpoint)
+    }
+
+    pub(crate) fn is_tls(&self) -> bool {
+        self.endpoint.starts_with("https://")
+    }
+
+    pub(crate) fn channel(&self) -> anyhow::Result<Channel> {
+        let pool =
+            if self.is_tls() { ChannelPool::with_tls(ClientTls::TrustAll) } else { ChannelPool::new() };
+        pool.get(self.address()).with_context(|| format!("endpoint {:?}", self.endpoint))
+    }
+
+    pub(crate) fn admin(&self) -> anyhow::Result<AdminClient<Channel>> {
+        Ok(AdminClient::new(self.channel()?))
+    }
+
+    /// The masters of a topic, each once.
+    pub(crate) async fn masters_of(&self, topic: &str) -> anyhow::Result<Vec<TopicBroker>> {
+        let topic_resource = v2::Resource { resource_namespace: String::new(), name: topic.to_owned() };
+        let mut request =
+            Request::new(v2::QueryRouteRequest { topic: Some(topic_resource), endpoints: None });
+        *request.metadata_mut() = headers("route");
+        let mut service = MessagingServiceClient::new(self.channel()?);
+        let response = self.answer(service.query_route(request)).await?;
+        let mut brokers: Vec<TopicBroker> = Vec::new();
+        for queue in response.message_queues {
+            let Some(broker) = queue.broker.as_ref().filter(|broker| broker.id == 0) else { continue };
+            let addresses = broker.endpoints.as_ref().map(|endpoints| endpoints.addresses.as_slice());
+            let Some(first) = addresses.and_then(<[_]>::first) else { continue };
+            let host =
+                if first.host.contains(':') { format!("[{}]", first.host) } else { first.host.clone() };
+            let address = format!("{host}:{}", first.port);
+            if brokers.iter().all(|known| known.address != address) {
+                brokers.push(TopicBroker { address, queue });
+            }
+        }
+        anyhow::ensure!(!brokers.is_empty(), "topic {topic:?} has no broker with an address");
+        Ok(brokers)
+    }
+
+    /// With the deadline and, if there is one, the cluster's secret.
+    pub(crate) fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(TIMEOUT);
+        metadata::add_secret(request.metadata_mut(), &self.cluster_secret);
+        request
+    }
+
+    /// Waits for an answer; what the node refused is an error.
+    pub(crate) async fn answer<T: Answer>(
+        &self,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> anyhow::Result<T> {
+        let endpoint = || self.endpoint.clone();
+        let response = tokio::time::timeout(TIMEOUT, call)
+            .await
+            .map_err(|_| ClientError::Timeout { endpoint: endpoint(), timeout: TIMEOUT })?
+            .map_err(|status| self.failure(&status))?
+            .into_inner();
+        self.check(response.status(), response.brokers())?;
+        Ok(response)
+    }
+
+    fn failure(&self, status: &Status) -> ClientError {
+        let endpoint = self.endpoint.clone();
+        match status.code() {
+            tonic::Code::Unavailable => {
+                ClientError::Unreachable { endpoint, why: status.message().to_owned() }
+            }
+            tonic::Code::PermissionDenied => {
+                let message = format!("{}; give --cluster-secret", status.message());
+                ClientError::Refused { endpoint, code: Code::Forbidden, message }
+            }
+            code => ClientError::Protocol { endpoint, why: format!("gRPC {code:?}: {}", status.message()) },
+        }
+    }
+
+    fn check(&self, status: Option<&v2::Status>, brokers: &[BrokerResult]) -> anyhow::Result<()> {
+        let endpoint = self.endpoint.clone();
+        let Some(status) = status else {
+            return Err(ClientError::Protocol { endpoint, why: "the answer has no status".into() }.into());
+        };
+        let code = Code::try_from(status.code).unwrap_or(Code::Unspecified);
+        if code == Code::Ok {
+            return Ok(());
+        }
+        // The brokers differ: what each of them said is more than "multiple results".
+        let failed = brokers.iter().filter(|broker| code_of(broker.status.as_ref()) != Code::Ok);
+        let said =
+            failed.map(|broker| format!("{}: {}", broker.broker_name, message_of(broker.status.as_ref())));
+        let said: Vec<String> = said.collect();
+        let message = if code == Code::MultipleResults { said.join("; ") } else { status.message.clone() };
+        Err(ClientError::Refused { endpoint, code, message }.into())
+    }
+}
+
+/// A master of a topic.
+pub(crate) struct TopicBroker {
+    /// `host:port`
+    pub(crate) address: String,
+    /// One of its queues, as the route has it.
+    pub(crate) queue: v2::MessageQueue,
+}
+
+/// The headers of a client of its own, for calls that the SDK does not make.
+pub(crate) fn headers(name: &str) -> MetadataMap {
+    let mut headers = MetadataMap::with_capacity(8);
+    let id = format!("karman@{}@{name}", std::process::id());
+    headers.insert("x-mq-client-id", MetadataValue::try_from(id).expect("digits and ASCII letters"));
+    headers.insert("x-mq-language", MetadataValue::from_static("RUST"));
+    headers.insert("x-mq-protocol", MetadataValue::from_static("v2"));
+    headers.insert("x-mq-client-version", MetadataValue::from_static(env!("CARGO_PKG_VERSION")));
+    headers
+}
+
+pub(crate) fn code_of(status: Option<&v2::Status>) -> Code {
+    status.and_then(|status| Code::try_from(status.code).ok()).unwrap_or(Code::Unspecified)
+}
+
+pub(crate) fn message_of(status: Option<&v2::Status>) -> &str {
+    status.map_or("no status", |status| &status.message)
+}
+
+/// An answer of a node: how it went, on the whole and on each broker.
+pub(crate) trait Answer {
+    fn status(&self) -> Option<&v2::Status>;
+    fn brokers(&self) -> &[BrokerResult] {
+        &[]
+    }
+}
+
+macro_rules! answers {
+    ($($response:path),* ; $($with_brokers:path),*) => {
+        $(impl Answer for $response {
+            fn status(&self) -> Option<&v2::Status> {
+                self.status.as_ref()
+            }
+        })*
+        $(impl Answer for $with_brokers {
+            fn status(&self) -> Option<&v2::Status> {
+                self.status.as_ref()
+            }
+
+            fn brokers(&self) -> &[BrokerResult] {
+                &self.brokers
+            }
+        })*
+    };
+}
+
+answers! {
+    v1::ListTopicsResponse, v1::DescribeTopicResponse, v1::ListGroupsResponse, v1::DescribeClusterResponse,
+    v2::QueryRouteResponse;
+    v1::CreateTopicResponse, v1::DeleteTopicResponse, v1::CreateGroupResponse
+}
+
+#[derive(Serialize)]
+struct ChangedJson<'a> {
+    name: &'a str,
+    brokers: Vec<BrokerJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct BrokerJson<'a> {
+    broker: &'a str,
+    code: &'static str,
+    message: &'a str,
+}
+
+/// Says on which brokers something was done.
+pub(crate) fn print_changed(name: &str, brokers: &[BrokerResult], format: Format) -> anyhow::Result<()> {
+    let rows = brokers.iter().map(|broker| BrokerJson {
+        broker: &broker.broker_name,
+        code: code_of(broker.status.as_ref()).as_str_name(),
+        message: message_of(broker.status.as_ref()),
+    });
+    match format {
+        Format::Json => output::json(&ChangedJson { name, brokers: rows.collect() }),
+        Format::Table => {
+            let cells = |row: BrokerJson<'_>| vec![row.broker.to_owned(), row.message.to_owned()];
+            Ok(output::table(&[text("BROKER"), text("RESULT")], rows.map(cells).collect())?)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(code: Code, message: &str) -> v2::Status {
+        v2::Status { code: code.into(), message: message.into() }
+    }
+
+    #[test]
+    fn brokers_that_disagree_are_named() {
+        let node = Node::new("n:1".into(), String::new());
+        let row = |name: &str, status| BrokerResult { broker_name: name.into(), status: Some(status) };
+        let rows = [row("a", status(Code::Ok, "OK")), row("b", status(Code::TopicNotFound, "no such topic"))];
+        let error = node.check(Some(&status(Code::MultipleResults, "see below")), &rows).unwrap_err();
+        assert!(error.to_string().contains("b: no such topic"), "{error}");
+        assert!(node.check(Some(&status(Code::Ok, "")), &rows).is_ok());
+        assert!(node.check(None, &[]).is_err());
+    }
+
+    #[test]
+    fn the_scheme_is_not_part_of_the_address() {
+        let node = |endpoint: &str| Node::new(endpoint.into(), String::new());
+        assert_eq!((node("https://n:1").address(), node("https://n:1").is_tls()), ("n:1", true));
+        assert_eq!((node("n:1").address(), node("n:1").is_tls()), ("n:1", false));
+    }
+}

@@ -1,0 +1,111 @@
+//! Results for people and for programs, on stdout. Notes and errors go to stderr and never here.
+
+use std::io::{self, Write as _};
+
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use serde::Serialize;
+
+/// What every terminal has.
+const WIDTH_COLUMNS: u16 = 80;
+
+/// How results are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    /// For people; fits 80 columns
+    Table,
+    /// For programs; keys do not change
+    Json,
+}
+
+/// A column: its title, and whether it holds numbers.
+pub(crate) struct Column(pub(crate) &'static str, pub(crate) Align);
+
+#[derive(Clone, Copy)]
+pub(crate) enum Align {
+    Left,
+    Right,
+}
+
+pub(crate) const fn text(title: &'static str) -> Column {
+    Column(title, Align::Left)
+}
+
+pub(crate) const fn number(title: &'static str) -> Column {
+    Column(title, Align::Right)
+}
+
+pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer(&mut out, value)?;
+    writeln!(out)?;
+    Ok(())
+}
+
+pub(crate) fn line(text: &str) -> io::Result<()> {
+    writeln!(io::stdout().lock(), "{text}")
+}
+
+pub(crate) fn table(columns: &[Column], rows: Vec<Vec<String>>) -> io::Result<()> {
+    line(&format_table(columns, rows))
+}
+
+fn format_table(columns: &[Column], rows: Vec<Vec<String>>) -> String {
+    let mut table = Table::new();
+    table
+        .load_preset(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_width(WIDTH_COLUMNS)
+        .set_header(columns.iter().map(|column| column.0))
+        .add_rows(rows);
+    for (column, Column(_, align)) in table.column_iter_mut().zip(columns) {
+        column.set_padding((0, 1));
+        if matches!(align, Align::Right) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.trim_fmt()
+}
+
+/// `1234567` as `1,234,567`.
+pub(crate) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Bytes in the largest unit that leaves at least one.
+pub(crate) fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let (mut value, mut unit) = (bytes as f64, 0);
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_fit_eighty_columns() {
+        let columns = [text("NAME"), number("COUNT"), text("REMARK")];
+        let long = "a remark of many words that goes on and on ".repeat(5);
+        let text = format_table(&columns, vec![vec!["n".repeat(60), "12".into(), long]]);
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        assert_eq!(format_table(&columns[..2], vec![vec!["a".into(), "7".into()]]), "NAME COUNT\na        7");
+    }
+
+    #[test]
+    fn numbers_are_written_for_people() {
+        assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!([7, 1536, 3 << 30].map(bytes), ["7 B", "1.5 KiB", "3.0 GiB"]);
+    }
+}

@@ -1,0 +1,201 @@
+//! The registration streams of the brokers: reports in, the whole route table and then every change out.
+//!
+//! Each stream is driven by the connection that carries it. The state they share sits behind one lock that is held for
+//! one change; a change is applied and published under it, so every stream sees the same order.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use karman_remoting::metadata;
+use karman_remoting::proto::karman::broker_report::Report;
+use karman_remoting::proto::karman::registration_server::Registration;
+use karman_remoting::proto::karman::route_update::Update;
+use karman_remoting::proto::karman::{BrokerReport, Heartbeat, RouteChange, RouteTable, RouteUpdate};
+use karman_remoting::route_table::SharedRoutes;
+use parking_lot::Mutex;
+use tokio::sync::broadcast;
+use tokio::time::{Interval, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tonic::codegen::BoxStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::route_info::{RegistrationError, RouteInfo, StreamId};
+
+/// Changes that a slow broker may be behind; beyond, it gets the whole table again.
+const CHANGES_MAX: usize = 1024;
+/// How often a broker hears from its namesrv.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
+/// A namesrv that has just started knows few brokers. What it knows is pushed once they had time to register; until then
+/// they keep the routes they have.
+const SETTLE: Duration = Duration::from_millis(1500);
+
+/// The state all streams share.
+#[derive(Debug)]
+pub struct Registrations {
+    info: Mutex<RouteInfo>,
+    routes: SharedRoutes,
+    changes: broadcast::Sender<RouteChange>,
+    next_stream: AtomicU64,
+    started: Instant,
+    secret: String,
+    stopping: CancellationToken,
+}
+
+impl Registrations {
+    /// Registrations feed `routes`; brokers must carry `secret` unless it is empty. Streams end with `stopping`.
+    pub fn new(
+        routes: SharedRoutes,
+        silence_max: Duration,
+        secret: String,
+        stopping: CancellationToken,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            info: Mutex::new(RouteInfo::new(silence_max)),
+            routes,
+            changes: broadcast::channel(CHANGES_MAX).0,
+            next_stream: AtomicU64::new(1),
+            started: Instant::now(),
+            secret,
+            stopping,
+        })
+    }
+
+    /// Drops the brokers that were silent for too long; called every few hundred milliseconds.
+    pub fn expire(&self) {
+        let mut info = self.info.lock();
+        for change in info.expire(self.started.elapsed()) {
+            tracing::warn!(?change, "broker was silent for too long");
+            self.publish(change);
+        }
+    }
+
+    /// Called with the lock on `info` held, so that the table and all streams see one order.
+    fn publish(&self, change: RouteChange) {
+        self.routes.write().apply(change.clone());
+        // No receiver means no broker is connected.
+        let _ = self.changes.send(change);
+    }
+
+    fn receive(&self, stream: StreamId, report: BrokerReport) -> Result<(), RegistrationError> {
+        let now = self.started.elapsed();
+        let mut info = self.info.lock();
+        let change = match report.report {
+            Some(Report::Full(state)) => {
+                let change = info.register(now, stream, state)?;
+                tracing::info!(stream, "broker registered");
+                change
+            }
+            Some(Report::Delta(delta)) => info.change(now, stream, delta)?,
+            Some(Report::Heartbeat(_)) => return info.heartbeat(now, stream),
+            None => return Ok(()),
+        };
+        self.publish(change);
+        Ok(())
+    }
+
+    fn closed(&self, stream: StreamId) {
+        let mut info = self.info.lock();
+        if let Some(change) = info.closed(stream) {
+            tracing::info!(stream, ?change, "registration stream ended");
+            self.publish(change);
+        }
+    }
+
+    /// The whole table, and every change behind it.
+    fn subscribe(&self) -> (RouteTable, broadcast::Receiver<RouteChange>) {
+        let _order = self.info.lock();
+        let changes = self.changes.subscribe();
+        (RouteTable { brokers: self.routes.read().states() }, changes)
+    }
+}
+
+/// The gRPC face.
+#[derive(Debug)]
+pub struct RegistrationService(pub Arc<Registrations>);
+
+#[tonic::async_trait]
+impl Registration for RegistrationService {
+    async fn register(
+        &self,
+        request: Request<Streaming<BrokerReport>>,
+    ) -> Result<Response<BoxStream<RouteUpdate>>, Status> {
+        if !metadata::has_secret(request.metadata(), &self.0.secret) {
+            return Err(Status::permission_denied(
+                "the broker does not carry this cluster's secret (clusterSecret)",
+            ));
+        }
+        let id = self.0.next_stream.fetch_add(1, Ordering::Relaxed);
+        let mut heartbeat = tokio::time::interval(HEARTBEAT_INTERVAL);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let stream = BrokerStream {
+            id,
+            inbound: request.into_inner(),
+            changes: None,
+            heartbeat,
+            registrations: self.0.clone(),
+        };
+        let updates = futures_util::stream::unfold(Some(stream), |stream| async {
+            let mut stream = stream?;
+            match stream.next().await? {
+                Ok(update) => Some((Ok(RouteUpdate { update: Some(update) }), Some(stream))),
+                Err(status) => Some((Err(status), None)),
+            }
+        });
+        Ok(Response::new(Box::pin(updates)))
+    }
+}
+
+struct BrokerStream {
+    id: StreamId,
+    inbound: Streaming<BrokerReport>,
+    /// `None` until the whole table has been pushed.
+    changes: Option<broadcast::Receiver<RouteChange>>,
+    heartbeat: Interval,
+    registrations: Arc<Registrations>,
+}
+
+impl Drop for BrokerStream {
+    fn drop(&mut self) {
+        self.registrations.closed(self.id);
+    }
+}
+
+impl BrokerStream {
+    async fn next(&mut self) -> Option<Result<Update, Status>> {
+        loop {
+            tokio::select! {
+                () = self.registrations.stopping.cancelled() => return None,
+                received = self.inbound.message() => match received {
+                    Ok(Some(report)) => {
+                        if let Err(error) = self.registrations.receive(self.id, report) {
+                            return Some(Err(Status::invalid_argument(error.to_string())));
+                        }
+                    }
+                    Ok(None) | Err(_) => return None,
+                },
+                update = pushed(&mut self.changes) => return Some(Ok(update)),
+                _ = self.heartbeat.tick() => {
+                    if self.changes.is_none() && self.registrations.started.elapsed() >= SETTLE {
+                        let (table, changes) = self.registrations.subscribe();
+                        self.changes = Some(changes);
+                        return Some(Ok(Update::Full(table)));
+                    }
+                    return Some(Ok(Update::Heartbeat(Heartbeat {})));
+                }
+            }
+        }
+    }
+}
+
+/// The next change to push; pending until the table has been pushed, and from a lag until it is pushed again.
+async fn pushed(changes: &mut Option<broadcast::Receiver<RouteChange>>) -> Update {
+    if let Some(receiver) = changes
+        && let Ok(change) = receiver.recv().await
+    {
+        return Update::Change(change);
+    }
+    // Too far behind: the next heartbeat pushes the whole table again.
+    *changes = None;
+    std::future::pending().await
+}

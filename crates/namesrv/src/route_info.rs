@@ -1,0 +1,244 @@
+//! Which brokers are here, by their registration streams.
+//!
+//! A pure state machine: the time and the number of the stream are arguments, and every change of the route table comes
+//! back as a value that the caller applies and pushes on. Owned by [`crate::registration`], behind its lock.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use karman_remoting::proto::karman::route_change::Change;
+use karman_remoting::proto::karman::{BrokerDelta, BrokerState, RouteChange};
+use karman_remoting::validate;
+
+/// Numbers the registration streams of this process.
+pub type StreamId = u64;
+
+/// Why a report ends its stream.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RegistrationError {
+    /// A report before the broker's state, or for another broker.
+    #[error(
+        "the first report of a stream is the broker's whole state, and all reports are about that broker"
+    )]
+    NotRegistered,
+    /// The state does not say who reports.
+    #[error("broker name {0:?} is refused: use 1 to 127 of a-z A-Z 0-9 - _ .")]
+    IllegalName(String),
+    /// A younger process registered under the same name.
+    #[error("broker {0:?} has been registered by a process that was started later; is the name used twice?")]
+    Superseded(String),
+}
+
+#[derive(Debug)]
+struct Session {
+    stream: StreamId,
+    incarnation: u64,
+    heard: Duration,
+}
+
+/// The brokers that are registered; see the module's comment.
+#[derive(Debug)]
+pub struct RouteInfo {
+    sessions: BTreeMap<String, Session>,
+    silence_max: Duration,
+}
+
+impl RouteInfo {
+    /// A broker that was silent for longer than `silence_max` is dropped.
+    pub fn new(silence_max: Duration) -> Self {
+        Self { sessions: BTreeMap::new(), silence_max }
+    }
+
+    /// A broker reports its whole state at the time `now`. A newer stream of the same process replaces the older one.
+    pub fn register(
+        &mut self,
+        now: Duration,
+        stream: StreamId,
+        state: BrokerState,
+    ) -> Result<RouteChange, RegistrationError> {
+        let (name, incarnation) = state
+            .identity
+            .as_ref()
+            .map_or_else(Default::default, |id| (id.broker_name.clone(), id.incarnation));
+        if !validate::is_node_name(&name) {
+            return Err(RegistrationError::IllegalName(validate::shortened(&name)));
+        }
+        if self.sessions.get(&name).is_some_and(|session| session.incarnation > incarnation) {
+            return Err(RegistrationError::Superseded(name));
+        }
+        self.sessions.insert(name, Session { stream, incarnation, heard: now });
+        Ok(RouteChange { change: Some(Change::Joined(state)) })
+    }
+
+    /// A registered broker reports a change.
+    pub fn change(
+        &mut self,
+        now: Duration,
+        stream: StreamId,
+        delta: BrokerDelta,
+    ) -> Result<RouteChange, RegistrationError> {
+        let session = self.sessions.get_mut(&delta.broker_name).filter(|session| session.stream == stream);
+        session.ok_or(RegistrationError::NotRegistered)?.heard = now;
+        Ok(RouteChange { change: Some(Change::Changed(delta)) })
+    }
+
+    /// The broker of `stream` is alive.
+    pub fn heartbeat(&mut self, now: Duration, stream: StreamId) -> Result<(), RegistrationError> {
+        let session = self.sessions.values_mut().find(|session| session.stream == stream);
+        session.ok_or(RegistrationError::NotRegistered)?.heard = now;
+        Ok(())
+    }
+
+    /// A stream ended; its broker leaves, unless a newer stream has taken its place.
+    pub fn closed(&mut self, stream: StreamId) -> Option<RouteChange> {
+        let name = self.sessions.iter().find(|(_, session)| session.stream == stream)?.0.clone();
+        Some(self.leave(name))
+    }
+
+    /// Drops the brokers that were silent for too long.
+    pub fn expire(&mut self, now: Duration) -> Vec<RouteChange> {
+        let silent = |session: &Session| now.saturating_sub(session.heard) > self.silence_max;
+        let names: Vec<_> = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| silent(session))
+            .map(|(name, _)| name.clone())
+            .collect();
+        names.into_iter().map(|name| self.leave(name)).collect()
+    }
+
+    fn leave(&mut self, name: String) -> RouteChange {
+        self.sessions.remove(&name);
+        RouteChange { change: Some(Change::Left(name)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use karman_remoting::proto::karman::{BrokerIdentity, TopicRoute};
+    use karman_remoting::route_table::RouteTable;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SILENCE_MAX: Duration = Duration::from_secs(10);
+
+    fn state(name: &str, incarnation: u64, topics: &[&str]) -> BrokerState {
+        let identity = BrokerIdentity { broker_name: name.into(), incarnation, ..Default::default() };
+        let topics =
+            topics.iter().map(|topic| TopicRoute { name: (*topic).into(), ..Default::default() }).collect();
+        BrokerState { identity: Some(identity), topics, groups: vec![] }
+    }
+
+    #[test]
+    fn a_broker_leaves_when_its_stream_ends_or_it_is_silent() {
+        let mut info = RouteInfo::new(SILENCE_MAX);
+        info.register(Duration::ZERO, 1, state("a", 1, &[])).unwrap();
+        info.register(Duration::ZERO, 2, state("b", 1, &[])).unwrap();
+        assert_eq!(info.closed(1).unwrap().change, Some(Change::Left("a".into())));
+        assert!(info.expire(SILENCE_MAX).is_empty());
+        let later = SILENCE_MAX + Duration::from_millis(1);
+        assert_eq!(info.expire(later)[0].change, Some(Change::Left("b".into())));
+        assert_eq!(info.heartbeat(later, 2), Err(RegistrationError::NotRegistered));
+    }
+
+    #[test]
+    fn the_end_of_a_replaced_stream_changes_nothing() {
+        let mut info = RouteInfo::new(SILENCE_MAX);
+        info.register(Duration::ZERO, 1, state("a", 1, &[])).unwrap();
+        info.register(Duration::ZERO, 2, state("a", 1, &[])).unwrap();
+        assert_eq!(info.closed(1), None);
+        assert!(info.heartbeat(Duration::ZERO, 2).is_ok());
+    }
+
+    #[test]
+    fn the_process_started_later_keeps_the_name() {
+        let mut info = RouteInfo::new(SILENCE_MAX);
+        info.register(Duration::ZERO, 1, state("a", 7, &[])).unwrap();
+        let refused = info.register(Duration::ZERO, 2, state("a", 6, &[]));
+        assert_eq!(refused, Err(RegistrationError::Superseded("a".into())));
+    }
+
+    #[test]
+    fn a_broker_without_a_usable_name_is_refused() {
+        let mut info = RouteInfo::new(SILENCE_MAX);
+        assert!(matches!(
+            info.register(Duration::ZERO, 1, state("../x", 1, &[])),
+            Err(RegistrationError::IllegalName(_))
+        ));
+        assert!(info.register(Duration::ZERO, 1, BrokerState::default()).is_err());
+    }
+
+    #[derive(Clone, Debug)]
+    enum Event {
+        Register { broker: &'static str, stream: StreamId },
+        Change { broker: &'static str, stream: StreamId, topic: &'static str },
+        Heartbeat { stream: StreamId },
+        Close { stream: StreamId },
+        Pass { seconds: u64 },
+    }
+
+    fn events() -> impl Strategy<Value = Vec<Event>> {
+        let broker = || prop::sample::select(vec!["a", "b", "c"]);
+        let event = prop_oneof![
+            (broker(), 0..6_u64).prop_map(|(broker, stream)| Event::Register { broker, stream }),
+            (broker(), 0..6_u64, prop::sample::select(vec!["t", "u"]))
+                .prop_map(|(broker, stream, topic)| Event::Change { broker, stream, topic }),
+            (0..6_u64).prop_map(|stream| Event::Heartbeat { stream }),
+            (0..6_u64).prop_map(|stream| Event::Close { stream }),
+            (1..8_u64).prop_map(|seconds| Event::Pass { seconds }),
+        ];
+        prop::collection::vec(event, 0..60)
+    }
+
+    proptest! {
+        /// The table built from the changes names exactly the brokers whose own stream is open and was heard in time.
+        #[test]
+        fn the_table_holds_exactly_the_live_brokers(events in events()) {
+            let mut info = RouteInfo::new(SILENCE_MAX);
+            let mut table = RouteTable::default();
+            let mut now = Duration::ZERO;
+            let mut model: BTreeMap<&str, (StreamId, Duration)> = BTreeMap::new();
+            for event in events {
+                let changes: Vec<RouteChange> = match event {
+                    Event::Register { broker, stream } => {
+                        // A stream belongs to one broker.
+                        if model.iter().any(|(name, (open, _))| *open == stream && *name != broker) { continue }
+                        model.insert(broker, (stream, now));
+                        info.register(now, stream, state(broker, 1, &["t"])).into_iter().collect()
+                    }
+                    Event::Change { broker, stream, topic } => {
+                        let known = model.get_mut(broker).filter(|(open, _)| *open == stream);
+                        let expected = known.is_some();
+                        if let Some((_, heard)) = known { *heard = now }
+                        let topics = vec![TopicRoute { name: topic.into(), ..Default::default() }];
+                        let delta = BrokerDelta { broker_name: broker.into(), topics, ..Default::default() };
+                        let result = info.change(now, stream, delta);
+                        prop_assert_eq!(result.is_ok(), expected);
+                        result.into_iter().collect()
+                    }
+                    Event::Heartbeat { stream } => {
+                        let known = model.values_mut().find(|(open, _)| *open == stream);
+                        prop_assert_eq!(info.heartbeat(now, stream).is_ok(), known.is_some());
+                        if let Some((_, heard)) = known { *heard = now }
+                        vec![]
+                    }
+                    Event::Close { stream } => {
+                        model.retain(|_, (open, _)| *open != stream);
+                        info.closed(stream).into_iter().collect()
+                    }
+                    Event::Pass { seconds } => {
+                        now += Duration::from_secs(seconds);
+                        model.retain(|_, (_, heard)| now - *heard <= SILENCE_MAX);
+                        info.expire(now)
+                    }
+                };
+                for change in changes { table.apply(change) }
+                let names: Vec<_> = table.brokers().map(|broker| broker.broker_name.clone()).collect();
+                prop_assert_eq!(names, model.keys().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+            }
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Starting a namesrv and stopping it.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use karman_remoting::admin_front::AdminFront;
+use karman_remoting::channel::ChannelPool;
+use karman_remoting::clients::ClientRegistry;
+use karman_remoting::config::Unusable;
+use karman_remoting::front::Front;
+use karman_remoting::probe::{Probe, ProbeError};
+use karman_remoting::proto::karman::admin_server::AdminServer;
+use karman_remoting::proto::karman::registration_server::RegistrationServer;
+use karman_remoting::proto::v2::messaging_service_server::MessagingServiceServer;
+use karman_remoting::relay::Peers;
+use karman_remoting::route_table::SharedRoutes;
+use karman_remoting::server::{
+    Limits, MAX_DECODING_SIZE_BYTES, Server, ServerError, ServerOptions, with_health_and_reflection,
+};
+use karman_remoting::tls::{Tls, TlsError};
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+use crate::config::NamesrvConfig;
+use crate::registration::{RegistrationService, Registrations};
+
+/// Requests in flight may take this long to finish at the end.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+
+/// Why a namesrv did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Values that cannot be used, all of them.
+    #[error("the configuration is refused:{}", .0.iter().map(|invalid| format!("\n  {invalid}")).collect::<String>())]
+    Config(Vec<Unusable>),
+    /// A certificate could not be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The port could not be opened.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// The probe's port could not be opened.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    /// The sweep's thread could not be made.
+    #[error("start the sweep thread: {0}")]
+    Sweep(#[source] std::io::Error),
+}
+
+/// A running namesrv.
+#[derive(Debug)]
+pub struct Namesrv {
+    server: Server,
+    probe: Option<Probe>,
+    stopping: CancellationToken,
+    ready: Arc<AtomicBool>,
+    sweep: JoinHandle<()>,
+}
+
+/// Starts a namesrv; it takes requests when this returns.
+pub fn start(config: &NamesrvConfig) -> Result<Namesrv, StartError> {
+    let invalid = config.invalid();
+    if !invalid.is_empty() {
+        return Err(StartError::Config(invalid));
+    }
+    let (routes, clients) = (SharedRoutes::default(), Arc::new(ClientRegistry::default()));
+    let stopping = CancellationToken::new();
+    let silence_max = Duration::from_millis(config.broker_not_active_timeout_millis);
+    let secret = config.cluster_secret.clone();
+    let registrations = Registrations::new(routes.clone(), silence_max, secret.clone(), stopping.clone());
+    let sweep = start_sweep(config, registrations.clone(), clients.clone(), stopping.clone())?;
+    let peers = Peers::new(ChannelPool::new(), secret.clone());
+    let front = Front::new(routes.clone(), clients, peers.clone(), None, stopping.clone());
+    let messaging = MessagingServiceServer::new(front).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
+    let registration = RegistrationServer::new(RegistrationService(registrations))
+        .max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
+    let admin = AdminServer::new(AdminFront::new(routes.clone(), peers, secret, None));
+    let services = Routes::new(messaging).add_service(registration).add_service(admin);
+    let server = Server::start(
+        ServerOptions {
+            name: "namesrv",
+            listen: config.grpc_address(),
+            threads: 1,
+            tls: certificate(config)?,
+            tls_mode: config.tls_server_mode,
+            shutdown_grace: SHUTDOWN_GRACE,
+            limits: Limits::default(),
+        },
+        with_health_and_reflection(services),
+    )?;
+    let ready = Arc::new(AtomicBool::new(true));
+    let probe = open_probe(config, &ready, routes)?;
+    tracing::info!(address = %server.local_addr(), "namesrv started");
+    Ok(Namesrv { server, probe, stopping, ready, sweep })
+}
+
+/// A thread of its own: it drops silent brokers while the data thread is busy, which is when they fall silent.
+fn start_sweep(
+    config: &NamesrvConfig,
+    registrations: Arc<Registrations>,
+    clients: Arc<ClientRegistry>,
+    stopping: CancellationToken,
+) -> Result<JoinHandle<()>, StartError> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(StartError::Sweep)?;
+    let interval = Duration::from_millis(config.scan_not_active_broker_interval);
+    let sweep = async move {
+        let mut tick = tokio::time::interval(interval);
+        while stopping.run_until_cancelled(tick.tick()).await.is_some() {
+            registrations.expire();
+            clients.expire();
+        }
+    };
+    let thread = std::thread::Builder::new().name("namesrv-sweep".into());
+    thread.spawn(move || runtime.block_on(sweep)).map_err(StartError::Sweep)
+}
+
+fn certificate(config: &NamesrvConfig) -> Result<Option<Tls>, TlsError> {
+    let directory = Path::new(&config.store_path_root_dir).join("tls");
+    let (cert, key) = (&config.tls_server_cert_path, &config.tls_server_key_path);
+    Tls::of_node(config.tls_server_mode, cert, key, &directory, &[])
+}
+
+fn open_probe(
+    config: &NamesrvConfig,
+    ready: &Arc<AtomicBool>,
+    routes: SharedRoutes,
+) -> Result<Option<Probe>, ProbeError> {
+    let Some(address) = config.metrics_address() else { return Ok(None) };
+    let ready = ready.clone();
+    let missing = move || {
+        if ready.load(Ordering::Relaxed) { vec![] } else { vec!["the namesrv is stopping".to_owned()] }
+    };
+    let metrics = move || {
+        let brokers = routes.read().brokers().count();
+        format!(
+            "# TYPE karman_brokers gauge\n# HELP karman_brokers Brokers in the route table.\nkarman_brokers {brokers}\n# EOF\n"
+        )
+    };
+    Probe::start(address, missing, metrics).map(Some)
+}
+
+impl Namesrv {
+    /// Where clients and brokers connect.
+    pub fn address(&self) -> SocketAddr {
+        self.server.local_addr()
+    }
+
+    /// Where metrics are, if they are served.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.probe.as_ref().map(Probe::local_addr)
+    }
+
+    /// Ends the streams of brokers and clients, lets requests in flight finish, and joins the threads.
+    pub async fn shutdown(self) {
+        tracing::info!("namesrv stops");
+        self.ready.store(false, Ordering::Relaxed);
+        self.stopping.cancel();
+        self.server.shutdown().await;
+        // The sweep wakes by its token; it panics no more than the locks it takes.
+        let _ = tokio::task::spawn_blocking(move || self.sweep.join()).await;
+    }
+}

@@ -1,0 +1,416 @@
+//! The door: the whole `MessagingService`, the same on every node.
+//!
+//! A client may talk to any node about anything. The door answers by itself what every node knows (routes, assignments,
+//! settings, heartbeats), hands what its own broker owns to that broker, and relays the rest to the owner, found from
+//! the request: its queue, handle, transaction id or topic. On a namesrv there is no own broker and everything else is
+//! relayed. Runs on the data threads; holds no state but handles.
+
+use std::fmt;
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use tonic::codegen::BoxStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::clients::ClientRegistry;
+use crate::metadata::{self, Caller};
+use crate::proto::karman::BrokerIdentity;
+use crate::proto::v2;
+use crate::proto::v2::messaging_service_server::MessagingService;
+use crate::relay::{Peers, failure};
+use crate::route_table::SharedRoutes;
+use crate::status::{Rejection, answer, ok};
+use crate::{message, telemetry, token, validate};
+
+mod ack;
+mod everywhere;
+
+/// The broker in the same process.
+#[derive(Clone)]
+pub struct Local {
+    /// `brokerName`
+    pub broker_name: String,
+    /// What it executes: everything about messages, handles and groups. The door never asks it for more.
+    pub service: Arc<dyn MessagingService>,
+}
+
+/// See the module's comment.
+#[derive(Clone)]
+pub struct Front {
+    routes: SharedRoutes,
+    clients: Arc<ClientRegistry>,
+    peers: Peers,
+    local: Option<Local>,
+    stopping: CancellationToken,
+}
+
+impl fmt::Debug for Local {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Local").field("broker_name", &self.broker_name).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Front {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Front").field("local", &self.local).finish_non_exhaustive()
+    }
+}
+
+/// Who executes a request.
+enum Owner<'a> {
+    Here(&'a dyn MessagingService),
+    There(BrokerIdentity),
+}
+
+impl Front {
+    /// A door over `routes`; `local` is the broker of this process, if it is one. Telemetry streams end with `stopping`.
+    pub fn new(
+        routes: SharedRoutes,
+        clients: Arc<ClientRegistry>,
+        peers: Peers,
+        local: Option<Local>,
+        stopping: CancellationToken,
+    ) -> Self {
+        Self { routes, clients, peers, local, stopping }
+    }
+
+    fn is_local(&self, broker: &str) -> bool {
+        self.local.as_ref().is_some_and(|local| local.broker_name == broker)
+    }
+
+    /// The owner of what names its broker.
+    fn owner_named(&self, broker: &str, relayed: bool) -> Result<Owner<'_>, Rejection> {
+        if let Some(local) = self.local.as_ref().filter(|local| relayed || local.broker_name == broker) {
+            return Ok(Owner::Here(&*local.service));
+        }
+        let identity = self.routes.read().broker(broker).cloned();
+        match identity {
+            Some(identity) if !relayed => Ok(Owner::There(identity)),
+            _ => Err(Rejection::UnknownBroker { broker: validate::shortened(broker) }),
+        }
+    }
+
+    /// An owner of a topic: this broker if it has the topic, else the masters that have it, beginning at a random one.
+    fn owners_of_topic(&self, topic: &str, relayed: bool) -> Vec<Owner<'_>> {
+        if relayed && self.local.is_none() {
+            return vec![];
+        }
+        let routes = self.routes.read();
+        if let Some(local) = &self.local
+            && (relayed || routes.has(&local.broker_name, topic))
+        {
+            return vec![Owner::Here(&*local.service)];
+        }
+        let mut owners: Vec<_> =
+            routes.masters_of(topic).map(|(identity, _)| Owner::There(identity.clone())).collect();
+        if owners.is_empty() {
+            // Nobody has it: this broker says so, or creates it where that is switched on.
+            owners.extend(self.local.as_ref().map(|local| Owner::Here(&*local.service)));
+        } else {
+            let start = rand::random_range(0..owners.len());
+            owners.rotate_left(start);
+        }
+        owners
+    }
+}
+
+/// Calls `method` at `owner` and gives its response, or the rejection when the owner cannot be reached.
+macro_rules! call {
+    ($front:expr, $owner:expr, $method:ident, $request:expr) => {{
+        let request = $request;
+        match $owner {
+            // An own broker refuses in the body; a gRPC error of its own is passed on as it is.
+            Owner::Here(service) => service.$method(request).await.map_err(|status| failure_here(&status)),
+            Owner::There(peer) => {
+                let relayed = $front.peers.relayed(request);
+                match $front.peers.messaging(&peer) {
+                    Ok(mut client) => client.$method(relayed).await.map_err(|status| failure(&peer, &status)),
+                    Err(rejection) => Err(rejection),
+                }
+            }
+        }
+    }};
+}
+use call;
+
+fn failure_here(status: &Status) -> Rejection {
+    Rejection::Internal(status.message().to_owned())
+}
+
+/// A stream of one refusal.
+fn refused_stream(rejection: Rejection) -> BoxStream<v2::ReceiveMessageResponse> {
+    let content = v2::receive_message_response::Content::Status(rejection.into());
+    Box::pin(tokio_stream::once(Ok(v2::ReceiveMessageResponse { content: Some(content) })))
+}
+
+/// Unary calls that go to the broker named by one token or queue, executed there.
+impl Front {
+    async fn send(
+        &self,
+        request: Request<v2::SendMessageRequest>,
+    ) -> Result<Response<v2::SendMessageResponse>, Rejection> {
+        let relayed = metadata::is_relayed(request.metadata());
+        let topic =
+            request.get_ref().messages.first().map(|first| message::topic_of(first)).unwrap_or_default();
+        let mut owners = self.owners_of_topic(&topic, relayed);
+        let Some(last) = owners.pop() else {
+            self.heard(&request)?;
+            if request.get_ref().messages.is_empty() {
+                return Err(Rejection::NoMessage);
+            }
+            validate::topic(&topic)?;
+            return Err(Rejection::TopicNotFound { topic });
+        };
+        // Another master takes the message when one cannot be reached; it has not been stored there, or may have been:
+        // the client would retry just so.
+        for owner in owners {
+            let mut copy = Request::new(request.get_ref().clone());
+            *copy.metadata_mut() = request.metadata().clone();
+            match call!(self, owner, send_message, copy) {
+                Err(Rejection::PeerUnavailable { .. }) => {}
+                result => return result,
+            }
+        }
+        call!(self, last, send_message, request)
+    }
+
+    async fn receive(
+        &self,
+        request: Request<v2::ReceiveMessageRequest>,
+    ) -> Result<Response<BoxStream<v2::ReceiveMessageResponse>>, Rejection> {
+        let relayed = self.heard(&request)?.relayed;
+        let queue = request.get_ref().message_queue.clone().unwrap_or_default();
+        let broker = queue.broker.unwrap_or_default().name;
+        let owner = if broker.is_empty() {
+            let topic = validate::topic_of(queue.topic.as_ref())?;
+            let owner = self.owners_of_topic(topic, relayed).pop();
+            owner.ok_or_else(|| Rejection::TopicNotFound { topic: topic.to_owned() })?
+        } else {
+            self.owner_named(&broker, relayed)?
+        };
+        match owner {
+            Owner::Here(service) => {
+                service.receive_message(request).await.map_err(|status| failure_here(&status))
+            }
+            Owner::There(peer) => {
+                let relayed = self.peers.relayed(request);
+                let stream = self.peers.messaging(&peer)?.receive_message(relayed).await;
+                let stream = stream.map_err(|status| failure(&peer, &status))?;
+                Ok(stream.map(|inbound| Box::pin(inbound) as BoxStream<_>))
+            }
+        }
+    }
+
+    async fn change_invisible(
+        &self,
+        request: Request<v2::ChangeInvisibleDurationRequest>,
+    ) -> Result<Response<v2::ChangeInvisibleDurationResponse>, Rejection> {
+        let relayed = self.heard(&request)?.relayed;
+        let owner = self.owner_of_handle(&request.get_ref().receipt_handle, relayed)?;
+        call!(self, owner, change_invisible_duration, request)
+    }
+
+    async fn forward_dead_letter(
+        &self,
+        request: Request<v2::ForwardMessageToDeadLetterQueueRequest>,
+    ) -> Result<Response<v2::ForwardMessageToDeadLetterQueueResponse>, Rejection> {
+        let relayed = self.heard(&request)?.relayed;
+        let owner = self.owner_of_handle(&request.get_ref().receipt_handle, relayed)?;
+        call!(self, owner, forward_message_to_dead_letter_queue, request)
+    }
+
+    fn owner_of_handle(&self, handle: &str, relayed: bool) -> Result<Owner<'_>, Rejection> {
+        let broker = token::broker_name_of(handle)
+            .ok_or(Rejection::InvalidReceiptHandle { why: "it is not a handle of this cluster" })?;
+        self.owner_named(&broker, relayed)
+    }
+
+    async fn route(
+        &self,
+        request: Request<v2::QueryRouteRequest>,
+    ) -> Result<Response<v2::QueryRouteResponse>, Rejection> {
+        self.heard(&request)?;
+        let topic = request.get_ref().topic.clone().unwrap_or_default();
+        validate::topic(&topic.name)?;
+        let mut message_queues = self.routes.read().queues_of(&topic);
+        if message_queues.is_empty() {
+            message_queues = self.create_topic_by_asking(request).await;
+        }
+        if message_queues.is_empty() {
+            return Err(Rejection::TopicNotFound { topic: topic.name });
+        }
+        Ok(Response::new(v2::QueryRouteResponse { status: Some(ok()), message_queues }))
+    }
+
+    async fn assignment(
+        &self,
+        request: Request<v2::QueryAssignmentRequest>,
+    ) -> Result<v2::QueryAssignmentResponse, Rejection> {
+        self.heard(&request)?;
+        let request = request.into_inner();
+        validate::group_of(request.group.as_ref())?;
+        let topic = request.topic.unwrap_or_default();
+        validate::topic(&topic.name)?;
+        let routes = self.routes.read();
+        let assignments = routes.assignments_of(&topic);
+        if assignments.is_empty() {
+            if routes.queues_of(&topic).is_empty() {
+                return Err(Rejection::TopicNotFound { topic: topic.name });
+            }
+            return Err(Rejection::Forbidden {
+                what: format!("consuming topic {:?}", topic.name),
+                rule: "none of its queues is readable",
+            });
+        }
+        Ok(v2::QueryAssignmentResponse { status: Some(ok()), assignments })
+    }
+
+    /// Notes that the client is alive, and refuses those without an id.
+    fn heard<T>(&self, request: &Request<T>) -> Result<Caller, Rejection> {
+        let caller = Caller::of(request.metadata())?;
+        self.clients.heard(&caller.client_id);
+        Ok(caller)
+    }
+
+    /// For a call whose capability comes later: its caller is checked, then told so.
+    fn later<T, R>(&self, request: &Request<T>, capability: &'static str) -> Result<R, Rejection> {
+        self.heard(request)?;
+        Err(Rejection::NotImplemented { capability })
+    }
+}
+
+/// What became of a call that gives a `Response` or a refusal in the same form.
+fn respond<T: From<Rejection>>(result: Result<Response<T>, Rejection>) -> Result<Response<T>, Status> {
+    Ok(result.unwrap_or_else(|rejection| Response::new(T::from(rejection))))
+}
+
+#[tonic::async_trait]
+impl MessagingService for Front {
+    async fn query_route(
+        &self,
+        request: Request<v2::QueryRouteRequest>,
+    ) -> Result<Response<v2::QueryRouteResponse>, Status> {
+        respond(self.route(request).await)
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<v2::HeartbeatRequest>,
+    ) -> Result<Response<v2::HeartbeatResponse>, Status> {
+        answer(self.beat(request).await)
+    }
+
+    async fn send_message(
+        &self,
+        request: Request<v2::SendMessageRequest>,
+    ) -> Result<Response<v2::SendMessageResponse>, Status> {
+        respond(self.send(request).await)
+    }
+
+    async fn query_assignment(
+        &self,
+        request: Request<v2::QueryAssignmentRequest>,
+    ) -> Result<Response<v2::QueryAssignmentResponse>, Status> {
+        answer(self.assignment(request).await)
+    }
+
+    async fn receive_message(
+        &self,
+        request: Request<v2::ReceiveMessageRequest>,
+    ) -> Result<Response<BoxStream<v2::ReceiveMessageResponse>>, Status> {
+        Ok(self.receive(request).await.unwrap_or_else(|rejection| Response::new(refused_stream(rejection))))
+    }
+
+    async fn ack_message(
+        &self,
+        request: Request<v2::AckMessageRequest>,
+    ) -> Result<Response<v2::AckMessageResponse>, Status> {
+        respond(self.ack(request).await)
+    }
+
+    async fn forward_message_to_dead_letter_queue(
+        &self,
+        request: Request<v2::ForwardMessageToDeadLetterQueueRequest>,
+    ) -> Result<Response<v2::ForwardMessageToDeadLetterQueueResponse>, Status> {
+        respond(self.forward_dead_letter(request).await)
+    }
+
+    async fn change_invisible_duration(
+        &self,
+        request: Request<v2::ChangeInvisibleDurationRequest>,
+    ) -> Result<Response<v2::ChangeInvisibleDurationResponse>, Status> {
+        respond(self.change_invisible(request).await)
+    }
+
+    async fn telemetry(
+        &self,
+        request: Request<Streaming<v2::TelemetryCommand>>,
+    ) -> Result<Response<BoxStream<v2::TelemetryCommand>>, Status> {
+        // A stream has no body to refuse in; INVALID_ARGUMENT ends it, as the reference does.
+        let caller =
+            self.heard(&request).map_err(|rejection| Status::invalid_argument(rejection.to_string()))?;
+        let (clients, routes, stopping) = (self.clients.clone(), self.routes.clone(), self.stopping.clone());
+        Ok(Response::new(telemetry::serve(caller, request.into_inner(), clients, routes, stopping)))
+    }
+
+    async fn notify_client_termination(
+        &self,
+        request: Request<v2::NotifyClientTerminationRequest>,
+    ) -> Result<Response<v2::NotifyClientTerminationResponse>, Status> {
+        answer(self.terminate(request).await)
+    }
+
+    async fn pull_message(
+        &self,
+        request: Request<v2::PullMessageRequest>,
+    ) -> Result<Response<BoxStream<v2::PullMessageResponse>>, Status> {
+        let status = match self.later::<_, ()>(&request, "pulling messages by offset") {
+            Ok(()) => ok(),
+            Err(rejection) => rejection.into(),
+        };
+        let content = Some(v2::pull_message_response::Content::Status(status));
+        Ok(Response::new(Box::pin(tokio_stream::once(Ok(v2::PullMessageResponse { content })))))
+    }
+
+    async fn update_offset(
+        &self,
+        request: Request<v2::UpdateOffsetRequest>,
+    ) -> Result<Response<v2::UpdateOffsetResponse>, Status> {
+        answer(self.later(&request, "storing a pull consumer's offset"))
+    }
+
+    async fn get_offset(
+        &self,
+        request: Request<v2::GetOffsetRequest>,
+    ) -> Result<Response<v2::GetOffsetResponse>, Status> {
+        answer(self.later(&request, "reading a pull consumer's offset"))
+    }
+
+    async fn query_offset(
+        &self,
+        request: Request<v2::QueryOffsetRequest>,
+    ) -> Result<Response<v2::QueryOffsetResponse>, Status> {
+        answer(self.later(&request, "querying the offsets of a queue"))
+    }
+
+    async fn end_transaction(
+        &self,
+        request: Request<v2::EndTransactionRequest>,
+    ) -> Result<Response<v2::EndTransactionResponse>, Status> {
+        answer(self.later(&request, "ending a transaction"))
+    }
+
+    async fn recall_message(
+        &self,
+        request: Request<v2::RecallMessageRequest>,
+    ) -> Result<Response<v2::RecallMessageResponse>, Status> {
+        answer(self.later(&request, "recalling a delayed message"))
+    }
+
+    async fn sync_lite_subscription(
+        &self,
+        request: Request<v2::SyncLiteSubscriptionRequest>,
+    ) -> Result<Response<v2::SyncLiteSubscriptionResponse>, Status> {
+        answer(self.later(&request, "lite topics"))
+    }
+}

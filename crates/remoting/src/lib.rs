@@ -1,0 +1,26 @@
+//! Everything of Karman that crosses a socket: the generated contract, servers and channels, the door that every node
+//! is, and the one place where a refusal becomes a code. No rule about messages or groups lives here.
+#![forbid(unsafe_code)]
+
+pub mod admin_front;
+pub mod channel;
+pub mod clients;
+pub mod config;
+pub mod front;
+mod listening_thread;
+pub mod logging;
+pub mod message;
+pub mod metadata;
+pub mod probe;
+pub mod proto;
+pub mod relay;
+pub mod route_table;
+pub mod server;
+pub mod settings;
+pub mod signals;
+pub mod status;
+pub mod telemetry;
+pub mod tls;
+pub mod token;
+pub mod validate;
+pub mod wire;

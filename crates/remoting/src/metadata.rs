@@ -1,0 +1,165 @@
+//! The `x-mq-*` headers: who calls, and whether a door has relayed the call already. Pure; any thread.
+
+use std::time::Duration;
+
+use tonic::metadata::{KeyAndValueRef, MetadataMap, MetadataValue};
+
+use crate::status::Rejection;
+
+/// Set by a door that relays. A request that carries it is executed here or refused, never relayed again: routes that
+/// disagree for a moment cannot make a loop.
+const HOP: &str = "x-karman-hop";
+
+/// The longest client id that is remembered, in bytes.
+const CLIENT_ID_MAX_BYTES: usize = 255;
+
+/// Which back-off a client's SDK understands (`x-mq-language`; the values are the SDKs' own words, not the enum's).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Language {
+    /// Understands exponential back-off only.
+    Node,
+    /// Any other SDK: understands the customised steps.
+    Other,
+}
+
+/// The caller, from its headers.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// `x-mq-client-id`: the same on all connections of one client object.
+    pub client_id: String,
+    /// From `x-mq-language`.
+    pub language: Language,
+    /// A door has relayed this request.
+    pub relayed: bool,
+    /// How long the client will wait from now on, if it said so (`grpc-timeout`).
+    pub timeout: Option<Duration>,
+}
+
+impl Caller {
+    /// Reads the headers of a request; without a client id there is no caller.
+    pub fn of(metadata: &MetadataMap) -> Result<Self, Rejection> {
+        let text = |key: &str| metadata.get(key).and_then(|value| value.to_str().ok());
+        let client_id = text("x-mq-client-id").unwrap_or_default();
+        if client_id.is_empty() {
+            return Err(Rejection::ClientIdRequired);
+        }
+        if client_id.len() > CLIENT_ID_MAX_BYTES {
+            return Err(Rejection::BadRequest(format!(
+                "x-mq-client-id has {} bytes, the limit is {CLIENT_ID_MAX_BYTES}",
+                client_id.len()
+            )));
+        }
+        // Node announces itself as "HTTP".
+        let language = match text("x-mq-language") {
+            Some("HTTP" | "NODE_JS" | "NODEJS") => Language::Node,
+            _ => Language::Other,
+        };
+        Ok(Self {
+            client_id: client_id.to_owned(),
+            language,
+            relayed: is_relayed(metadata),
+            timeout: timeout_of(metadata),
+        })
+    }
+}
+
+/// `grpc-timeout`: up to eight digits and a unit. Some clients send decades.
+pub fn timeout_of(metadata: &MetadataMap) -> Option<Duration> {
+    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let count: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
+    match unit {
+        "H" => Some(Duration::from_secs(count * 3600)),
+        "M" => Some(Duration::from_secs(count * 60)),
+        "S" => Some(Duration::from_secs(count)),
+        "m" => Some(Duration::from_millis(count)),
+        "u" => Some(Duration::from_micros(count)),
+        "n" => Some(Duration::from_nanos(count)),
+        _ => None,
+    }
+}
+
+/// Whether a door has relayed this request already.
+pub fn is_relayed(metadata: &MetadataMap) -> bool {
+    metadata.contains_key(HOP)
+}
+
+/// The headers a relayed request keeps, with the hop mark.
+pub fn for_relay(metadata: &MetadataMap) -> MetadataMap {
+    let mut kept = MetadataMap::with_capacity(16);
+    for entry in metadata.iter() {
+        if let KeyAndValueRef::Ascii(key, value) = entry
+            && (key.as_str().starts_with("x-mq-") || key == "authorization" || key == SECRET)
+        {
+            kept.insert(key.clone(), value.clone());
+        }
+    }
+    kept.insert(HOP, MetadataValue::from_static("1"));
+    kept
+}
+
+/// Carries the cluster secret between nodes and from the tools.
+const SECRET: &str = "x-karman-secret";
+
+/// Adds the cluster secret to an outgoing call; an empty secret adds nothing.
+pub fn add_secret(metadata: &mut MetadataMap, secret: &str) {
+    if let Ok(value) = MetadataValue::try_from(secret)
+        && !secret.is_empty()
+    {
+        metadata.insert(SECRET, value);
+    }
+}
+
+/// Whether a call may use the internal services. An empty `secret` allows everyone, as RocketMQ does by default.
+pub fn has_secret(metadata: &MetadataMap, secret: &str) -> bool {
+    let given = metadata.get(SECRET).map_or(&b""[..], |value| value.as_bytes());
+    // Compared without an early exit, so that the time taken does not tell how much of a guess was right.
+    secret.is_empty()
+        || (given.len() == secret.len()
+            && given.iter().zip(secret.as_bytes()).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_without_client_id_has_no_caller() {
+        assert_eq!(Caller::of(&MetadataMap::new()).unwrap_err(), Rejection::ClientIdRequired);
+    }
+
+    #[test]
+    fn relaying_keeps_the_clients_headers_and_marks_the_hop() {
+        let mut metadata = MetadataMap::new();
+        metadata.insert("x-mq-client-id", MetadataValue::from_static("me"));
+        metadata.insert("te", MetadataValue::from_static("trailers"));
+        let kept = for_relay(&metadata);
+        assert_eq!(Caller::of(&kept).unwrap().client_id, "me");
+        assert!(is_relayed(&kept) && !kept.contains_key("te"));
+    }
+
+    #[test]
+    fn timeouts_of_decades_are_read() {
+        let timeout = |text: &'static str| {
+            let mut metadata = MetadataMap::new();
+            metadata.insert("grpc-timeout", MetadataValue::from_static(text));
+            timeout_of(&metadata)
+        };
+        assert_eq!(timeout("31536000M"), Some(Duration::from_secs(31_536_000 * 60)));
+        assert_eq!(timeout("23500m"), Some(Duration::from_millis(23_500)));
+        for bad in ["", "S", "12", "123456789S", "-1S", "1x"] {
+            assert_eq!(timeout(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_secret_must_match_when_there_is_one() {
+        let mut metadata = MetadataMap::new();
+        assert!(has_secret(&metadata, ""));
+        assert!(!has_secret(&metadata, "open sesame"));
+        add_secret(&mut metadata, "open sesamf");
+        assert!(!has_secret(&metadata, "open sesame"));
+        add_secret(&mut metadata, "open sesame");
+        assert!(has_secret(&metadata, "open sesame"));
+    }
+}

@@ -1,0 +1,79 @@
+//! Calls from a node to another: the same request, to the broker that owns it.
+//!
+//! A relayed request keeps the client's `x-mq-*` headers and what is left of its deadline, and carries the hop mark. It
+//! goes to the broker's internal address: what is advertised to clients may not be reachable from inside.
+
+use std::time::Duration;
+
+use tonic::metadata::MetadataMap;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+
+use crate::channel::ChannelPool;
+use crate::metadata;
+use crate::proto::karman::BrokerIdentity;
+use crate::proto::karman::admin_client::AdminClient;
+use crate::proto::v2::messaging_service_client::MessagingServiceClient;
+use crate::server::MAX_DECODING_SIZE_BYTES;
+use crate::status::Rejection;
+
+/// For a request whose client set no deadline.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The other nodes of the cluster.
+#[derive(Clone, Debug)]
+pub struct Peers {
+    pool: ChannelPool,
+    secret: String,
+}
+
+impl Peers {
+    /// `secret` is the cluster's; empty where none is configured.
+    pub fn new(pool: ChannelPool, secret: String) -> Self {
+        Self { pool, secret }
+    }
+
+    fn channel(&self, peer: &BrokerIdentity) -> Result<Channel, Rejection> {
+        self.pool.get(&peer.internal_address).map_err(|error| Rejection::PeerUnavailable {
+            broker: peer.broker_name.clone(),
+            why: error.to_string(),
+        })
+    }
+
+    /// The clients' service of a broker.
+    pub fn messaging(&self, peer: &BrokerIdentity) -> Result<MessagingServiceClient<Channel>, Rejection> {
+        let client = MessagingServiceClient::new(self.channel(peer)?);
+        Ok(client.max_decoding_message_size(MAX_DECODING_SIZE_BYTES))
+    }
+
+    /// The operators' service of a broker.
+    pub fn admin(&self, peer: &BrokerIdentity) -> Result<AdminClient<Channel>, Rejection> {
+        Ok(AdminClient::new(self.channel(peer)?).max_decoding_message_size(MAX_DECODING_SIZE_BYTES))
+    }
+
+    /// The request itself, to be relayed.
+    pub fn relayed<T>(&self, request: Request<T>) -> Request<T> {
+        let (metadata, _, message) = request.into_parts();
+        self.request(&metadata, message)
+    }
+
+    /// `message` as a relayed request: with the headers and the deadline of the request that came in.
+    pub fn request<T>(&self, came_with: &MetadataMap, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        *request.metadata_mut() = metadata::for_relay(came_with);
+        metadata::add_secret(request.metadata_mut(), &self.secret);
+        request.set_timeout(metadata::timeout_of(came_with).unwrap_or(DEFAULT_TIMEOUT));
+        request
+    }
+}
+
+/// What a failed call to a peer means for the client: always a `Status` in the body, since a gRPC error would make the
+/// client give up this node, which is well.
+pub fn failure(peer: &BrokerIdentity, status: &Status) -> Rejection {
+    let (broker, why) = (peer.broker_name.clone(), status.message().to_owned());
+    match status.code() {
+        Code::DeadlineExceeded | Code::Cancelled => Rejection::PeerTimeout { broker, why },
+        Code::ResourceExhausted => Rejection::TooManyRequests(format!("broker {broker:?}: {why}")),
+        _ => Rejection::PeerUnavailable { broker, why },
+    }
+}

@@ -1,0 +1,338 @@
+//! The route table: which broker has which topic, as every node sees it.
+//!
+//! A pure state machine over [`RouteChange`]s, without clock or I/O. A namesrv feeds it from registration streams, a
+//! broker from what namesrvs push; both answer QueryRoute from it with the same code, which is why it lives here. It is
+//! shared as [`SharedRoutes`]; readers and the one writer of a node hold the lock for one look-up or one change.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+
+use crate::proto::karman::route_change::Change;
+use crate::proto::karman::{BrokerDelta, BrokerIdentity, BrokerState, GroupPolicy, RouteChange, TopicRoute};
+use crate::proto::v2::{Assignment, Broker, MessageQueue, MessageType, Permission, Resource};
+
+/// A route table that several tasks read and one changes.
+pub type SharedRoutes = Arc<RwLock<RouteTable>>;
+
+/// Queue number in an assignment that means "all queues of this broker".
+const WHOLE_BROKER: i32 = -1;
+
+/// What one broker has reported.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct BrokerEntry {
+    identity: BrokerIdentity,
+    topics: BTreeMap<String, TopicRoute>,
+    groups: BTreeMap<String, GroupPolicy>,
+}
+
+impl BrokerEntry {
+    fn state(&self) -> BrokerState {
+        BrokerState {
+            identity: Some(self.identity.clone()),
+            topics: self.topics.values().cloned().collect(),
+            groups: self.groups.values().cloned().collect(),
+        }
+    }
+}
+
+/// All brokers of a cluster and their topics.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RouteTable {
+    brokers: BTreeMap<String, BrokerEntry>,
+    /// Topic to the names of the brokers that have it: an index over `brokers`, kept equal by [`Self::apply`].
+    topics: HashMap<String, BTreeSet<String>>,
+}
+
+impl RouteTable {
+    /// Applies one change. A change of an unknown broker is ignored: its whole state follows.
+    pub fn apply(&mut self, change: RouteChange) {
+        match change.change {
+            Some(Change::Joined(state)) => self.join(state),
+            Some(Change::Changed(delta)) => self.change(delta),
+            Some(Change::Left(name)) => self.leave(&name),
+            None => {}
+        }
+    }
+
+    fn join(&mut self, state: BrokerState) {
+        let Some(identity) = state.identity else { return };
+        let name = identity.broker_name.clone();
+        self.leave(&name);
+        for topic in &state.topics {
+            self.topics.entry(topic.name.clone()).or_default().insert(name.clone());
+        }
+        let topics = state.topics.into_iter().map(|topic| (topic.name.clone(), topic)).collect();
+        let groups = state.groups.into_iter().map(|group| (group.name.clone(), group)).collect();
+        self.brokers.insert(name, BrokerEntry { identity, topics, groups });
+    }
+
+    fn change(&mut self, delta: BrokerDelta) {
+        let Some(entry) = self.brokers.get_mut(&delta.broker_name) else { return };
+        for name in delta.removed_topics {
+            if entry.topics.remove(&name).is_some() {
+                forget(&mut self.topics, &name, &delta.broker_name);
+            }
+        }
+        for topic in delta.topics {
+            self.topics.entry(topic.name.clone()).or_default().insert(delta.broker_name.clone());
+            entry.topics.insert(topic.name.clone(), topic);
+        }
+        for name in delta.removed_groups {
+            entry.groups.remove(&name);
+        }
+        entry.groups.extend(delta.groups.into_iter().map(|group| (group.name.clone(), group)));
+    }
+
+    fn leave(&mut self, name: &str) {
+        let Some(entry) = self.brokers.remove(name) else { return };
+        for topic in entry.topics.keys() {
+            forget(&mut self.topics, topic, name);
+        }
+    }
+
+    /// The whole state of every broker, by name.
+    pub fn states(&self) -> Vec<BrokerState> {
+        self.brokers.values().map(BrokerEntry::state).collect()
+    }
+
+    /// The whole state of one broker.
+    pub fn state(&self, broker: &str) -> Option<BrokerState> {
+        self.brokers.get(broker).map(BrokerEntry::state)
+    }
+
+    /// Every broker, by name.
+    pub fn brokers(&self) -> impl Iterator<Item = &BrokerIdentity> {
+        self.brokers.values().map(|entry| &entry.identity)
+    }
+
+    /// One broker.
+    pub fn broker(&self, name: &str) -> Option<&BrokerIdentity> {
+        self.brokers.get(name).map(|entry| &entry.identity)
+    }
+
+    /// A group's policy, from the first broker by name that knows the group.
+    pub fn group(&self, name: &str) -> Option<&GroupPolicy> {
+        self.brokers.values().find_map(|entry| entry.groups.get(name))
+    }
+
+    /// Whether `broker` has `topic`.
+    pub fn has(&self, broker: &str, topic: &str) -> bool {
+        self.topics.get(topic).is_some_and(|brokers| brokers.contains(broker))
+    }
+
+    /// The masters that have `topic`, by name.
+    pub fn masters_of(&self, topic: &str) -> impl Iterator<Item = (&BrokerIdentity, &TopicRoute)> {
+        let names = self.topics.get(topic).into_iter().flatten();
+        names
+            .filter_map(|name| self.brokers.get(name))
+            .filter(|entry| entry.identity.broker_id == 0)
+            .filter_map(|entry| Some((&entry.identity, entry.topics.get(topic)?)))
+    }
+
+    /// The answer to QueryRoute: the queues of every master, in the order of broker names and queue numbers, so that
+    /// two answers are equal whenever the routes are. Empty when nobody has the topic.
+    pub fn queues_of(&self, topic: &Resource) -> Vec<MessageQueue> {
+        let mut queues = Vec::new();
+        for (identity, route) in self.masters_of(&topic.name) {
+            for id in 0..route.read_queue_nums.max(route.write_queue_nums) {
+                let permission = permission_of(route, id);
+                // A queue that nobody may use is left out: the C# client cannot read NONE.
+                if permission != Permission::None {
+                    queues.push(queue(topic, identity, route, id.cast_signed(), permission));
+                }
+            }
+        }
+        queues
+    }
+
+    /// The answer to QueryAssignment: each readable master once, since the broker shares its queues out itself.
+    pub fn assignments_of(&self, topic: &Resource) -> Vec<Assignment> {
+        let readable = self
+            .masters_of(&topic.name)
+            .filter(|(_, route)| route.read_queue_nums > 0 && can_read(route.permission()));
+        readable
+            .map(|(identity, route)| Assignment {
+                message_queue: Some(queue(topic, identity, route, WHOLE_BROKER, route.permission())),
+            })
+            .collect()
+    }
+}
+
+fn forget(topics: &mut HashMap<String, BTreeSet<String>>, topic: &str, broker: &str) {
+    if let Some(brokers) = topics.get_mut(topic) {
+        brokers.remove(broker);
+        if brokers.is_empty() {
+            topics.remove(topic);
+        }
+    }
+}
+
+fn can_read(permission: Permission) -> bool {
+    matches!(permission, Permission::Read | Permission::ReadWrite)
+}
+
+fn can_write(permission: Permission) -> bool {
+    matches!(permission, Permission::Write | Permission::ReadWrite)
+}
+
+/// While a topic is being resized it has more queues of one kind than of the other.
+fn permission_of(route: &TopicRoute, id: u32) -> Permission {
+    let read = id < route.read_queue_nums && can_read(route.permission());
+    let write = id < route.write_queue_nums && can_write(route.permission());
+    match (read, write) {
+        (true, true) => Permission::ReadWrite,
+        (true, false) => Permission::Read,
+        (false, true) => Permission::Write,
+        (false, false) => Permission::None,
+    }
+}
+
+fn queue(
+    topic: &Resource,
+    identity: &BrokerIdentity,
+    route: &TopicRoute,
+    id: i32,
+    permission: Permission,
+) -> MessageQueue {
+    // Never UNSPECIFIED: Java and C# refuse the whole route for one unknown type.
+    let accepted = match route.message_type() {
+        MessageType::Unspecified => MessageType::Normal,
+        known => known,
+    };
+    MessageQueue {
+        topic: Some(topic.clone()),
+        id,
+        permission: permission.into(),
+        broker: Some(Broker {
+            name: identity.broker_name.clone(),
+            id: identity.broker_id,
+            endpoints: identity.endpoints.clone(),
+        }),
+        accept_message_types: vec![accepted.into()],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn identity(name: &str) -> BrokerIdentity {
+        BrokerIdentity { broker_name: name.into(), ..Default::default() }
+    }
+
+    fn route(name: &str, queues: u32) -> TopicRoute {
+        TopicRoute {
+            name: name.into(),
+            message_type: MessageType::Normal.into(),
+            read_queue_nums: queues,
+            write_queue_nums: queues,
+            permission: Permission::ReadWrite.into(),
+        }
+    }
+
+    fn joined(name: &str, topics: Vec<TopicRoute>) -> RouteChange {
+        let state = BrokerState { identity: Some(identity(name)), topics, groups: vec![] };
+        RouteChange { change: Some(Change::Joined(state)) }
+    }
+
+    fn resource(name: &str) -> Resource {
+        Resource { resource_namespace: String::new(), name: name.into() }
+    }
+
+    #[test]
+    fn a_route_lists_the_queues_of_every_master_in_a_stable_order() {
+        let mut table = RouteTable::default();
+        table.apply(joined("b", vec![route("t", 1)]));
+        table.apply(joined("a", vec![route("t", 2)]));
+        let ids: Vec<_> = table
+            .queues_of(&resource("t"))
+            .into_iter()
+            .map(|queue| (queue.broker.unwrap().name, queue.id, queue.permission))
+            .collect();
+        let both = i32::from(Permission::ReadWrite);
+        assert_eq!(ids, [("a".into(), 0, both), ("a".into(), 1, both), ("b".into(), 0, both)]);
+        assert_eq!(table.assignments_of(&resource("t")).len(), 2);
+        assert!(table.queues_of(&resource("other")).is_empty());
+    }
+
+    #[test]
+    fn a_topic_that_is_resized_has_queues_for_one_direction() {
+        let mut table = RouteTable::default();
+        table.apply(joined("a", vec![TopicRoute { write_queue_nums: 1, ..route("t", 2) }]));
+        let permissions: Vec<_> =
+            table.queues_of(&resource("t")).iter().map(MessageQueue::permission).collect();
+        assert_eq!(permissions, [Permission::ReadWrite, Permission::Read]);
+    }
+
+    fn changes() -> impl Strategy<Value = Vec<RouteChange>> {
+        let broker = prop::sample::select(vec!["a", "b", "c"]);
+        let topics = || prop::collection::vec((prop::sample::select(vec!["t", "u", "v"]), 1..4_u32), 0..4);
+        let change = (broker, 0..3, topics(), topics()).prop_map(|(broker, kind, topics, removed)| {
+            let topics = topics.into_iter().map(|(name, queues)| route(name, queues)).collect();
+            match kind {
+                0 => joined(broker, topics),
+                1 => RouteChange { change: Some(Change::Left(broker.into())) },
+                _ => {
+                    let removed_topics = removed.into_iter().map(|(name, _)| name.into()).collect();
+                    let broker_name = broker.into();
+                    let delta = BrokerDelta { broker_name, topics, removed_topics, ..Default::default() };
+                    RouteChange { change: Some(Change::Changed(delta)) }
+                }
+            }
+        });
+        prop::collection::vec(change, 0..40)
+    }
+
+    /// What the table should hold, kept in the plainest way.
+    fn model(changes: &[RouteChange]) -> BTreeMap<String, BTreeMap<String, u32>> {
+        let mut model: BTreeMap<String, BTreeMap<String, u32>> = BTreeMap::new();
+        for change in changes {
+            match change.change.clone().unwrap() {
+                Change::Joined(state) => {
+                    let topics = state.topics.into_iter().map(|topic| (topic.name, topic.read_queue_nums));
+                    model.insert(state.identity.unwrap().broker_name, topics.collect());
+                }
+                Change::Left(name) => drop(model.remove(&name)),
+                Change::Changed(delta) => {
+                    if let Some(topics) = model.get_mut(&delta.broker_name) {
+                        topics.retain(|name, _| !delta.removed_topics.contains(name));
+                        topics.extend(
+                            delta.topics.into_iter().map(|topic| (topic.name, topic.read_queue_nums)),
+                        );
+                    }
+                }
+            }
+        }
+        model
+    }
+
+    proptest! {
+        #[test]
+        fn any_sequence_of_changes_gives_what_the_model_gives(changes in changes()) {
+            let mut table = RouteTable::default();
+            for change in changes.clone() {
+                table.apply(change);
+            }
+            let model = model(&changes);
+            for topic in ["t", "u", "v"] {
+                let found: Vec<_> = table.queues_of(&resource(topic)).into_iter()
+                    .map(|queue| (queue.broker.unwrap().name, queue.id)).collect();
+                let expected: Vec<_> = model.iter()
+                    .filter_map(|(broker, topics)| Some((broker, *topics.get(topic)?)))
+                    .flat_map(|(broker, queues)| (0..queues.cast_signed()).map(move |id| (broker.clone(), id)))
+                    .collect();
+                prop_assert_eq!(found, expected);
+            }
+            // A table built from the whole state is the same table: what a node that connects later is given.
+            let mut copy = RouteTable::default();
+            for state in table.states() {
+                copy.apply(RouteChange { change: Some(Change::Joined(state)) });
+            }
+            prop_assert_eq!(copy, table);
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! The gRPC server of every node: one port for TLS and plaintext, one `current_thread` runtime per data thread.
+//!
+//! Owns the data threads `<name>-0`, `<name>-1`, ...; each has its own SO_REUSEPORT listener and serves, on its own
+//! runtime, the connections the kernel gives it: no request ever changes threads. Started and stopped by whoever
+//! assembles the node; the services behind the routes run on the data threads and must not block them.
+
+mod accept;
+mod admission;
+mod connection;
+mod listener;
+mod thread;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+pub use self::admission::Admission;
+use crate::listening_thread::ListeningThread;
+use crate::proto::DESCRIPTORS;
+use crate::tls::Tls;
+
+/// What services decode at most: give it to `max_decoding_message_size` of every generated server.
+///
+/// tonic's default of 4 MiB refuses what RocketMQ allows: a body of 4 MiB plus its envelope, and a batch of up to 32
+/// messages in one request. 32 MiB is also the C++ client's sending limit (16 MiB) with room. How much all requests
+/// together may hold is bounded by [`Admission`].
+pub const MAX_DECODING_SIZE_BYTES: usize = 32 * 1024 * 1024;
+
+/// How much longer than the grace [`Server::shutdown`] waits for a thread before it gives it up.
+const JOIN_SLACK: Duration = Duration::from_secs(2);
+
+/// Which kinds of connection the port takes: RocketMQ's `tls.server.mode`, in its words (`permissive`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TlsMode {
+    /// Plaintext only; a TLS handshake is closed.
+    Disabled,
+    /// Both; plaintext only when the server has no certificate.
+    #[default]
+    Permissive,
+    /// TLS only; plaintext is closed.
+    Enforcing,
+}
+
+/// Bounds of one server. A clone shares its [`Admission`]: give clones to all servers of a process.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Open connections, those in their handshake included; a further one is closed at once.
+    pub max_connections: usize,
+    /// Connections that have not yet shown they speak HTTP/2; while there are so many, none is accepted.
+    pub max_handshakes: usize,
+    /// From accept to the end of the HTTP/2 preface, TLS handshake included.
+    pub handshake_timeout: Duration,
+    /// Bytes of request bodies that may be held at once.
+    pub admission: Admission,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_connections: 16_384,
+            max_handshakes: 1_024,
+            handshake_timeout: Duration::from_secs(10),
+            admission: Admission::new(512 * 1024 * 1024),
+        }
+    }
+}
+
+/// How to run a [`Server`].
+#[derive(Debug)]
+pub struct ServerOptions {
+    /// Prefix of the thread names; at most 12 bytes are of use, the kernel cuts names at 15.
+    pub name: &'static str,
+    /// Port 0 takes any free one.
+    pub listen: SocketAddr,
+    /// Data threads, at least 1.
+    pub threads: usize,
+    /// The certificate; `None` leaves plaintext only.
+    pub tls: Option<Tls>,
+    /// Which kinds of connection are taken.
+    pub tls_mode: TlsMode,
+    /// How long [`Server::shutdown`] lets requests in flight finish.
+    pub shutdown_grace: Duration,
+    /// Bounds of connections and memory.
+    pub limits: Limits,
+}
+
+/// Why a server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The address is taken, not ours, or not permitted.
+    #[error("listen on {address}: {source}")]
+    Bind {
+        /// What [`ServerOptions::listen`] said.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A thread or its runtime could not be made.
+    #[error("start the data thread {thread}: {source}")]
+    Thread {
+        /// Its name.
+        thread: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// [`TlsMode::Enforcing`] without a certificate would refuse every client.
+    #[error("TLS is required of clients, but the server has no certificate")]
+    NoCertificate,
+    /// [`ServerOptions::threads`] is 0.
+    #[error("a server needs at least one data thread")]
+    NoThreads,
+}
+
+/// A running server. Dropping it stops it without waiting.
+#[derive(Debug)]
+pub struct Server {
+    local_addr: SocketAddr,
+    shutdown_grace: Duration,
+    stop: CancellationToken,
+    threads: Vec<(String, ListeningThread)>,
+}
+
+impl Server {
+    /// Binds, starts the threads and serves `routes` (cloned per thread) until [`Server::shutdown`].
+    ///
+    /// The port takes connections when this returns.
+    pub fn start(options: ServerOptions, routes: Routes) -> Result<Self, ServerError> {
+        if options.threads == 0 {
+            return Err(ServerError::NoThreads);
+        }
+        if options.tls_mode == TlsMode::Enforcing && options.tls.is_none() {
+            return Err(ServerError::NoCertificate);
+        }
+        let listeners = listener::bind(options.listen, options.threads)
+            .map_err(|source| ServerError::Bind { address: options.listen, source })?;
+        let local_addr = listeners[0]
+            .local_addr()
+            .map_err(|source| ServerError::Bind { address: options.listen, source })?;
+        let tls = options.tls.filter(|_| options.tls_mode != TlsMode::Disabled);
+        let gate = Arc::new(accept::Gate {
+            tls: tls.map(|tls| TlsAcceptor::from(tls.server_config())),
+            plaintext: options.tls_mode != TlsMode::Enforcing,
+            connections: Arc::new(Semaphore::new(options.limits.max_connections)),
+            handshakes: Arc::new(Semaphore::new(options.limits.max_handshakes)),
+            handshake_timeout: options.limits.handshake_timeout,
+        });
+        // Made before the threads: when one of them fails to start, dropping it stops the others.
+        let mut server = Self {
+            local_addr,
+            shutdown_grace: options.shutdown_grace,
+            stop: CancellationToken::new(),
+            threads: Vec::with_capacity(options.threads),
+        };
+        for (number, listener) in listeners.into_iter().enumerate() {
+            let name = format!("{}-{number}", options.name);
+            let thread = thread::DataThread {
+                gate: gate.clone(),
+                routes: routes.clone(),
+                admission: options.limits.admission.clone(),
+                stop: server.stop.clone(),
+                shutdown_grace: options.shutdown_grace,
+            };
+            let started = ListeningThread::start(name.clone(), listener, |listener| thread.serve(listener));
+            let running = started.map_err(|source| ServerError::Thread { thread: name.clone(), source })?;
+            server.threads.push((name, running));
+        }
+        Ok(server)
+    }
+
+    /// Where it listens; the port is the real one when 0 was asked for.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Stops accepting, sends GOAWAY, lets the requests in flight finish within the grace, cuts off the rest and joins
+    /// the threads. Returns at most two seconds after the grace, whatever the services do: a thread that is stuck in
+    /// one is reported and left behind.
+    ///
+    /// Response streams that never end by themselves (telemetry) are in flight too: end them first, or the grace is
+    /// always used up.
+    pub async fn shutdown(mut self) {
+        self.stop.cancel();
+        let deadline = Instant::now() + self.shutdown_grace + JOIN_SLACK;
+        for (thread, running) in std::mem::take(&mut self.threads) {
+            match running.join(deadline).await {
+                Some(Ok(())) => {}
+                Some(Err(_)) => tracing::error!(thread, "data thread panicked"),
+                None => tracing::error!(thread, "data thread is stuck in a request; left behind"),
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// Adds what every node offers: `grpc.health.v1` (the node as a whole, service name "") and reflection, v1 and v1alpha.
+pub fn with_health_and_reflection(routes: Routes) -> Routes {
+    let (_, health) = tonic_health::server::health_reporter();
+    let reflection =
+        || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
+    routes
+        .add_service(health)
+        .add_service(reflection().build_v1().expect("the build script made the descriptors"))
+        .add_service(reflection().build_v1alpha().expect("the build script made the descriptors"))
+}

@@ -1,0 +1,176 @@
+//! Why a request is refused, and the one place where that becomes a `Code`.
+//!
+//! Business results travel in the body as `Status` with gRPC status OK: to the official clients a gRPC error means a
+//! broken transport, and they isolate the endpoint. Every text names the value and the rule it broke. Pure; any thread.
+
+use crate::proto::karman as v1;
+use crate::proto::v2::{self, Code, Status};
+
+/// A request that is not carried out, and why. `Display` is the text that the client's user reads.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "each variant is its message")]
+pub enum Rejection {
+    #[error("the request has no x-mq-client-id header; every client sends its id with every call")]
+    ClientIdRequired,
+    #[error("topic name {name:?} is refused: {rule}")]
+    IllegalTopic { name: String, rule: &'static str },
+    #[error("consumer group name {name:?} is refused: {rule}")]
+    IllegalGroup { name: String, rule: &'static str },
+    #[error("CODE: 17  DESC: No topic route info in name server for the topic: {topic}")]
+    TopicNotFound { topic: String },
+    #[error(
+        "consumer group {group:?} does not exist and autoCreateSubscriptionGroup is off; create it first"
+    )]
+    GroupNotFound { group: String },
+    #[error("broker {broker:?} is not in the route table: it left the cluster or never was in it")]
+    UnknownBroker { broker: String },
+    #[error("message {index} is not a readable Message: {why}")]
+    MessageCorrupted { index: usize, why: String },
+    #[error("the request holds no message")]
+    NoMessage,
+    #[error("the request holds {count} messages, the limit is {limit}; send smaller batches")]
+    TooManyMessages { count: usize, limit: usize },
+    #[error("a batch goes to one topic, this one names {first:?} and {other:?}")]
+    MixedTopics { first: String, other: String },
+    #[error("the body of message {index} is empty")]
+    BodyEmpty { index: usize },
+    #[error("the body of message {index} has {size} bytes, the limit is {limit}")]
+    BodyTooLarge { index: usize, size: usize, limit: usize },
+    #[error("the bodies of the batch have {size} bytes together, the limit is {limit}; send smaller batches")]
+    BatchTooLarge { size: usize, limit: usize },
+    #[error("message {index} has {count} user properties, the limit is {limit}")]
+    TooManyProperties { index: usize, count: usize, limit: usize },
+    #[error("the properties, keys and tag of message {index} have {size} bytes, the limit is {limit}")]
+    PropertiesTooLarge { index: usize, size: usize, limit: usize },
+    #[error("user property {key:?} of message {index} is refused: {rule}")]
+    IllegalPropertyKey { index: usize, key: String, rule: &'static str },
+    #[error("tag {tag:?} of message {index} is refused: {rule}")]
+    IllegalTag { index: usize, tag: String, rule: &'static str },
+    #[error("key {key:?} of message {index} is refused: {rule}")]
+    IllegalKey { index: usize, key: String, rule: &'static str },
+    #[error("the message id of message {index} is refused: {rule}")]
+    IllegalMessageId { index: usize, rule: &'static str },
+    #[error("message {index} is a {declared} message, topic {topic:?} takes {accepted}")]
+    TypeConflict { index: usize, topic: String, declared: &'static str, accepted: &'static str },
+    #[error("message {index} says it is a {declared} message, its properties make it a {derived} message")]
+    TypeMismatch { index: usize, declared: &'static str, derived: &'static str },
+    #[error("filter expression {expression:?} is refused: {rule}")]
+    IllegalFilter { expression: String, rule: &'static str },
+    #[error("invisible duration {millis} ms is refused: it must be between {min_millis} and {max_millis} ms")]
+    IllegalInvisibleTime { millis: i64, min_millis: i64, max_millis: i64 },
+    #[error("a long polling timeout of {seconds} s is refused: it must not be negative")]
+    IllegalPollingTime { seconds: i64 },
+    #[error("receipt handle is refused: {why}")]
+    InvalidReceiptHandle { why: &'static str },
+    #[error("{what} is not allowed: {rule}")]
+    Forbidden { what: String, rule: &'static str },
+    #[error("{0}")]
+    BadRequest(String),
+    #[error("too many requests: {0}")]
+    TooManyRequests(String),
+    #[error("{capability} is not implemented by this version")]
+    NotImplemented { capability: &'static str },
+    #[error("broker {broker:?} did not answer in time: {why}")]
+    PeerTimeout { broker: String, why: String },
+    #[error("broker {broker:?} cannot be reached from here: {why}")]
+    PeerUnavailable { broker: String, why: String },
+    #[error("the store takes no more messages: {0}")]
+    StoreFull(String),
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+impl Rejection {
+    /// The code a client sees, after `StatusCode.md` of the public contract.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::ClientIdRequired => Code::ClientIdRequired,
+            Self::IllegalTopic { .. } => Code::IllegalTopic,
+            Self::IllegalGroup { .. } => Code::IllegalConsumerGroup,
+            Self::TopicNotFound { .. } => Code::TopicNotFound,
+            Self::GroupNotFound { .. } => Code::ConsumerGroupNotFound,
+            Self::MessageCorrupted { .. } | Self::NoMessage | Self::MixedTopics { .. } => {
+                Code::MessageCorrupted
+            }
+            Self::BodyEmpty { .. } => Code::MessageBodyEmpty,
+            Self::BodyTooLarge { .. } | Self::BatchTooLarge { .. } | Self::TooManyMessages { .. } => {
+                Code::MessageBodyTooLarge
+            }
+            Self::TooManyProperties { .. } | Self::PropertiesTooLarge { .. } => {
+                Code::MessagePropertiesTooLarge
+            }
+            Self::IllegalPropertyKey { .. } => Code::IllegalMessagePropertyKey,
+            Self::IllegalTag { .. } => Code::IllegalMessageTag,
+            Self::IllegalKey { .. } => Code::IllegalMessageKey,
+            Self::IllegalMessageId { .. } => Code::IllegalMessageId,
+            Self::TypeConflict { .. } | Self::TypeMismatch { .. } => Code::MessagePropertyConflictWithType,
+            Self::IllegalFilter { .. } => Code::IllegalFilterExpression,
+            Self::IllegalInvisibleTime { .. } => Code::IllegalInvisibleTime,
+            Self::IllegalPollingTime { .. } => Code::IllegalPollingTime,
+            Self::InvalidReceiptHandle { .. } => Code::InvalidReceiptHandle,
+            Self::Forbidden { .. } => Code::Forbidden,
+            Self::BadRequest(_) | Self::UnknownBroker { .. } => Code::BadRequest,
+            Self::TooManyRequests(_) => Code::TooManyRequests,
+            Self::NotImplemented { .. } => Code::NotImplemented,
+            Self::PeerTimeout { .. } => Code::ProxyTimeout,
+            Self::PeerUnavailable { .. } | Self::StoreFull(_) | Self::Internal(_) => {
+                Code::InternalServerError
+            }
+        }
+    }
+}
+
+impl From<&Rejection> for Status {
+    fn from(rejection: &Rejection) -> Self {
+        Self { code: rejection.code().into(), message: rejection.to_string() }
+    }
+}
+
+impl From<Rejection> for Status {
+    fn from(rejection: Rejection) -> Self {
+        Self::from(&rejection)
+    }
+}
+
+/// `OK`, the way the reference words it.
+pub fn ok() -> Status {
+    Status { code: Code::Ok.into(), message: "OK".into() }
+}
+
+/// The status over several entries: their common code, or MULTIPLE_RESULTS.
+pub fn summary<'a>(entries: impl IntoIterator<Item = &'a Status>) -> Status {
+    let mut entries = entries.into_iter();
+    let Some(first) = entries.next() else { return ok() };
+    if entries.all(|other| other.code == first.code) {
+        first.clone()
+    } else {
+        Status { code: Code::MultipleResults.into(), message: "see the status of each entry".into() }
+    }
+}
+
+/// An answer that can say no: every response of these has a `status`.
+macro_rules! answers {
+    ($($response:ty),* $(,)?) => {$(
+        impl From<Rejection> for $response {
+            #[allow(clippy::needless_update, reason = "some have nothing but a status")]
+            fn from(rejection: Rejection) -> Self {
+                Self { status: Some(rejection.into()), ..Default::default() }
+            }
+        }
+    )*};
+}
+
+answers! {
+    v2::QueryRouteResponse, v2::HeartbeatResponse, v2::SendMessageResponse, v2::QueryAssignmentResponse,
+    v2::AckMessageResponse, v2::ForwardMessageToDeadLetterQueueResponse, v2::UpdateOffsetResponse,
+    v2::GetOffsetResponse, v2::QueryOffsetResponse, v2::EndTransactionResponse, v2::NotifyClientTerminationResponse,
+    v2::ChangeInvisibleDurationResponse, v2::RecallMessageResponse, v2::SyncLiteSubscriptionResponse,
+    v1::CreateTopicResponse, v1::DeleteTopicResponse, v1::ListTopicsResponse, v1::DescribeTopicResponse,
+    v1::CreateGroupResponse, v1::ListGroupsResponse, v1::DescribeClusterResponse,
+}
+
+/// What a handler's result says to the client: its answer, or a refusal in the same form.
+pub fn answer<T: From<Rejection>>(result: Result<T, Rejection>) -> Result<tonic::Response<T>, tonic::Status> {
+    Ok(tonic::Response::new(result.unwrap_or_else(T::from)))
+}

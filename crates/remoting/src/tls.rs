@@ -1,0 +1,201 @@
+//! Certificates of the server port: from PEM files, or self-signed and kept. Read once at start, on the calling thread.
+//!
+//! rustls works with the ring provider named here, so that no process-wide default has to be installed.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use rustls::crypto::ring;
+use rustls::pki_types::pem::{self, PemObject as _};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::server::TlsMode;
+
+/// gRPC clients insist on it.
+const ALPN_H2: &[u8] = b"h2";
+
+/// A certificate with its key, ready to serve; ALPN is `h2`. A clone shares it.
+#[derive(Clone, Debug)]
+pub struct Tls(Arc<ServerConfig>);
+
+/// Why there is no usable certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file is missing, unreadable, or not PEM.
+    #[error("read {path}: {source}", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// A missing section or an I/O error.
+        source: pem::Error,
+    },
+    /// A file or directory could not be written.
+    #[error("write {path}: {source}", path = path.display())]
+    Write {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Both were read, but they do not fit together or are of an unknown kind.
+    #[error("use the certificate {cert} with the key {key}: {source}", cert = cert.display(), key = key.display())]
+    Unusable {
+        /// The certificate file.
+        cert: PathBuf,
+        /// The key file.
+        key: PathBuf,
+        /// What rustls said.
+        source: rustls::Error,
+    },
+    /// A name cannot stand in a certificate.
+    #[error("make a certificate for {names:?}: {source}")]
+    Generate {
+        /// The names asked for.
+        names: Vec<String>,
+        /// What rcgen said.
+        source: rcgen::Error,
+    },
+}
+
+impl Tls {
+    /// Reads a certificate chain (leaf first) and its private key, both PEM.
+    pub fn from_pem(cert: &Path, key: &Path) -> Result<Self, TlsError> {
+        let unreadable = |path: &Path| {
+            let path = path.to_owned();
+            move |source| TlsError::Read { path, source }
+        };
+        let chain: Vec<_> = CertificateDer::pem_file_iter(cert)
+            .and_then(|certificates| certificates.collect())
+            .map_err(unreadable(cert))?;
+        if chain.is_empty() {
+            return Err(unreadable(cert)(pem::Error::NoItemsFound));
+        }
+        let private_key = PrivateKeyDer::from_pem_file(key).map_err(unreadable(key))?;
+        let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, private_key))
+            .map_err(|source| TlsError::Unusable { cert: cert.to_owned(), key: key.to_owned(), source })?;
+        config.alpn_protocols = vec![ALPN_H2.to_vec()];
+        Ok(Self(Arc::new(config)))
+    }
+
+    /// The certificate of a node: the PEM files where they are configured, else a self-signed one that is kept in
+    /// `dir`; none where TLS is switched off.
+    pub fn of_node(
+        mode: TlsMode,
+        cert_path: &str,
+        key_path: &str,
+        dir: &Path,
+        names: &[String],
+    ) -> Result<Option<Self>, TlsError> {
+        match (mode, cert_path) {
+            (TlsMode::Disabled, _) => Ok(None),
+            (_, "") => Self::self_signed(dir, names).map(Some),
+            (_, cert_path) => Self::from_pem(Path::new(cert_path), Path::new(key_path)).map(Some),
+        }
+    }
+
+    /// Uses `cert.pem` and `key.pem` in `dir`; makes them first when there is no `cert.pem`.
+    ///
+    /// The certificate made is self-signed, for `names` (host names or IP addresses), `localhost` and `127.0.0.1`.
+    /// The key file is readable by its owner only.
+    pub fn self_signed(dir: &Path, names: &[String]) -> Result<Self, TlsError> {
+        let (cert, key) = (dir.join("cert.pem"), dir.join("key.pem"));
+        let missing = fs::metadata(&cert).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        if missing {
+            make(dir, &cert, &key, names)?;
+        }
+        Self::from_pem(&cert, &key)
+    }
+
+    pub(crate) fn server_config(&self) -> Arc<ServerConfig> {
+        self.0.clone()
+    }
+}
+
+fn make(dir: &Path, cert: &Path, key: &Path, names: &[String]) -> Result<(), TlsError> {
+    let mut names = names.to_vec();
+    names.extend(["localhost".to_owned(), "127.0.0.1".to_owned()]);
+    names.sort();
+    names.dedup();
+    let made = rcgen::generate_simple_self_signed(names.clone())
+        .map_err(|source| TlsError::Generate { names, source })?;
+    let unwritable = |path: &Path| {
+        let path = path.to_owned();
+        move |source| TlsError::Write { path, source }
+    };
+    fs::create_dir_all(dir).map_err(unwritable(dir))?;
+    // The certificate comes last and whole: that it exists says that the key does.
+    write_private(key, made.signing_key.serialize_pem().as_bytes()).map_err(unwritable(key))?;
+    let aside = cert.with_extension("pem.new");
+    write_private(&aside, made.cert.pem().as_bytes()).map_err(unwritable(&aside))?;
+    fs::rename(&aside, cert).map_err(unwritable(cert))
+}
+
+/// Writes a new file of mode 0600; one that was there is replaced, for its mode could be another.
+fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_certificate_is_made_once_and_its_key_is_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("tls");
+        let names = ["broker-a.example".to_owned(), "10.1.2.3".to_owned(), "localhost".to_owned()];
+        Tls::self_signed(&dir, &names).unwrap();
+        let made = fs::read(dir.join("cert.pem")).unwrap();
+        let mode = fs::metadata(dir.join("key.pem")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        Tls::self_signed(&dir, &[]).unwrap();
+        assert_eq!(fs::read(dir.join("cert.pem")).unwrap(), made);
+    }
+
+    #[test]
+    fn a_key_without_its_certificate_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("key.pem"), "left by a crash").unwrap();
+        Tls::self_signed(dir.path(), &[]).unwrap();
+        let mode = fs::metadata(dir.path().join("key.pem")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn errors_name_the_file() {
+        let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for dir in [&one, &other] {
+            Tls::self_signed(dir.path(), &[]).unwrap();
+        }
+        let (cert, key) = (one.path().join("cert.pem"), one.path().join("key.pem"));
+        let error = |cert: &Path, key: &Path| Tls::from_pem(cert, key).expect_err("refused").to_string();
+
+        let absent = one.path().join("absent.pem");
+        assert!(error(&absent, &key).contains("absent.pem"));
+        assert!(error(&cert, &absent).contains("absent.pem"));
+        let text = one.path().join("text.pem");
+        fs::write(&text, "not PEM").unwrap();
+        assert!(error(&text, &key).contains("text.pem"));
+        assert!(error(&cert, &text).contains("text.pem"));
+        // A key that belongs to another certificate.
+        let strange = error(&cert, &other.path().join("key.pem"));
+        assert!(strange.contains("cert.pem") && strange.contains("key.pem"), "{strange}");
+        let bad_name =
+            Tls::self_signed(&one.path().join("new"), &["ä".to_owned()]).expect_err("not a host name");
+        assert!(bad_name.to_string().contains('ä'), "{bad_name}");
+    }
+}

@@ -1,0 +1,9 @@
+//! Servers and channels over real sockets.
+
+mod admission;
+mod channel;
+mod drain;
+mod handshake;
+mod http2;
+mod probe;
+mod support;

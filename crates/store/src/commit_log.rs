@@ -1,0 +1,194 @@
+//! What the log writer, the maintenance thread and the callers share: segments, index, watermarks, and the rules that
+//! hold for all of them: how a flush is done, how the next segment comes to be, how the store stops after an error.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::config::StoreConfig;
+use crate::directory::Directory;
+use crate::disk::{self, Disk};
+use crate::error::AppendError;
+use crate::inbox::Inbox;
+use crate::index::QueueIndex;
+use crate::maintenance::Wishes;
+use crate::segment::Segment;
+use crate::watermark::Progress;
+use crate::{Listener, Projection};
+
+/// How long a failed attempt to make the next segment answers for further ones.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+
+pub(crate) struct CommitLog {
+    pub(crate) config: StoreConfig,
+    pub(crate) directory: Directory,
+    pub(crate) disk: Arc<dyn Disk>,
+    /// All that hold records, in order; the last is being written. Replaced by the log writer when it rolls.
+    pub(crate) segments: ArcSwap<Vec<Arc<Segment>>>,
+    pub(crate) index: QueueIndex,
+    pub(crate) progress: Progress,
+    pub(crate) inbox: Inbox,
+    pub(crate) wishes: Wishes,
+    pub(crate) projections: Vec<Arc<dyn Projection>>,
+    pub(crate) listener: Arc<dyn Listener>,
+    /// Records shown to the projections since the start.
+    pub(crate) projected: AtomicU64,
+    pub(crate) poisoned: watch::Sender<Option<Arc<str>>>,
+    pub(crate) next: Mutex<NextSegment>,
+    /// One flush at a time: the kernel reports a write-back error to one caller only, and whoever flushes after that
+    /// must learn of it from the poison that was set before this lock was released.
+    pub(crate) flushing: Mutex<()>,
+}
+
+impl std::fmt::Debug for CommitLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CommitLog")
+            .field("directory", &self.directory)
+            .field("progress", &self.progress)
+            .finish()
+    }
+}
+
+/// The segment behind the active one.
+#[derive(Debug, Default)]
+pub(crate) struct NextSegment {
+    pub(crate) ready: Option<Arc<Segment>>,
+    failed: Option<(Instant, AppendError)>,
+}
+
+impl NextSegment {
+    pub(crate) fn new(ready: Option<Arc<Segment>>) -> Self {
+        Self { ready, failed: None }
+    }
+}
+
+impl CommitLog {
+    /// The segment that is being written.
+    pub(crate) fn active(&self) -> Arc<Segment> {
+        let segments = self.segments.load();
+        segments.last().expect("a log has at least one segment").clone()
+    }
+
+    /// The segment that `physical_offset` lies in.
+    pub(crate) fn segment_of(&self, physical_offset: u64) -> Option<Arc<Segment>> {
+        let segments = self.segments.load();
+        let behind = segments.partition_point(|segment| segment.base() <= physical_offset);
+        segments.get(behind.checked_sub(1)?).cloned()
+    }
+
+    /// Makes the log durable up to `upto`, which was written to `segment` (or lies in front of it: a segment is
+    /// flushed before the next one is written).
+    pub(crate) fn flush(&self, segment: &Segment, upto: u64) -> Result<(), AppendError> {
+        let _one_at_a_time = self.flushing.lock();
+        self.check_poison()?;
+        segment.flush().map_err(|error| self.poison("flush", segment.path(), &error))?;
+        self.progress.advance_flushed(upto);
+        Ok(())
+    }
+
+    /// Makes durable what is written by now.
+    pub(crate) fn flush_written(&self) -> Result<(), AppendError> {
+        // In this order: an offset read first cannot lie behind a segment read later.
+        let upto = self.progress.written();
+        if self.progress.flushed() >= upto {
+            return self.check_poison();
+        }
+        self.flush(&self.active(), upto)
+    }
+
+    /// Makes sure that there is a segment behind the active one.
+    pub(crate) fn prepare_next(&self) -> Result<(), AppendError> {
+        let mut next = self.next.lock();
+        if next.ready.is_some() {
+            return Ok(());
+        }
+        if let Some((_, error)) = next.failed.as_ref().filter(|(when, _)| when.elapsed() < RETRY_AFTER) {
+            return Err(error.clone());
+        }
+        match self.create_next() {
+            Ok(segment) => {
+                *next = NextSegment::new(Some(Arc::new(segment)));
+                Ok(())
+            }
+            Err(error) => {
+                if next.failed.is_none() {
+                    tracing::warn!(%error, "cannot make the next segment");
+                }
+                next.failed = Some((Instant::now(), error.clone()));
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes the segment behind the active one, which was prepared, the active one. Only the log writer does that.
+    pub(crate) fn activate_next(&self) -> Arc<Segment> {
+        // Both under one lock: were the segment taken first, a second one could be made in its place meanwhile.
+        let mut next = self.next.lock();
+        let ready = next.ready.take().expect("it was prepared, and nobody else takes it");
+        let mut segments = Vec::clone(&self.segments.load());
+        segments.push(ready.clone());
+        self.segments.store(Arc::new(segments));
+        ready
+    }
+
+    fn create_next(&self) -> Result<Segment, AppendError> {
+        let (directory, length) = (&self.directory.commit_log, self.config.segment_size_bytes);
+        let needed_bytes = length + self.config.disk_reserve_bytes;
+        let available = self.disk.available_bytes(directory);
+        let available_bytes = available.map_err(|error| self.poison("look at", directory, &error))?;
+        if available_bytes < needed_bytes {
+            return Err(AppendError::DiskFull { needed_bytes, available_bytes });
+        }
+        let base = self.active().end();
+        Segment::create(self.disk.clone(), directory, base, length).map_err(|error| {
+            if disk::is_no_space(&error) {
+                return AppendError::DiskFull { needed_bytes, available_bytes };
+            }
+            self.poison("make a segment in", directory, &error)
+        })
+    }
+
+    /// Stops the store: nothing is written any more, everyone who waits or comes is told the first reason.
+    pub(crate) fn poison(&self, action: &str, path: &std::path::Path, error: &io::Error) -> AppendError {
+        self.poison_because(format!("cannot {action} {}: {error}", path.display()).into())
+    }
+
+    pub(crate) fn poison_because(&self, reason: Arc<str>) -> AppendError {
+        let first = self.poisoned.send_if_modified(|poisoned| {
+            let first = poisoned.is_none();
+            poisoned.get_or_insert_with(|| reason.clone());
+            first
+        });
+        if first {
+            tracing::error!(%reason, "the store stopped taking records");
+        }
+        let error = self.check_poison().expect_err("it was set above");
+        self.inbox.fail(&error);
+        error
+    }
+
+    pub(crate) fn check_poison(&self) -> Result<(), AppendError> {
+        match &*self.poisoned.borrow() {
+            Some(reason) => Err(AppendError::Poisoned(reason.clone())),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Poisons the store when the thread that holds it panics: its half-done work must not be built upon.
+#[derive(Debug)]
+pub(crate) struct PanicGuard(pub(crate) Arc<CommitLog>);
+
+impl Drop for PanicGuard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let name = std::thread::current().name().unwrap_or("a thread of the store").to_owned();
+            self.0.poison_because(format!("{name} panicked").into());
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! What a store can be told: [`StoreConfig`] and the ranges its values must lie in. Plain data, used by every thread.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::error::OpenError;
+use crate::segment::PAGE_BYTES;
+
+/// Smallest segment: small enough for tests that roll often.
+pub const MIN_SEGMENT_BYTES: u64 = 1 << 20;
+/// Largest segment: a record's length, and so a blank's, is a `u32`.
+pub const MAX_SEGMENT_BYTES: u64 = 2 << 30;
+
+/// Settings of one store. Start from [`StoreConfig::new`] and change what differs.
+#[derive(Debug, Clone)]
+pub struct StoreConfig {
+    /// The directory of the store; created when it does not exist.
+    pub directory: PathBuf,
+    /// Size of a segment made from now on, in bytes; older ones keep theirs. A multiple of 4096,
+    /// [`MIN_SEGMENT_BYTES`] to [`MAX_SEGMENT_BYTES`]. Default: 1 GiB.
+    pub segment_size_bytes: u64,
+    /// Bytes that may wait for the log writer before appends are refused with `Overloaded`. Default: 64 MiB.
+    pub inbox_bytes: usize,
+    /// Bytes the log writer takes at once, so that nobody waits for more than this. Default: 4 MiB.
+    pub batch_bytes: usize,
+    /// How long records that nobody waits for may stay unflushed. Default: 500 ms.
+    pub flush_interval: Duration,
+    /// Free space the store leaves on its file system: no segment is made that would eat into it. Default: 256 MiB.
+    pub disk_reserve_bytes: u64,
+    /// Bytes of log after which a snapshot is taken. Default: 256 MiB.
+    pub snapshot_interval_bytes: u64,
+    /// Time after which a snapshot is taken if a projection has seen a record since the last. Default: 60 s.
+    pub snapshot_interval: Duration,
+}
+
+impl StoreConfig {
+    /// The defaults, for a store in `directory`.
+    pub fn new(directory: impl Into<PathBuf>) -> Self {
+        Self {
+            directory: directory.into(),
+            segment_size_bytes: 1 << 30,
+            inbox_bytes: 64 << 20,
+            batch_bytes: 4 << 20,
+            flush_interval: Duration::from_millis(500),
+            disk_reserve_bytes: 256 << 20,
+            snapshot_interval_bytes: 256 << 20,
+            snapshot_interval: Duration::from_secs(60),
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<(), OpenError> {
+        let refuse = |key, value: String, allowed| Err(OpenError::Config { key, value, allowed });
+        let size = self.segment_size_bytes;
+        if !(MIN_SEGMENT_BYTES..=MAX_SEGMENT_BYTES).contains(&size) || !size.is_multiple_of(PAGE_BYTES) {
+            return refuse("segment_size_bytes", size.to_string(), "1 MiB to 2 GiB, a multiple of 4096");
+        }
+        if self.inbox_bytes == 0 || self.batch_bytes == 0 {
+            let value = format!("{} and {}", self.inbox_bytes, self.batch_bytes);
+            return refuse("inbox_bytes and batch_bytes", value, "more than 0");
+        }
+        if self.flush_interval.is_zero() || self.snapshot_interval.is_zero() {
+            let value = format!("{:?} and {:?}", self.flush_interval, self.snapshot_interval);
+            return refuse("flush_interval and snapshot_interval", value, "more than 0");
+        }
+        Ok(())
+    }
+
+    /// The most one append call may take in the log: it must fit a segment and the inbox.
+    pub(crate) fn max_append_bytes(&self) -> u64 {
+        self.segment_size_bytes.min(self.inbox_bytes as u64)
+    }
+}

@@ -1,0 +1,121 @@
+//! The store's directory: who may use it ([`Directory::open`] takes the lock) and what lies where. Used by the opening
+//! thread; the paths by everyone.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use crate::disk::{self, Disk};
+use crate::error::OpenError;
+
+const MAGIC: &[u8; 8] = b"KARMSTOR";
+/// Raised when an older version could no longer read a store.
+const FORMAT_VERSION: u32 = 1;
+const IDENTITY_BYTES: usize = 32;
+
+/// Random, given at creation; carried by files that must not be mixed up with those of another store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StoreId(pub(crate) [u8; 16]);
+
+/// A locked directory with an identity.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    pub(crate) commit_log: PathBuf,
+    pub(crate) snapshots: PathBuf,
+    pub(crate) store: StoreId,
+    /// Locked while open.
+    pub(crate) lock: File,
+}
+
+impl Directory {
+    /// Opens or creates the directory and locks it for this process.
+    pub(crate) fn open(disk: &dyn Disk, root: &Path) -> Result<Self, OpenError> {
+        create_root(disk, root).map_err(OpenError::io("create", root))?;
+        let lock = lock(root)?;
+        let (commit_log, snapshots) = (root.join("commitlog"), root.join("snapshot"));
+        let identity = root.join("identity");
+        let store = match File::open(&identity) {
+            Ok(file) => read_identity(root, file)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                create(disk, root, [&commit_log, &snapshots])
+                    .map_err(OpenError::io("create a store in", root))??
+            }
+            Err(error) => return Err(OpenError::io("read", &identity)(error)),
+        };
+        for part in [root, &commit_log, &snapshots] {
+            remove_half_written(part).map_err(OpenError::io("clean up", part))?;
+        }
+        Ok(Self { commit_log, snapshots, store, lock })
+    }
+}
+
+/// Creates what is missing of the path, durably.
+fn create_root(disk: &dyn Disk, root: &Path) -> io::Result<()> {
+    let root = std::path::absolute(root)?;
+    let missing: Vec<_> = root.ancestors().take_while(|part| !part.exists()).collect();
+    fs::create_dir_all(&root)?;
+    for parent in missing.into_iter().filter_map(Path::parent) {
+        disk.sync_directory(parent)?;
+    }
+    Ok(())
+}
+
+fn lock(root: &Path) -> Result<File, OpenError> {
+    let path = root.join("lock");
+    let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path);
+    let file = file.map_err(OpenError::io("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::Locked { directory: root.to_owned() }),
+        Err(TryLockError::Error(error)) => Err(OpenError::io("lock", &path)(error)),
+    }
+}
+
+/// Files are written aside under this extension; what a crash left of them was never part of the store.
+fn remove_half_written(directory: &Path) -> io::Result<()> {
+    for file in fs::read_dir(directory)? {
+        let path = file?.path();
+        if path.extension().is_some_and(|extension| extension == disk::ASIDE) {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
+/// The identity comes last: where it is, the rest is durable.
+fn create(disk: &dyn Disk, root: &Path, parts: [&Path; 2]) -> io::Result<Result<StoreId, OpenError>> {
+    for part in parts {
+        fs::create_dir_all(part)?;
+        if fs::read_dir(part)?.next().is_some() {
+            let reason = format!("{} holds files but the file identity is missing", part.display());
+            return Ok(Err(OpenError::NotAStore { directory: root.to_owned(), reason }));
+        }
+    }
+    let mut id = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut id)?;
+    let mut bytes = Vec::with_capacity(IDENTITY_BYTES);
+    bytes.extend_from_slice(MAGIC);
+    bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+    bytes.extend_from_slice(&id);
+    bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
+    disk.sync_directory(root)?;
+    disk::replace_file(disk, &root.join("identity"), &bytes)?;
+    Ok(Ok(StoreId(id)))
+}
+
+fn read_identity(root: &Path, mut file: File) -> Result<StoreId, OpenError> {
+    let foreign = |reason: String| OpenError::NotAStore { directory: root.to_owned(), reason };
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(OpenError::io("read", &root.join("identity")))?;
+    if bytes.len() < IDENTITY_BYTES || bytes[..8] != *MAGIC {
+        return Err(foreign("the file identity is not one of a store".into()));
+    }
+    let version = u32::from_le_bytes(bytes[8..12].try_into().expect("four bytes"));
+    if version != FORMAT_VERSION {
+        return Err(foreign(format!("it has format version {version}, known is {FORMAT_VERSION}")));
+    }
+    if bytes.len() != IDENTITY_BYTES || crc32c::crc32c(&bytes[..28]).to_le_bytes() != bytes[28..] {
+        return Err(foreign("the file identity does not match its checksum".into()));
+    }
+    Ok(StoreId(bytes[12..28].try_into().expect("sixteen bytes")))
+}

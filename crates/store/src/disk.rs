@@ -1,0 +1,84 @@
+//! The few file operations whose failure decides what the store may promise, behind one trait so that tests can make
+//! them fail. Called by the log writer, the maintenance thread and the opening thread.
+
+use std::fmt::Debug;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use rustix::fs::FallocateFlags;
+
+/// File operations of the store. Implemented by [`SystemDisk`] and by the tests' failing disks.
+pub(crate) trait Disk: Debug + Send + Sync {
+    /// Reserves the blocks of `file` up to `length`, which becomes its size.
+    fn allocate(&self, file: &File, length: u64) -> io::Result<()>;
+    /// Writes all of `bytes` at `offset`.
+    fn write_at(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Makes what was written to `file` durable. Not to be tried again when it fails: the kernel forgets the pages.
+    fn sync_data(&self, file: &File) -> io::Result<()>;
+    /// Replaces `to` by `from`; durable after `sync_directory`.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Makes names in `directory` durable.
+    fn sync_directory(&self, directory: &Path) -> io::Result<()>;
+    /// Free bytes of the file system that `directory` is on, without root's reserve.
+    fn available_bytes(&self, directory: &Path) -> io::Result<u64>;
+}
+
+/// The operating system's files.
+#[derive(Debug)]
+pub(crate) struct SystemDisk;
+
+impl Disk for SystemDisk {
+    fn allocate(&self, file: &File, length: u64) -> io::Result<()> {
+        Ok(rustix::fs::fallocate(file, FallocateFlags::empty(), 0, length)?)
+    }
+
+    fn write_at(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+        file.write_all_at(bytes, offset)
+    }
+
+    fn sync_data(&self, file: &File) -> io::Result<()> {
+        file.sync_data()
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to)
+    }
+
+    fn sync_directory(&self, directory: &Path) -> io::Result<()> {
+        File::open(directory)?.sync_all()
+    }
+
+    fn available_bytes(&self, directory: &Path) -> io::Result<u64> {
+        let statistics = rustix::fs::statvfs(directory)?;
+        Ok(statistics.f_bavail.saturating_mul(statistics.f_frsize))
+    }
+}
+
+/// Extension of files that are not in place yet.
+pub(crate) const ASIDE: &str = "tmp";
+
+/// Puts `bytes` at `path` so that after a crash either the former file is there or this one, whole.
+pub(crate) fn replace_file(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let aside = path.with_added_extension(ASIDE);
+    let written = write_aside(disk, &aside, path, bytes);
+    if written.is_err() {
+        // Leaves no half file that takes space of a full disk; the next start would remove it as well.
+        let _ = std::fs::remove_file(&aside);
+    }
+    written
+}
+
+fn write_aside(disk: &dyn Disk, aside: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let file = File::create(aside)?;
+    disk.write_at(&file, bytes, 0)?;
+    disk.sync_data(&file)?;
+    disk.rename(aside, path)?;
+    disk.sync_directory(path.parent().expect("files of a store lie in its directory"))
+}
+
+/// The file system is full: for files nobody waits for, a reason to try later rather than to stop.
+pub(crate) fn is_no_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}

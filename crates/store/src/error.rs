@@ -1,0 +1,191 @@
+//! One error type per operation. All of [`AppendError`] and [`ReadError`] is `Clone`: one failure answers many waiters.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::record::Invalid;
+
+/// Why a store did not open.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// A setting is out of range.
+    #[error("setting {key} is {value}; allowed: {allowed}")]
+    Config {
+        /// The field of [`crate::StoreConfig`].
+        key: &'static str,
+        /// What it holds.
+        value: String,
+        /// What it may hold.
+        allowed: &'static str,
+    },
+    /// Another process, or another handle in this one, has the store open.
+    #[error("the store in {} is in use by another process", directory.display())]
+    Locked {
+        /// The directory of the store.
+        directory: PathBuf,
+    },
+    /// The directory holds something else, or a store this version does not read.
+    #[error("{} is not a store this version can open: {reason}", directory.display())]
+    NotAStore {
+        /// The directory of the store.
+        directory: PathBuf,
+        /// What was found.
+        reason: String,
+    },
+    /// A segment file of the log is not there.
+    #[error("the log in {} has no segment that starts at {offset}; {found}", directory.display())]
+    MissingSegment {
+        /// The `commitlog` directory.
+        directory: PathBuf,
+        /// The physical offset at which a segment must start.
+        offset: u64,
+        /// What is there instead.
+        found: String,
+    },
+    /// A record that had been flushed is not valid any more. Nothing was changed.
+    #[error("segment {} is damaged at offset {offset}: {found}; {}", segment.display(), behind(*next_valid))]
+    Damaged {
+        /// The segment file.
+        segment: PathBuf,
+        /// Physical offset of the first invalid record.
+        offset: u64,
+        /// What is wrong with it.
+        found: String,
+        /// Physical offset of the first valid record behind it, if there is one.
+        next_valid: Option<u64>,
+    },
+    /// A record is intact but was written by a version this one does not know.
+    #[error("segment {} holds at offset {offset} a record this version cannot read: {reason}", segment.display())]
+    Unsupported {
+        /// The segment file.
+        segment: PathBuf,
+        /// Physical offset of the record.
+        offset: u64,
+        /// Which field has which value.
+        reason: Invalid,
+    },
+    /// A projection did not accept its part of an intact snapshot.
+    #[error("projection {projection} cannot be restored from {}: {reason}", snapshot.display())]
+    Restore {
+        /// The projection's name.
+        projection: &'static str,
+        /// The snapshot file.
+        snapshot: PathBuf,
+        /// What the projection said.
+        reason: String,
+    },
+    /// The file system refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// On which file or directory.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+fn behind(next_valid: Option<u64>) -> String {
+    match next_valid {
+        Some(offset) => format!("the next valid record is at {offset}"),
+        None => "no valid record follows".into(),
+    }
+}
+
+impl OpenError {
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { action, path: path.to_owned(), source }
+    }
+}
+
+/// Why records were not appended. Unless it is `Poisoned`, nothing of the call is in the log.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum AppendError {
+    /// The inbox of the log writer is full; try again later.
+    #[error("{waiting_bytes} of {limit_bytes} bytes wait to be written; {bytes} more do not fit")]
+    Overloaded {
+        /// Bytes of this call.
+        bytes: usize,
+        /// Bytes that wait already.
+        waiting_bytes: usize,
+        /// The inbox's capacity.
+        limit_bytes: usize,
+    },
+    /// A payload, or all records of the call together, exceed a limit; trying again cannot help.
+    #[error("{what} has {bytes} bytes; at most {limit_bytes} are possible")]
+    TooLarge {
+        /// Which of the two.
+        what: &'static str,
+        /// Its size.
+        bytes: u64,
+        /// The limit.
+        limit_bytes: u64,
+    },
+    /// The call contradicts itself; trying again cannot help.
+    #[error("records cannot be appended: {0}")]
+    Invalid(&'static str),
+    /// There is no room for the next segment; appends succeed again when there is.
+    #[error("no room for the next segment: {needed_bytes} bytes needed, {available_bytes} available")]
+    DiskFull {
+        /// A segment and the reserve.
+        needed_bytes: u64,
+        /// What the file system has for us.
+        available_bytes: u64,
+    },
+    /// The store met an I/O error and takes no more records. Whether those of this call survive is not known.
+    #[error("the store stopped taking records: {0}")]
+    Poisoned(Arc<str>),
+    /// The store was closed.
+    #[error("the store is closed")]
+    Closed,
+}
+
+/// Why something could not be read.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// The range does not lie inside the confirmed log.
+    #[error("{offset}+{size} lies outside of the log, which is {log_start}..{confirmed}")]
+    OutOfRange {
+        /// Physical offset asked for.
+        offset: u64,
+        /// Bytes asked for.
+        size: u32,
+        /// Where the log starts.
+        log_start: u64,
+        /// Where its confirmed part ends.
+        confirmed: u64,
+    },
+    /// The bytes there are not the record they should be.
+    #[error("no intact record of {size} bytes at {offset}: {reason}")]
+    Corrupt {
+        /// Physical offset asked for.
+        offset: u64,
+        /// Bytes asked for.
+        size: u32,
+        /// What is wrong.
+        reason: Invalid,
+    },
+    /// The entries in an index file are damaged.
+    #[error("index file {} is damaged; without it the next start builds it anew from the log", path.display())]
+    BadIndex {
+        /// The index file.
+        path: PathBuf,
+    },
+}
+
+/// Why a store did not close in order. What was answered with OK is safe all the same.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum CloseError {
+    /// The store was or became poisoned.
+    #[error("the store stopped before it was closed: {0}")]
+    Poisoned(Arc<str>),
+    /// The last snapshot could not be written; the next start replays more of the log.
+    #[error("the last snapshot was not written: {0}")]
+    Snapshot(Arc<io::Error>),
+}

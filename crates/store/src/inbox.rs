@@ -1,0 +1,116 @@
+//! What waits for the log writer, bounded in bytes. Any thread pushes, without ever waiting; the log writer takes.
+
+use std::collections::VecDeque;
+
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::oneshot;
+
+use crate::error::AppendError;
+use crate::record::NewRecord;
+use crate::{Appended, Durability};
+
+pub(crate) type Reply = oneshot::Sender<Result<Appended, AppendError>>;
+
+/// The records of one append call and who waits for them.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) records: Vec<NewRecord>,
+    /// What they will take in the log.
+    pub(crate) bytes: usize,
+    pub(crate) durability: Durability,
+    pub(crate) reply: Reply,
+}
+
+impl Request {
+    /// Says that nothing of it was appended.
+    pub(crate) fn refuse(self, error: AppendError) {
+        // The caller may have stopped waiting.
+        let _ = self.reply.send(Err(error));
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    limit_bytes: usize,
+    state: Mutex<State>,
+    pushed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: VecDeque<Request>,
+    bytes: usize,
+    closed: Option<AppendError>,
+}
+
+impl State {
+    /// Moves about `batch_bytes` of what waits to `batch`, at least one request.
+    fn give(&mut self, batch: &mut VecDeque<Request>, batch_bytes: usize) {
+        let mut taken = 0;
+        while taken < batch_bytes {
+            let Some(request) = self.waiting.pop_front() else { break };
+            taken += request.bytes;
+            batch.push_back(request);
+        }
+        self.bytes -= taken;
+    }
+}
+
+impl Inbox {
+    pub(crate) fn new(limit_bytes: usize) -> Self {
+        Self { limit_bytes, state: Mutex::default(), pushed: Condvar::new() }
+    }
+
+    pub(crate) fn push(&self, request: Request) -> Result<(), AppendError> {
+        let mut state = self.state.lock();
+        if let Some(error) = &state.closed {
+            return Err(error.clone());
+        }
+        if state.bytes + request.bytes > self.limit_bytes {
+            let (bytes, waiting_bytes) = (request.bytes, state.bytes);
+            return Err(AppendError::Overloaded { bytes, waiting_bytes, limit_bytes: self.limit_bytes });
+        }
+        state.bytes += request.bytes;
+        state.waiting.push_back(request);
+        drop(state);
+        self.pushed.notify_one();
+        Ok(())
+    }
+
+    /// Waits for requests and moves about `batch_bytes` of them, at least one, to `batch`. `false`: none will come.
+    pub(crate) fn take(&self, batch: &mut VecDeque<Request>, batch_bytes: usize) -> bool {
+        let mut state = self.state.lock();
+        while state.waiting.is_empty() {
+            if state.closed.is_some() {
+                return false;
+            }
+            self.pushed.wait(&mut state);
+        }
+        drop(state);
+        // Whoever is about to push goes first: on busy cores one flush then serves many. On an idle machine there is
+        // nobody to give way to, and this costs a microsecond.
+        std::thread::yield_now();
+        self.state.lock().give(batch, batch_bytes);
+        true
+    }
+
+    /// Refuses what comes from now on; the log writer still gets what waits.
+    pub(crate) fn close(&self) {
+        self.state.lock().closed.get_or_insert(AppendError::Closed);
+        self.pushed.notify_one();
+    }
+
+    /// Refuses what comes from now on and what waits.
+    pub(crate) fn fail(&self, error: &AppendError) {
+        let refused = {
+            let mut state = self.state.lock();
+            state.closed = Some(error.clone());
+            state.bytes = 0;
+            std::mem::take(&mut state.waiting)
+        };
+        self.pushed.notify_one();
+        for request in refused {
+            request.refuse(error.clone());
+        }
+    }
+}

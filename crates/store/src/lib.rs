@@ -1,0 +1,345 @@
+//! Karman's storage engine: one log of records, an index of queues over it, and projections that follow it.
+//!
+//! A [`Store`] owns a directory. Records are appended from any thread, written by one (the log writer) and answered
+//! when they are as durable as was asked. Confirmed records can be found by queue and offset and are read without being
+//! copied. What is not a message is also shown to the [`Projection`]s: state that follows from the log, kept
+//! in snapshots and brought up to date at every start. `docs/storage-format.md` describes the files.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use karman_store::{Durability, NewRecord, QueueNumber, QueueOffset, RecordKind, Silent, Store, StoreConfig};
+//!
+//! let directory = tempfile::tempdir()?;
+//! let mut config = StoreConfig::new(directory.path());
+//! config.segment_size_bytes = 1 << 20;
+//! let store = Store::open(config, Vec::new(), Arc::new(Silent))?;
+//!
+//! let queue = QueueNumber(7);
+//! let message = NewRecord {
+//!     kind: RecordKind::Message,
+//!     queue: Some(queue),
+//!     tag_hash: 0,
+//!     mark: 0,
+//!     payload: "hello".into(),
+//! };
+//! let appended = store.append(vec![message], Durability::Disk)?.wait()?; // `.await` in async code
+//! assert_eq!(appended.queue_offset, QueueOffset(0));
+//!
+//! let mut entries = Vec::new();
+//! store.entries(queue, QueueOffset(0), 32, &mut entries)?;
+//! let record = store.record(entries[0].physical_offset, entries[0].size)?;
+//! assert_eq!(record.payload, "hello");
+//! store.close()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod commit_log;
+mod config;
+mod directory;
+mod disk;
+mod error;
+mod inbox;
+mod index;
+mod maintenance;
+mod record;
+mod recovery;
+mod segment;
+mod snapshot;
+mod watermark;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::future::Future;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::thread::{self, JoinHandle};
+
+use parking_lot::Mutex;
+use tokio::sync::{oneshot, watch};
+
+pub use config::{MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, StoreConfig};
+pub use error::{AppendError, CloseError, OpenError, ReadError};
+pub use index::Entry;
+pub use record::{
+    HEADER_BYTES, Invalid, MAX_PAYLOAD_BYTES, NewRecord, PhysicalOffset, QueueNumber, QueueOffset, Record,
+    RecordKind,
+};
+pub use watermark::Watermarks;
+
+use commit_log::{CommitLog, NextSegment};
+use directory::Directory;
+use disk::{Disk, SystemDisk};
+use inbox::{Inbox, Request};
+use maintenance::{Maintenance, Stop, Wishes};
+use writer::LogWriter;
+
+/// What a record survives once its append was answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Durability {
+    /// The end of the process.
+    Memory,
+    /// The loss of power.
+    Disk,
+}
+
+/// Where records came to lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Appended {
+    /// Of the first record; the others lie behind it without gaps.
+    pub physical_offset: PhysicalOffset,
+    /// Of the first record that has a queue; the others follow one by one. 0 if none has.
+    pub queue_offset: QueueOffset,
+    /// The same for all records of the call, in milliseconds since 1970.
+    pub store_time_ms: u64,
+}
+
+/// State that follows from the log: the same records in the same order give the same state, whenever they are applied.
+///
+/// A snapshot may be newer than the offset it carries, so records may be applied a second time, in order: that must
+/// lead to the same state. Implementations do their own locking.
+pub trait Projection: Send + Sync {
+    /// Names its section in snapshots; must never change and be unique in a store.
+    fn name(&self) -> &'static str;
+    /// Sees every confirmed record that is not a message, in log order: on the log writer's thread, or in recovery on
+    /// the thread that opens the store. Must not block.
+    fn apply(&self, record: &Record);
+    /// Everything [`Projection::restore`] needs. Called on the maintenance thread.
+    fn snapshot(&self) -> Vec<u8>;
+    /// Replaces the state by that of a snapshot. An error stops the start and should say what cannot be read.
+    fn restore(&self, bytes: &[u8]) -> Result<(), String>;
+}
+
+/// Hears of new messages.
+pub trait Listener: Send + Sync {
+    /// `count` further entries of `queue` are readable. On the log writer's thread; must not block.
+    fn confirmed(&self, queue: QueueNumber, count: u32);
+}
+
+/// The listener of those who do not listen.
+#[derive(Debug, Clone, Copy)]
+pub struct Silent;
+
+impl Listener for Silent {
+    fn confirmed(&self, _queue: QueueNumber, _count: u32) {}
+}
+
+/// An append under way: the future of its answer. Dropping it does not undo the append.
+#[derive(Debug)]
+#[must_use = "an append is confirmed only when this says so"]
+pub struct Append {
+    answer: oneshot::Receiver<Result<Appended, AppendError>>,
+}
+
+impl Append {
+    /// Blocks the thread until the answer is there. Not for async code.
+    pub fn wait(self) -> Result<Appended, AppendError> {
+        self.answer.blocking_recv().unwrap_or_else(|_| unanswered())
+    }
+}
+
+impl Future for Append {
+    type Output = Result<Appended, AppendError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Poll::Ready(ready!(Pin::new(&mut self.answer).poll(context)).unwrap_or_else(|_| unanswered()))
+    }
+}
+
+/// The log writer answers everyone it took something from, unless it dies.
+fn unanswered() -> Result<Appended, AppendError> {
+    Err(AppendError::Poisoned("the log writer panicked".into()))
+}
+
+/// An open store. Share it by `Arc`; all methods may be called from any thread.
+///
+/// Dropping it without [`Store::close`] is like a crash: nothing that was answered is lost beyond what its durability
+/// allows, what was not answered may be.
+#[derive(Debug)]
+pub struct Store {
+    log: Arc<CommitLog>,
+    threads: Mutex<Option<Threads>>,
+}
+
+#[derive(Debug)]
+struct Threads {
+    writer: JoinHandle<()>,
+    maintenance: JoinHandle<Result<(), CloseError>>,
+}
+
+impl Store {
+    /// Opens the store in `config.directory`, making it if there is none, and brings index and projections to the end
+    /// of its log. Blocks for as long as that takes.
+    pub fn open(
+        config: StoreConfig,
+        projections: Vec<Arc<dyn Projection>>,
+        listener: Arc<dyn Listener>,
+    ) -> Result<Self, OpenError> {
+        Self::open_on(Arc::new(SystemDisk), config, projections, listener)
+    }
+
+    fn open_on(
+        disk: Arc<dyn Disk>,
+        config: StoreConfig,
+        projections: Vec<Arc<dyn Projection>>,
+        listener: Arc<dyn Listener>,
+    ) -> Result<Self, OpenError> {
+        config.check()?;
+        let directory = Directory::open(&*disk, &config.directory)?;
+        let recovered = recovery::recover(&disk, &directory, &config, &projections)?;
+        let log_start = recovered.segments[0].base();
+        let log = Arc::new(CommitLog {
+            segments: Arc::new(recovered.segments).into(),
+            index: recovered.index,
+            progress: watermark::Progress::recovered(log_start, recovered.end),
+            inbox: Inbox::new(config.inbox_bytes),
+            wishes: Wishes::default(),
+            projected: Default::default(),
+            poisoned: watch::Sender::new(None),
+            next: Mutex::new(NextSegment::new(recovered.next)),
+            flushing: Mutex::default(),
+            config,
+            directory,
+            disk,
+            projections,
+            listener,
+        });
+        for (segment, last_store_time_ms) in recovered.unsealed {
+            log.wishes.seal(segment, last_store_time_ms);
+        }
+        let threads = start_threads(&log, recovered.end, recovered.store_time_ms, recovered.snapshot_offset)?;
+        Ok(Self { log, threads: Mutex::new(Some(threads)) })
+    }
+
+    /// Hands records to the log writer; never blocks. All records of a call that have a queue name the same one; they
+    /// come to lie behind one another, in one segment. A crash may keep the first few of them only.
+    ///
+    /// When the answer comes the records are readable and the projections have seen them. Only an append of nothing but
+    /// messages with [`Durability::Memory`] may be answered a little earlier, while others' records are flushed.
+    pub fn append(&self, records: Vec<NewRecord>, durability: Durability) -> Result<Append, AppendError> {
+        let bytes = self.check(&records)?;
+        let (reply, answer) = oneshot::channel();
+        self.log.inbox.push(Request { records, bytes, durability, reply })?;
+        Ok(Append { answer })
+    }
+
+    fn check(&self, records: &[NewRecord]) -> Result<usize, AppendError> {
+        let queue = records.iter().find_map(|record| record.queue);
+        if records.is_empty() {
+            return Err(AppendError::Invalid("there are none"));
+        }
+        if queue == Some(QueueNumber(u32::MAX)) {
+            return Err(AppendError::Invalid("queue number 4294967295 means no queue"));
+        }
+        let too_large = |what, bytes, limit_bytes| Err(AppendError::TooLarge { what, bytes, limit_bytes });
+        let mut bytes = 0;
+        for record in records {
+            if record.kind.has_queue() != record.queue.is_some() {
+                return Err(AppendError::Invalid("exactly messages and dead letters name a queue"));
+            }
+            if record.queue.is_some() && record.queue != queue {
+                return Err(AppendError::Invalid("records of one call name different queues"));
+            }
+            if record.payload.len() > MAX_PAYLOAD_BYTES {
+                return too_large("a payload", record.payload.len() as u64, MAX_PAYLOAD_BYTES as u64);
+            }
+            bytes += record::encoded_bytes(record.payload.len());
+        }
+        match self.log.config.max_append_bytes() {
+            limit if bytes as u64 > limit => too_large("an append with its headers", bytes as u64, limit),
+            _ => Ok(bytes),
+        }
+    }
+
+    /// Appends to `out` up to `max` confirmed entries of `queue`, from `from` on; none if there are none. Offsets in
+    /// front of the queue's first give nothing.
+    pub fn entries(
+        &self,
+        queue: QueueNumber,
+        from: QueueOffset,
+        max: usize,
+        out: &mut Vec<Entry>,
+    ) -> Result<(), ReadError> {
+        self.log.index.read(queue, from, max, out)
+    }
+
+    /// Offset of the first entry of `queue` and the one behind the last confirmed; 0..0 if it never had any.
+    pub fn queue_range(&self, queue: QueueNumber) -> Range<u64> {
+        self.log.index.range(queue)
+    }
+
+    /// Reads the confirmed record of `size` bytes at `at`. Its own offset, version and checksum are checked; its payload
+    /// shares memory with the log.
+    pub fn record(&self, at: PhysicalOffset, size: u32) -> Result<Record, ReadError> {
+        let Watermarks { log_start, confirmed, .. } = self.watermarks();
+        let out_of_range = || ReadError::OutOfRange { offset: at.0, size, log_start, confirmed };
+        let end =
+            at.0.checked_add(u64::from(size)).filter(|end| *end <= confirmed).ok_or_else(out_of_range)?;
+        let segment =
+            self.log.segment_of(at.0).filter(|segment| end <= segment.end()).ok_or_else(out_of_range)?;
+        let record = record::decode_record(&segment.slice(at.0..end), at.0);
+        record.map_err(|reason| ReadError::Corrupt { offset: at.0, size, reason })
+    }
+
+    /// How far the log is written, flushed and confirmed.
+    pub fn watermarks(&self) -> Watermarks {
+        self.log.progress.load()
+    }
+
+    /// Why the store takes no more records, once that is so. It does not recover: leave the process and start anew.
+    pub fn poisoned(&self) -> watch::Receiver<Option<Arc<str>>> {
+        self.log.poisoned.subscribe()
+    }
+
+    /// Writes and flushes what waits, takes a snapshot and lets go of the directory. Blocks until that is done. Reading
+    /// still works afterwards. A second call does nothing.
+    pub fn close(&self) -> Result<(), CloseError> {
+        self.log.inbox.close();
+        self.stop(Stop::InOrder)
+    }
+
+    fn stop(&self, how: Stop) -> Result<(), CloseError> {
+        let Some(threads) = self.threads.lock().take() else { return Ok(()) };
+        // A thread that panicked has poisoned the store; the maintenance thread finds that.
+        let _ = threads.writer.join();
+        self.log.wishes.stop(how);
+        let finished = threads.maintenance.join();
+        let unlocked = self.log.directory.lock.unlock();
+        unlocked.unwrap_or_else(|error| tracing::warn!(%error, "cannot unlock the store"));
+        let panicked = |_| Err(CloseError::Poisoned("the maintenance thread panicked".into()));
+        finished.unwrap_or_else(panicked)
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.log.inbox.fail(&AppendError::Closed);
+        // Nobody is told: a drop without close is a crash.
+        let _ = self.stop(Stop::AtOnce);
+    }
+}
+
+fn start_threads(
+    log: &Arc<CommitLog>,
+    end: u64,
+    store_time_ms: u64,
+    snapshot_offset: u64,
+) -> Result<Threads, OpenError> {
+    let failed = |error| OpenError::io("start a thread for", &log.config.directory)(error);
+    let maintenance = Maintenance::new(log.clone(), snapshot_offset);
+    let maintenance = thread::Builder::new()
+        .name("store-maintenance".into())
+        .spawn(|| maintenance.run())
+        .map_err(failed)?;
+    let writer = LogWriter::new(log.clone(), end, store_time_ms);
+    match thread::Builder::new().name("log-writer".into()).spawn(|| writer.run()) {
+        Ok(writer) => Ok(Threads { writer, maintenance }),
+        Err(error) => {
+            log.wishes.stop(Stop::AtOnce);
+            Err(failed(error))
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! The log record: what callers hand in, what they get back, and the bytes in between. Pure functions, any thread.
+//!
+//! The layout is described in `docs/storage-format.md`. Whoever decodes a record says where it was found; a record
+//! that names another place is stale and refused, so bytes of a former life of the file never pass as data.
+
+use bytes::Bytes;
+
+/// Bytes of a record in front of its payload.
+pub const HEADER_BYTES: usize = 64;
+/// Largest payload of one record.
+pub const MAX_PAYLOAD_BYTES: usize = 32 << 20;
+
+const VERSION: u8 = 1;
+pub(crate) const ALIGN: usize = 8;
+/// The CRC covers all that lies behind it.
+const CRC_COVERS_FROM: usize = 8;
+const NO_QUEUE: u32 = u32::MAX;
+const BLANK: u8 = 0;
+/// There is one master, so there is one epoch.
+const EPOCH: u32 = 0;
+const PADDING_MASK: u16 = 0b0111;
+/// Everything in front of this record had been flushed when the record was written. Recovery tells damage from a
+/// torn tail by it: in front of such a record nothing can be torn.
+const FLUSHED_BEFORE: u16 = 0b1000;
+
+/// Number of a queue (of one topic); the broker interns names. `u32::MAX` is reserved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct QueueNumber(pub u32);
+
+/// Position in a queue, counted in messages from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct QueueOffset(pub u64);
+
+/// Position in the log, counted in bytes from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PhysicalOffset(pub u64);
+
+/// What a record is. Everything but `Message` is shown to the projections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum RecordKind {
+    /// A message; belongs to a queue.
+    Message = 1,
+    /// A message moved to a dead letter queue; belongs to that queue.
+    DeadLetter = 2,
+    /// Topics, groups, settings; has no queue.
+    Metadata = 3,
+    /// Consumer progress; has no queue.
+    Progress = 4,
+}
+
+impl RecordKind {
+    /// Records of this kind lie in a queue and are indexed.
+    pub fn has_queue(self) -> bool {
+        matches!(self, Self::Message | Self::DeadLetter)
+    }
+}
+
+impl TryFrom<u8> for RecordKind {
+    type Error = Invalid;
+
+    fn try_from(value: u8) -> Result<Self, Invalid> {
+        match value {
+            1 => Ok(Self::Message),
+            2 => Ok(Self::DeadLetter),
+            3 => Ok(Self::Metadata),
+            4 => Ok(Self::Progress),
+            other => Err(Invalid::Kind(other)),
+        }
+    }
+}
+
+/// A record to append.
+#[derive(Debug, Clone)]
+pub struct NewRecord {
+    /// What it is.
+    pub kind: RecordKind,
+    /// Where it belongs; exactly the kinds that have a queue name one.
+    pub queue: Option<QueueNumber>,
+    /// Hash of the message's tag, kept in the index.
+    pub tag_hash: u64,
+    /// Opaque to the store, kept in the header.
+    pub mark: u64,
+    /// At most [`MAX_PAYLOAD_BYTES`].
+    pub payload: Bytes,
+}
+
+/// A record of the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// What it is.
+    pub kind: RecordKind,
+    /// Epoch of the master that wrote it; 0 as long as there is one master.
+    pub epoch: u32,
+    /// Where it lies in the log.
+    pub physical_offset: PhysicalOffset,
+    /// When it was written, in milliseconds since 1970; never less than that of the record in front of it.
+    pub store_time_ms: u64,
+    /// The queue it lies in.
+    pub queue: Option<QueueNumber>,
+    /// Where it lies in that queue; 0 without one.
+    pub queue_offset: QueueOffset,
+    /// As appended.
+    pub tag_hash: u64,
+    /// As appended.
+    pub mark: u64,
+    /// As appended; shares memory with the log.
+    pub payload: Bytes,
+}
+
+/// What is wrong with bytes that should be a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Invalid {
+    /// The length cannot be that of a record at this place.
+    #[error("length {0} is not possible here")]
+    Length(u32),
+    /// The record was written for another place.
+    #[error("it says that it lies at {0}")]
+    Offset(u64),
+    /// The bytes do not have the checksum they were written with.
+    #[error("checksum mismatch")]
+    Checksum,
+    /// It fills the end of a segment and carries nothing.
+    #[error("it is a blank")]
+    Blank,
+    /// Intact, but of another format version.
+    #[error("format version {0}")]
+    Version(u8),
+    /// Intact, but of an unknown kind.
+    #[error("kind {0}")]
+    Kind(u8),
+    /// Intact, but with flags or lengths that no version 1 record has.
+    #[error("flags {0:#06x}")]
+    Flags(u16),
+}
+
+impl Invalid {
+    /// The record is as it was written, by a version this one does not know: neither torn nor damaged.
+    pub(crate) fn is_unsupported(self) -> bool {
+        matches!(self, Self::Version(_) | Self::Kind(_) | Self::Flags(_))
+    }
+}
+
+/// What the log writer adds to a [`NewRecord`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) physical_offset: u64,
+    pub(crate) queue_offset: u64,
+    pub(crate) store_time_ms: u64,
+    pub(crate) flushed_before: bool,
+}
+
+/// A decoded header. `kind` is `None` for a blank.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Header {
+    pub(crate) length: u32,
+    pub(crate) kind: Option<RecordKind>,
+    pub(crate) flushed_before: bool,
+    pub(crate) epoch: u32,
+    pub(crate) physical_offset: u64,
+    pub(crate) store_time_ms: u64,
+    pub(crate) queue: Option<QueueNumber>,
+    pub(crate) payload_length: u32,
+    pub(crate) queue_offset: u64,
+    pub(crate) tag_hash: u64,
+    pub(crate) mark: u64,
+}
+
+/// Bytes a record with a payload of this size takes in the log.
+pub(crate) fn encoded_bytes(payload_bytes: usize) -> usize {
+    (HEADER_BYTES + payload_bytes).next_multiple_of(ALIGN)
+}
+
+/// Appends the record's bytes to `out`.
+pub(crate) fn encode(record: &NewRecord, place: Place, out: &mut Vec<u8>) {
+    let length = encoded_bytes(record.payload.len());
+    let padding = length - HEADER_BYTES - record.payload.len();
+    let start = out.len();
+    let header = Header {
+        length: u32::try_from(length).expect("payloads are limited to 32 MiB"),
+        kind: Some(record.kind),
+        flushed_before: place.flushed_before,
+        epoch: EPOCH,
+        physical_offset: place.physical_offset,
+        store_time_ms: place.store_time_ms,
+        queue: record.queue,
+        payload_length: record.payload.len() as u32,
+        queue_offset: place.queue_offset,
+        tag_hash: record.tag_hash,
+        mark: record.mark,
+    };
+    out.extend_from_slice(&header.to_bytes(padding as u16));
+    out.extend_from_slice(&record.payload);
+    out.resize(start + length, 0);
+    seal(&mut out[start..]);
+}
+
+/// The record as readers see it, without a way through its bytes.
+pub(crate) fn placed(record: &NewRecord, place: Place) -> Record {
+    Record {
+        kind: record.kind,
+        epoch: EPOCH,
+        physical_offset: PhysicalOffset(place.physical_offset),
+        store_time_ms: place.store_time_ms,
+        queue: record.queue,
+        queue_offset: QueueOffset(place.queue_offset),
+        tag_hash: record.tag_hash,
+        mark: record.mark,
+        payload: record.payload.clone(),
+    }
+}
+
+/// Appends the header of a blank that reaches from `physical_offset` over `length` bytes to the segment's end.
+pub(crate) fn encode_blank(physical_offset: u64, length: u32, store_time_ms: u64, out: &mut Vec<u8>) {
+    let start = out.len();
+    let header = Header {
+        length,
+        kind: None,
+        flushed_before: false,
+        epoch: EPOCH,
+        physical_offset,
+        store_time_ms,
+        queue: None,
+        payload_length: 0,
+        queue_offset: 0,
+        tag_hash: 0,
+        mark: 0,
+    };
+    out.extend_from_slice(&header.to_bytes(0));
+    seal(&mut out[start..]);
+}
+
+fn seal(record: &mut [u8]) {
+    let crc = crc32c::crc32c(&record[CRC_COVERS_FROM..]);
+    record[4..8].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// Decodes the record that starts at `bytes[0]`, found at `physical_offset`. `bytes` may reach further.
+pub(crate) fn decode(bytes: &[u8], physical_offset: u64) -> Result<Header, Invalid> {
+    let Some(head) = bytes.first_chunk::<HEADER_BYTES>() else { return Err(Invalid::Length(0)) };
+    let length = u32_at(head, 0);
+    let length_bytes = length as usize;
+    if length_bytes < HEADER_BYTES || !length_bytes.is_multiple_of(ALIGN) || length_bytes > bytes.len() {
+        return Err(Invalid::Length(length));
+    }
+    let own_offset = u64_at(head, 16);
+    if own_offset != physical_offset {
+        return Err(Invalid::Offset(own_offset));
+    }
+    // What lies under a blank is not its content: a blank may be as long as a segment.
+    let covered = if head[9] == BLANK { HEADER_BYTES } else { length_bytes };
+    if crc32c::crc32c(&bytes[CRC_COVERS_FROM..covered]) != u32_at(head, 4) {
+        return Err(Invalid::Checksum);
+    }
+    Header::from_bytes(head)
+}
+
+/// Decodes the record that fills `bytes`, without copying its payload.
+pub(crate) fn decode_record(bytes: &Bytes, physical_offset: u64) -> Result<Record, Invalid> {
+    let header = decode(bytes, physical_offset)?;
+    if header.length as usize != bytes.len() {
+        return Err(Invalid::Length(header.length));
+    }
+    header.record(bytes).ok_or(Invalid::Blank)
+}
+
+impl Header {
+    fn to_bytes(self, padding: u16) -> [u8; HEADER_BYTES] {
+        let flags = padding | if self.flushed_before { FLUSHED_BEFORE } else { 0 };
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[0..4].copy_from_slice(&self.length.to_le_bytes());
+        bytes[8] = VERSION;
+        bytes[9] = self.kind.map_or(BLANK, |kind| kind as u8);
+        bytes[10..12].copy_from_slice(&flags.to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.epoch.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.physical_offset.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.store_time_ms.to_le_bytes());
+        bytes[32..36].copy_from_slice(&self.queue.map_or(NO_QUEUE, |queue| queue.0).to_le_bytes());
+        bytes[36..40].copy_from_slice(&self.payload_length.to_le_bytes());
+        bytes[40..48].copy_from_slice(&self.queue_offset.to_le_bytes());
+        bytes[48..56].copy_from_slice(&self.tag_hash.to_le_bytes());
+        bytes[56..64].copy_from_slice(&self.mark.to_le_bytes());
+        bytes
+    }
+
+    fn from_bytes(head: &[u8; HEADER_BYTES]) -> Result<Self, Invalid> {
+        if head[8] != VERSION {
+            return Err(Invalid::Version(head[8]));
+        }
+        let kind = match head[9] {
+            BLANK => None,
+            other => Some(RecordKind::try_from(other)?),
+        };
+        let (length, payload_length) = (u32_at(head, 0), u32_at(head, 36));
+        let flags = u16::from_le_bytes([head[10], head[11]]);
+        let padding = u64::from(flags & PADDING_MASK);
+        let adds_up = HEADER_BYTES as u64 + u64::from(payload_length) + padding == u64::from(length);
+        if flags & !(PADDING_MASK | FLUSHED_BEFORE) != 0 || (kind.is_some() && !adds_up) {
+            return Err(Invalid::Flags(flags));
+        }
+        let queue = u32_at(head, 32);
+        Ok(Self {
+            length,
+            kind,
+            flushed_before: flags & FLUSHED_BEFORE != 0,
+            epoch: u32_at(head, 12),
+            physical_offset: u64_at(head, 16),
+            store_time_ms: u64_at(head, 24),
+            queue: (queue != NO_QUEUE).then_some(QueueNumber(queue)),
+            payload_length,
+            queue_offset: u64_at(head, 40),
+            tag_hash: u64_at(head, 48),
+            mark: u64_at(head, 56),
+        })
+    }
+
+    /// The record this is the header of; `bytes` starts with it. `None` for a blank.
+    pub(crate) fn record(&self, bytes: &Bytes) -> Option<Record> {
+        Some(Record {
+            kind: self.kind?,
+            epoch: self.epoch,
+            physical_offset: PhysicalOffset(self.physical_offset),
+            store_time_ms: self.store_time_ms,
+            queue: self.queue,
+            queue_offset: QueueOffset(self.queue_offset),
+            tag_hash: self.tag_hash,
+            mark: self.mark,
+            payload: bytes.slice(HEADER_BYTES..HEADER_BYTES + self.payload_length as usize),
+        })
+    }
+}
+
+fn u32_at(bytes: &[u8; HEADER_BYTES], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes of a fixed array"))
+}
+
+fn u64_at(bytes: &[u8; HEADER_BYTES], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes of a fixed array"))
+}

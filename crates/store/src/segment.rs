@@ -1,0 +1,180 @@
+//! One file of the log. Written with page-aligned `pwrite` by the log writer alone, read by everyone through one shared
+//! read-only map. The only module with `unsafe`: the map.
+//!
+//! Bytes below the published `written` watermark never change (the tail page is rewritten with the bytes it has), so a
+//! reader that stays below it reads stable memory. The page cache is one: what `pwrite` put there, the map shows.
+#![allow(unsafe_code)]
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use memmap2::Mmap;
+use rustix::fs::{Advice, SeekFrom};
+
+use crate::disk::{self, Disk};
+
+/// Unit of writing: a partial page that is not cached would have to be read before it can be written.
+pub(crate) const PAGE_BYTES: u64 = 4096;
+
+/// A segment file of fixed length.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    base: u64,
+    length: u64,
+    path: PathBuf,
+    file: File,
+    map: Bytes,
+    disk: Arc<dyn Disk>,
+}
+
+impl Segment {
+    /// Makes an empty segment durable under its name: after a crash it is there in full length or not at all.
+    pub(crate) fn create(disk: Arc<dyn Disk>, directory: &Path, base: u64, length: u64) -> io::Result<Self> {
+        let path = directory.join(file_name(base, "log"));
+        let aside = path.with_added_extension(disk::ASIDE);
+        if path.try_exists()? {
+            // Renaming over it would replace records.
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a segment already"));
+        }
+        let created = Self::create_aside(&*disk, &aside, &path, length);
+        match created {
+            Ok(file) => Self::map(disk, path, file, base, length),
+            Err(error) => {
+                // Gives the space back; a leftover is removed by the next start.
+                let _ = std::fs::remove_file(&aside);
+                Err(error)
+            }
+        }
+    }
+
+    fn create_aside(disk: &dyn Disk, aside: &Path, path: &Path, length: u64) -> io::Result<File> {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(aside)?;
+        disk.allocate(&file, length)?;
+        disk.sync_data(&file)?;
+        disk.rename(aside, path)?;
+        disk.sync_directory(path.parent().expect("segments lie in the commitlog directory"))?;
+        Ok(file)
+    }
+
+    /// Opens the segment file that starts at `base`.
+    pub(crate) fn open(disk: Arc<dyn Disk>, path: PathBuf, base: u64) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).open(&path)?;
+        let length = file.metadata()?.len();
+        if length == 0 || !length.is_multiple_of(PAGE_BYTES) || length > crate::config::MAX_SEGMENT_BYTES {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{length} bytes is no segment length"),
+            ));
+        }
+        Self::map(disk, path, file, base, length)
+    }
+
+    fn map(disk: Arc<dyn Disk>, path: PathBuf, file: File, base: u64, length: u64) -> io::Result<Self> {
+        let map = map_read_only(&file)?;
+        Ok(Self { base, length, path, file, map, disk })
+    }
+
+    /// Physical offset of its first byte.
+    pub(crate) fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// Physical offset behind its last byte.
+    pub(crate) fn end(&self) -> u64 {
+        self.base + self.length
+    }
+
+    pub(crate) fn length(&self) -> u64 {
+        self.length
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The bytes of a range of the log inside this segment, shared. While the log is being written the range must
+    /// lie below `written`.
+    pub(crate) fn slice(&self, range: Range<u64>) -> Bytes {
+        assert!(
+            range.start >= self.base && range.end <= self.end(),
+            "{range:?} lies in segment {}",
+            self.base
+        );
+        self.map.slice((range.start - self.base) as usize..(range.end - self.base) as usize)
+    }
+
+    /// Writes whole pages at a page boundary.
+    pub(crate) fn write_pages(&self, at: u64, pages: &[u8]) -> io::Result<()> {
+        debug_assert!(at.is_multiple_of(PAGE_BYTES) && (pages.len() as u64).is_multiple_of(PAGE_BYTES));
+        assert!(at >= self.base && at + pages.len() as u64 <= self.end(), "a write stays inside its segment");
+        self.disk.write_at(&self.file, pages, at - self.base)
+    }
+
+    /// Makes what was written durable.
+    pub(crate) fn flush(&self) -> io::Result<()> {
+        self.disk.sync_data(&self.file)
+    }
+
+    /// Lets the pages from `from` on be read from the device again. What a failed flush left behind in the page cache
+    /// looks written but is not; recovery must not see it.
+    pub(crate) fn forget_cache(&self, from: u64) -> io::Result<()> {
+        self.flush()?;
+        Ok(rustix::fs::fadvise(&self.file, from - self.base, None, Advice::DontNeed)?)
+    }
+
+    /// The ranges from `from` on that may hold something else than zeros. Blocks that were reserved but never written
+    /// are skipped without being read. All are asked for before any is read: pages that are in the cache count as
+    /// data, and reading one range brings in the beginning of what lies behind it.
+    pub(crate) fn data_from(&self, from: u64) -> io::Result<Vec<Range<u64>>> {
+        let (mut ranges, mut next) = (Vec::new(), from);
+        while next < self.end() {
+            let start = match rustix::fs::seek(&self.file, SeekFrom::Data(next - self.base)) {
+                Err(rustix::io::Errno::NXIO) => break,
+                start => start?,
+            };
+            let end = rustix::fs::seek(&self.file, SeekFrom::Hole(start))?;
+            next = (self.base + end).min(self.end());
+            ranges.push(self.base + start..next);
+        }
+        Ok(ranges)
+    }
+
+    /// Overwrites everything from `from` on that is not zero, durably. Only while nobody reads there: in recovery.
+    /// Returns how many bytes reach from `from` to the last that was not zero.
+    pub(crate) fn erase(&self, from: u64) -> io::Result<u64> {
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        let mut erased_to = from;
+        for data in self.data_from(from)? {
+            let bytes = self.slice(data.clone());
+            let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1);
+            let mut at = data.start;
+            while at < data.start + used {
+                let step = (data.start + used - at).min(ZEROS.len() as u64);
+                self.disk.write_at(&self.file, &ZEROS[..step as usize], at - self.base)?;
+                at += step;
+                erased_to = at;
+            }
+        }
+        self.flush()?;
+        Ok(erased_to - from)
+    }
+}
+
+/// Name of the file of a segment that starts at `base`.
+pub(crate) fn file_name(base: u64, extension: &str) -> String {
+    format!("{base:020}.{extension}")
+}
+
+/// Maps a whole file for reading. The `Bytes` and every slice of it keep the map alive.
+pub(crate) fn map_read_only(file: &File) -> io::Result<Bytes> {
+    // SAFETY: the mapped file must not be truncated, and bytes behind a live `&[u8]` must not change. Nobody shortens
+    // files of a store: the directory is locked, segments keep the length they are made with, and index files are
+    // replaced by rename. Of a segment that is being written, `Segment::slice` is only asked for ranges below
+    // `written`, whose bytes never change; `Bytes` keeps pointer and length, no reference to the rest.
+    let map = unsafe { Mmap::map(file)? };
+    Ok(Bytes::from_owner(map))
+}

@@ -1,0 +1,135 @@
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use bytes::Bytes;
+
+use super::support::*;
+use crate::*;
+
+/// Payloads by queue, as many as fill several segments.
+fn write_many(store: &Store, random: &mut Random, count: usize, expected: &mut [Vec<Bytes>]) {
+    for number in 0..count {
+        let queue = random.below(expected.len() as u64) as usize;
+        let payload = Bytes::from(vec![number as u8; random.below(30_000) as usize]);
+        store
+            .append(vec![message(QueueNumber(queue as u32), payload.clone())], Durability::Memory)
+            .unwrap()
+            .wait()
+            .unwrap();
+        expected[queue].push(payload);
+    }
+}
+
+fn check(store: &Store, expected: &[Vec<Bytes>]) {
+    for (queue, payloads) in expected.iter().enumerate() {
+        assert!(read_all(store, QueueNumber(queue as u32)) == *payloads, "queue {queue}");
+    }
+}
+
+#[test]
+fn many_segments_are_written_read_and_opened_again_with_and_without_their_index_files() {
+    let scratch = scratch();
+    let mut random = Random::seeded(7);
+    let mut expected = vec![Vec::new(); 5];
+    for round in 0..4 {
+        let store = open(scratch.path());
+        check(&store, &expected);
+        write_many(&store, &mut random, 300, &mut expected);
+        check(&store, &expected);
+        if round % 2 == 0 {
+            store.close().unwrap();
+        }
+    }
+    let log = scratch.path().join("commitlog");
+    let files = || -> Vec<_> { fs::read_dir(&log).unwrap().map(|file| file.unwrap().path()).collect() };
+    let indexes: Vec<_> = files().into_iter().filter(|path| path.extension().unwrap() == "idx").collect();
+    assert!(indexes.len() > 10);
+    for (number, path) in indexes.iter().enumerate() {
+        let bytes = fs::read(path).unwrap();
+        match number % 4 {
+            0 => fs::remove_file(path).unwrap(),
+            1 => fs::write(path, &bytes[..bytes.len() / 2]).unwrap(),
+            2 => fs::write(path, [&bytes[..70], &[bytes[70] ^ 1], &bytes[71..]].concat()).unwrap(),
+            _ => {}
+        }
+    }
+    check(&open(scratch.path()), &expected);
+    assert!(files().iter().filter(|path| path.extension().unwrap() == "idx").count() >= indexes.len());
+    check(&open(scratch.path()), &expected);
+}
+
+#[test]
+fn entries_are_read_from_any_offset_across_segments() {
+    let scratch = scratch();
+    let store = open(scratch.path());
+    let mut expected = vec![Vec::new(); 3];
+    write_many(&store, &mut Random::seeded(8), 400, &mut expected);
+    let mut all = Vec::new();
+    store.entries(QueueNumber(1), QueueOffset(0), usize::MAX, &mut all).unwrap();
+    assert_eq!(all.len(), expected[1].len());
+    for from in 0..all.len() + 2 {
+        for max in [0, 1, 2, 7, 64, 1000] {
+            let mut entries = Vec::new();
+            store.entries(QueueNumber(1), QueueOffset(from as u64), max, &mut entries).unwrap();
+            assert_eq!(entries, all[from.min(all.len())..(from.saturating_add(max)).min(all.len())]);
+        }
+    }
+}
+
+#[test]
+fn damaged_entries_in_an_index_file_are_an_error_and_the_next_start_can_rebuild_them() {
+    let scratch = scratch();
+    let store = open(scratch.path());
+    for _ in 0..12 {
+        put(&store, vec![0; 100_000], Durability::Memory).unwrap();
+    }
+    store.close().unwrap();
+    drop(store);
+    let path = scratch.path().join("commitlog").join(segment::file_name(0, "idx"));
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[64 + 20 + 5] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let store = open(scratch.path());
+    let error = store.entries(QUEUE, QueueOffset(0), 1, &mut Vec::new()).unwrap_err();
+    assert!(matches!(&error, ReadError::BadIndex { path: bad } if *bad == path), "{error}");
+    drop(store);
+    fs::remove_file(&path).unwrap();
+    assert_eq!(read_all(&open(scratch.path()), QUEUE).len(), 12);
+}
+
+#[test]
+fn a_segment_made_ahead_while_the_log_rolls_never_takes_the_place_of_another() {
+    let scratch = scratch_in_memory();
+    let store = open(scratch.path());
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Acquire) {
+                store.log.prepare_next().unwrap();
+            }
+        });
+        for number in 0..200_u8 {
+            put(&store, vec![number; 600_000], Durability::Memory).unwrap();
+        }
+        done.store(true, Ordering::Release);
+    });
+    assert!(read_all(&store, QUEUE).iter().zip(0..).all(|(payload, number)| payload[0] == number));
+}
+
+#[test]
+fn the_segment_size_may_change_between_starts() {
+    let scratch = scratch();
+    for (round, size) in [MIB, 3 * MIB, 2 * MIB].into_iter().enumerate() {
+        let config = StoreConfig { segment_size_bytes: size, ..config(scratch.path()) };
+        let disk = Arc::new(FaultyDisk::default());
+        let store = Store::open_on(disk, config, Vec::new(), Arc::new(Silent)).unwrap();
+        for _ in 0..6 {
+            put(&store, vec![round as u8; size as usize - 64], Durability::Memory).unwrap();
+        }
+    }
+    let store = open(scratch.path());
+    let sizes: Vec<_> = read_all(&store, QUEUE).iter().map(|payload| payload.len() as u64 / MIB).collect();
+    assert_eq!(sizes, [0, 0, 0, 0, 0, 0, 2, 2, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1]);
+}

@@ -1,0 +1,78 @@
+//! How far the log is written, flushed, confirmed and applied: [`Progress`] is moved by the log writer and the
+//! maintenance thread and read by everyone.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Physical offsets up to which (exclusive) something holds for the whole log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Watermarks {
+    /// Where the log starts.
+    pub log_start: u64,
+    /// The kernel has it: survives the end of the process.
+    pub written: u64,
+    /// The device has it: survives the loss of power. Never more than `written`.
+    pub flushed: u64,
+    /// It has the durability that was asked for and can be read. Never more than `written`.
+    pub confirmed: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Progress {
+    log_start: u64,
+    written: AtomicU64,
+    flushed: AtomicU64,
+    confirmed: AtomicU64,
+    /// Up to here entries are readable and projections have seen the records; follows `confirmed` closely.
+    applied: AtomicU64,
+}
+
+impl Progress {
+    /// Everything up to `end` is flushed and applied.
+    pub(crate) fn recovered(log_start: u64, end: u64) -> Self {
+        let at_end = || AtomicU64::new(end);
+        Self { log_start, written: at_end(), flushed: at_end(), confirmed: at_end(), applied: at_end() }
+    }
+
+    /// Loaded so that `flushed <= written` and `confirmed <= written` hold in what is returned.
+    pub(crate) fn load(&self) -> Watermarks {
+        let (flushed, confirmed) = (self.flushed(), self.confirmed());
+        Watermarks { log_start: self.log_start, written: self.written(), flushed, confirmed }
+    }
+
+    pub(crate) fn written(&self) -> u64 {
+        self.written.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn flushed(&self) -> u64 {
+        self.flushed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn confirmed(&self) -> u64 {
+        self.confirmed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn applied(&self) -> u64 {
+        self.applied.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn advance_written(&self, to: u64) {
+        advance(&self.written, to);
+    }
+
+    pub(crate) fn advance_flushed(&self, to: u64) {
+        advance(&self.flushed, to);
+    }
+
+    pub(crate) fn advance_confirmed(&self, to: u64) {
+        advance(&self.confirmed, to);
+    }
+
+    pub(crate) fn advance_applied(&self, to: u64) {
+        advance(&self.applied, to);
+    }
+}
+
+/// Watermarks never go back, whoever moves them. Release: who sees the new value sees the bytes below it.
+fn advance(mark: &AtomicU64, to: u64) {
+    mark.fetch_max(to, Ordering::AcqRel);
+}

@@ -1,0 +1,301 @@
+//! Servers under test: `karman dev`, or namesrvs and brokers as processes of their own.
+
+use std::collections::HashMap;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use karman_remoting::proto::v2::{Code, MessageType};
+use tempfile::TempDir;
+
+use crate::process::Process;
+use crate::raw::Raw;
+
+/// A server that has not said `karman ready` by now does not start. Generous: tests share two cores with JVMs.
+const START_DEADLINE: Duration = Duration::from_secs(20);
+const STOP_DEADLINE: Duration = Duration::from_secs(20);
+const ROUTE_DEADLINE: Duration = Duration::from_secs(15);
+
+/// The segments of the log are small, so that tests cross from one to the next.
+const SEGMENT_BYTES: u64 = 64 << 20;
+
+/// One server process that keeps its addresses and its directory when it is started again.
+#[derive(Debug)]
+pub struct Node {
+    name: String,
+    program: &'static str,
+    arguments: Vec<String>,
+    directory: PathBuf,
+    process: Option<Process>,
+    ready: HashMap<String, String>,
+}
+
+impl Node {
+    fn new(name: &str, program: &'static str, arguments: Vec<String>, directory: &Path) -> Node {
+        let (name, directory) = (name.to_owned(), directory.to_owned());
+        Node { name, program, arguments, directory, process: None, ready: HashMap::new() }
+    }
+
+    /// A node started by hand, for tests of the command line.
+    pub fn start_with(program: &'static str, arguments: &[&str], directory: &Path) -> Node {
+        let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        let mut node = Node::new(program, program, arguments, directory);
+        node.start();
+        node
+    }
+
+    /// Starts the node and waits until it is ready.
+    pub fn start(&mut self) {
+        assert!(self.process.is_none(), "{} runs already", self.name);
+        let mut command = Command::new(program(self.program));
+        command.args(&self.arguments).current_dir(&self.directory).env("KARMAN_LOG", "info");
+        let process = Process::start(&self.name, command, &self.directory);
+        self.ready = process.wait_line("ready line", START_DEADLINE, |line| {
+            let fields = line.strip_prefix("karman ready ")?;
+            Some(
+                fields
+                    .split(' ')
+                    .filter_map(|f| f.split_once('='))
+                    .map(|(k, v)| (k.into(), v.into()))
+                    .collect(),
+            )
+        });
+        self.process = Some(process);
+    }
+
+    /// The name of the node, of a broker the name in routes.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where clients connect.
+    pub fn endpoint(&self) -> String {
+        self.ready["endpoint"].clone()
+    }
+
+    /// What the ready line said of `key`.
+    pub fn ready(&self, key: &str) -> &str {
+        &self.ready[key]
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        self.process.take().expect("a running node").kill();
+    }
+
+    /// SIGTERM, and the end in order: exit code 0.
+    pub fn stop(&mut self) {
+        let mut process = self.process.take().expect("a running node");
+        process.terminate();
+        let status = process.wait_end(STOP_DEADLINE);
+        assert!(status.success(), "{} ended with {status}", self.name);
+    }
+}
+
+/// Where the binaries of this build are: beside the test that runs, or in `KARMAN_BIN_DIR`.
+pub fn program(name: &str) -> PathBuf {
+    let beside = || Some(std::env::current_exe().ok()?.parent()?.parent()?.to_owned());
+    let directory = std::env::var_os("KARMAN_BIN_DIR").map(PathBuf::from).or_else(beside);
+    directory.unwrap_or_default().join(name)
+}
+
+/// A free port below the range from which the kernel takes the ports of outgoing connections: a client that tries to
+/// reach a killed server for a while would otherwise end up connected to itself, and the server could not come back.
+fn free_port() -> u16 {
+    const FIRST: u16 = 15_000;
+    const COUNT: u16 = 15_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let spread = u16::try_from(std::process::id() % u32::from(COUNT)).unwrap_or_default();
+    loop {
+        let port = FIRST + (spread.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed))) % COUNT;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+fn free_address() -> String {
+    format!("127.0.0.1:{}", free_port())
+}
+
+/// What is to be started.
+#[derive(Debug, Default)]
+pub struct Builder {
+    dev: bool,
+    namesrvs: usize,
+    brokers: usize,
+    settings: Vec<String>,
+}
+
+impl Builder {
+    /// Everything in one process: `karman dev`.
+    pub fn dev(mut self) -> Self {
+        self.dev = true;
+        self
+    }
+
+    /// So many namesrvs.
+    pub fn namesrvs(mut self, count: usize) -> Self {
+        self.namesrvs = count;
+        self
+    }
+
+    /// So many brokers, each of a set of its own.
+    pub fn brokers(mut self, count: usize) -> Self {
+        self.brokers = count;
+        self
+    }
+
+    /// One more `--set` of each broker.
+    pub fn set(mut self, key: &str, value: &str) -> Self {
+        self.settings.push(format!("{key}={value}"));
+        self
+    }
+
+    /// Starts all and waits until each is ready.
+    pub fn start(self) -> Cluster {
+        let directory = TempDir::with_prefix("karman-test-").unwrap();
+        let mut cluster = Cluster { namesrvs: Vec::new(), brokers: Vec::new(), directory };
+        if self.dev {
+            cluster.brokers.push(dev(cluster.path()));
+        }
+        for index in 0..self.namesrvs {
+            cluster.namesrvs.push(namesrv(index, cluster.path()));
+        }
+        let namesrvs: Vec<String> = cluster.namesrvs.iter().map(Node::endpoint).collect();
+        for index in 0..self.brokers {
+            cluster.brokers.push(broker(index, &namesrvs.join(";"), &self.settings, cluster.path()));
+        }
+        cluster.wait_whole();
+        cluster
+    }
+}
+
+fn dev(directory: &Path) -> Node {
+    let mut arguments = vec!["dev".to_owned(), "--data".to_owned(), "data".to_owned()];
+    for flag in ["--grpc", "--namesrv", "--internal", "--metrics"] {
+        arguments.extend([flag.to_owned(), free_address()]);
+    }
+    let mut node = Node::new("dev", "karman", arguments, directory);
+    node.start();
+    node
+}
+
+fn sets(settings: impl IntoIterator<Item = String>) -> Vec<String> {
+    settings.into_iter().flat_map(|setting| ["--set".to_owned(), setting]).collect()
+}
+
+fn namesrv(index: usize, directory: &Path) -> Node {
+    let name = format!("namesrv-{index}");
+    let settings = [
+        format!("grpcListenAddress={}", free_address()),
+        format!("metricsListenAddress={}", free_address()),
+        format!("storePathRootDir={}", directory.join(&name).display()),
+    ];
+    let mut node = Node::new(&name, "karman-namesrv", sets(settings), directory);
+    node.start();
+    node
+}
+
+fn broker(index: usize, namesrvs: &str, more: &[String], directory: &Path) -> Node {
+    let name = format!("broker-{}", char::from(b'a' + u8::try_from(index).unwrap()));
+    let settings = [
+        "brokerClusterName=test".to_owned(),
+        format!("brokerName={name}"),
+        format!("namesrvAddr={namesrvs}"),
+        format!("storePathRootDir={}", directory.join(&name).display()),
+        format!("grpcListenAddress={}", free_address()),
+        format!("internalListenAddress={}", free_address()),
+        format!("metricsListenAddress={}", free_address()),
+        format!("mappedFileSizeCommitLog={SEGMENT_BYTES}"),
+    ];
+    let arguments = sets(settings.into_iter().chain(more.iter().cloned()));
+    let mut node = Node::new(&name, "karman-broker", arguments, directory);
+    node.start();
+    node
+}
+
+/// Servers that belong together, and a directory that goes with them.
+#[derive(Debug)]
+pub struct Cluster {
+    /// None when everything is one process.
+    pub namesrvs: Vec<Node>,
+    /// The brokers; `karman dev` counts as one.
+    pub brokers: Vec<Node>,
+    directory: TempDir,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.directory.disable_cleanup(true);
+            eprintln!("the files of the failed test are in {}", self.path().display());
+        }
+    }
+}
+
+impl Cluster {
+    /// Says what is to be started.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Where the servers and drivers of this cluster keep their files.
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Runs the command `karman -e ENDPOINT ...` against the first broker; its stdout. Panics when it fails.
+    pub fn karman(&self, arguments: &[&str]) -> String {
+        let endpoint = self.brokers[0].endpoint();
+        let mut command = Command::new(program("karman"));
+        command.args(["-e", &endpoint]).args(arguments).current_dir(self.path());
+        let output = command.output().unwrap();
+        let (stdout, stderr) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "karman {arguments:?}: {}\n{stdout}{stderr}", output.status);
+        stdout.into_owned()
+    }
+
+    /// Waits until every node knows every broker: a topic is made where the asked node knows a broker.
+    pub fn wait_whole(&self) {
+        for node in self.namesrvs.iter().chain(&self.brokers) {
+            let raw = Raw::connect(&node.endpoint());
+            crate::until(&format!("{} knows all brokers", node.name()), ROUTE_DEADLINE, || {
+                (raw.known_brokers() == self.brokers.len()).then_some(())
+            });
+        }
+    }
+
+    /// Creates a topic for normal messages and waits until every node that a client may ask knows it on every broker.
+    pub fn create_topic(&self, name: &str) {
+        let status = Raw::connect(&self.brokers[0].endpoint()).create_topic(name, MessageType::Normal);
+        assert_eq!(status.code, Code::Ok as i32, "create {name}: {status:?}");
+        self.wait_route(name);
+    }
+
+    /// Waits until the dead letters of `group` can be read; a broker that holds none has no such topic.
+    pub fn wait_dead_letters(&self, group: &str) {
+        let topic = format!("%DLQ%{group}");
+        for node in self.namesrvs.iter().chain(&self.brokers) {
+            let raw = Raw::connect(&node.endpoint());
+            crate::until(&format!("{} knows {topic}", node.name()), ROUTE_DEADLINE, || {
+                (!raw.route_brokers(&topic).is_empty()).then_some(())
+            });
+        }
+    }
+
+    /// Waits until every node answers `QueryRoute` for `topic` with all brokers.
+    pub fn wait_route(&self, topic: &str) {
+        for node in self.namesrvs.iter().chain(&self.brokers) {
+            let raw = Raw::connect(&node.endpoint());
+            crate::until(&format!("{} knows {topic} on all brokers", node.name()), ROUTE_DEADLINE, || {
+                let mut brokers = raw.route_brokers(topic);
+                brokers.dedup();
+                (brokers.len() == self.brokers.len()).then_some(())
+            });
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! A gRPC client without manners: it sends exactly what a test says, also what no official client lets through.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use karman_remoting::proto::karman::admin_client::AdminClient;
+use karman_remoting::proto::karman::{CreateTopicRequest, DescribeClusterRequest, TopicConfig};
+use karman_remoting::proto::v2::messaging_service_client::MessagingServiceClient;
+use karman_remoting::proto::v2::{self, receive_message_response::Content};
+use prost::Message as _;
+use tokio::runtime::Runtime;
+use tokio_stream::StreamExt as _;
+use tonic::transport::{Channel, Endpoint};
+
+const CALL_DEADLINE: Duration = Duration::from_secs(10);
+const CLIENT_ID: &str = "raw@test";
+
+/// A blocking client of one endpoint.
+#[derive(Debug)]
+pub struct Raw {
+    runtime: Runtime,
+    client: MessagingServiceClient<Channel>,
+    admin: AdminClient<Channel>,
+    client_id: Option<&'static str>,
+}
+
+/// Makes a blocking method for a unary call. A gRPC error is a failure of the test: business errors travel in the body.
+macro_rules! unary {
+    ($($name:ident: $request:ident -> $response:ident;)*) => {
+        impl Raw {
+            $(
+                #[doc = concat!("`", stringify!($request), "` as it is.")]
+                pub fn $name(&self, request: v2::$request) -> v2::$response {
+                    let mut client = self.client.clone();
+                    self.runtime
+                        .block_on(client.$name(self.request(request)))
+                        .unwrap_or_else(|status| panic!("{}: {status:?}", stringify!($name)))
+                        .into_inner()
+                }
+            )*
+        }
+    };
+}
+
+unary! {
+    query_route: QueryRouteRequest -> QueryRouteResponse;
+    heartbeat: HeartbeatRequest -> HeartbeatResponse;
+    send_message: SendMessageRequest -> SendMessageResponse;
+    query_assignment: QueryAssignmentRequest -> QueryAssignmentResponse;
+    ack_message: AckMessageRequest -> AckMessageResponse;
+    change_invisible_duration: ChangeInvisibleDurationRequest -> ChangeInvisibleDurationResponse;
+    forward_message_to_dead_letter_queue:
+        ForwardMessageToDeadLetterQueueRequest -> ForwardMessageToDeadLetterQueueResponse;
+    update_offset: UpdateOffsetRequest -> UpdateOffsetResponse;
+    get_offset: GetOffsetRequest -> GetOffsetResponse;
+    query_offset: QueryOffsetRequest -> QueryOffsetResponse;
+    end_transaction: EndTransactionRequest -> EndTransactionResponse;
+    recall_message: RecallMessageRequest -> RecallMessageResponse;
+    sync_lite_subscription: SyncLiteSubscriptionRequest -> SyncLiteSubscriptionResponse;
+    notify_client_termination: NotifyClientTerminationRequest -> NotifyClientTerminationResponse;
+}
+
+impl Raw {
+    /// A client of `endpoint` (`HOST:PORT`), plaintext. It connects with its first call.
+    pub fn connect(endpoint: &str) -> Raw {
+        const MAX_MESSAGE_BYTES: usize = 64 << 20;
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let address = Endpoint::from_shared(format!("http://{endpoint}")).unwrap();
+        let channel = runtime.block_on(async { address.connect_lazy() });
+        let admin = AdminClient::new(channel.clone());
+        let client = MessagingServiceClient::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        Raw { runtime, client, admin, client_id: Some(CLIENT_ID) }
+    }
+
+    /// The same without the header that names the client.
+    pub fn without_client_id(mut self) -> Raw {
+        self.client_id = None;
+        self
+    }
+
+    fn request<T>(&self, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        request.set_timeout(CALL_DEADLINE);
+        if let Some(id) = self.client_id {
+            request.metadata_mut().insert("x-mq-client-id", id.parse().unwrap());
+        }
+        request
+    }
+
+    /// One message, or a batch.
+    pub fn send(&self, messages: &[v2::Message]) -> v2::SendMessageResponse {
+        let messages = messages.iter().map(|message| Bytes::from(message.encode_to_vec())).collect();
+        self.send_message(v2::SendMessageRequest { messages })
+    }
+
+    /// The status of the call, which must be there exactly once, and the messages.
+    pub fn receive(&self, request: v2::ReceiveMessageRequest) -> (v2::Status, Vec<v2::Message>) {
+        let mut client = self.client.clone();
+        let mut statuses = Vec::new();
+        let mut messages = Vec::new();
+        self.runtime.block_on(async {
+            let mut frames = client.receive_message(self.request(request)).await.unwrap().into_inner();
+            while let Some(frame) = frames.next().await {
+                match frame.unwrap().content {
+                    Some(Content::Status(status)) => statuses.push(status),
+                    Some(Content::Message(bytes)) => messages.push(v2::Message::decode(bytes).unwrap()),
+                    Some(Content::DeliveryTimestamp(_)) | None => {}
+                }
+            }
+        });
+        assert_eq!(statuses.len(), 1, "one status frame in a stream: {statuses:?}");
+        (statuses.remove(0), messages)
+    }
+
+    /// The status of a `PullMessage`.
+    pub fn pull(&self, request: v2::PullMessageRequest) -> v2::Status {
+        let mut client = self.client.clone();
+        self.runtime.block_on(async {
+            let mut frames = client.pull_message(self.request(request)).await.unwrap().into_inner();
+            let first = frames.next().await.expect("a frame").unwrap();
+            match first.content {
+                Some(v2::pull_message_response::Content::Status(status)) => status,
+                other => panic!("not a status: {other:?}"),
+            }
+        })
+    }
+
+    /// Creates a topic with four queues on each broker of the cluster.
+    pub fn create_topic(&self, name: &str, kind: v2::MessageType) -> v2::Status {
+        let config = TopicConfig {
+            name: name.to_owned(),
+            message_type: kind.into(),
+            queue_nums: 4,
+            ..Default::default()
+        };
+        let request = CreateTopicRequest { topic: Some(config), if_not_exists: false };
+        let mut admin = self.admin.clone();
+        let response = self.runtime.block_on(admin.create_topic(self.request(request))).unwrap().into_inner();
+        response.status.expect("a status")
+    }
+
+    /// How many brokers this node knows; 0 while it is away.
+    pub fn known_brokers(&self) -> usize {
+        let mut admin = self.admin.clone();
+        let answer = self.runtime.block_on(admin.describe_cluster(self.request(DescribeClusterRequest {})));
+        answer.map_or(0, |response| response.into_inner().brokers.len())
+    }
+
+    /// The names of the brokers in the route of `topic`, sorted; none while the node is away or does not know it.
+    pub fn route_brokers(&self, topic: &str) -> Vec<String> {
+        let request = v2::QueryRouteRequest { topic: resource(topic), endpoints: None };
+        let mut client = self.client.clone();
+        let Ok(response) = self.runtime.block_on(client.query_route(self.request(request))) else {
+            return Vec::new();
+        };
+        let queues = response.into_inner().message_queues;
+        let mut names: Vec<String> =
+            queues.into_iter().filter_map(|queue| Some(queue.broker?.name)).collect();
+        names.sort();
+        names
+    }
+}
+
+/// The name as the protocol carries it.
+#[allow(clippy::unnecessary_wraps, reason = "every field that takes it is optional")]
+pub fn resource(name: &str) -> Option<v2::Resource> {
+    Some(v2::Resource { resource_namespace: String::new(), name: name.to_owned() })
+}
+
+/// A message that is in order.
+pub fn message(topic: &str, id: &str) -> v2::Message {
+    v2::Message {
+        topic: resource(topic),
+        body: Bytes::from_static(b"body"),
+        system_properties: Some(v2::SystemProperties {
+            message_id: id.to_owned(),
+            message_type: v2::MessageType::Normal.into(),
+            body_encoding: v2::Encoding::Identity.into(),
+            born_host: "test".to_owned(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+/// A request for messages that is in order: all queues of all brokers, 30 s of invisibility, 5 s of patience.
+pub fn receive_request(topic: &str, group: &str, broker: &str) -> v2::ReceiveMessageRequest {
+    v2::ReceiveMessageRequest {
+        group: resource(group),
+        message_queue: Some(v2::MessageQueue {
+            topic: resource(topic),
+            broker: Some(v2::Broker { name: broker.to_owned(), ..Default::default() }),
+            ..Default::default()
+        }),
+        batch_size: 32,
+        invisible_duration: Some(seconds(30)),
+        long_polling_timeout: Some(seconds(5)),
+        ..Default::default()
+    }
+}
+
+/// A duration of whole seconds.
+pub fn seconds(seconds: i64) -> prost_types::Duration {
+    prost_types::Duration { seconds, nanos: 0 }
+}
