@@ -1,7 +1,7 @@
 //! The store's directory: who may use it ([`Directory::open`] takes the lock) and what lies where. Used by the opening
 //! thread; the paths by everyone.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -31,7 +31,7 @@ impl Directory {
     /// Opens or creates the directory and locks it for this process.
     pub(crate) fn open(disk: &dyn Disk, root: &Path) -> Result<Self, OpenError> {
         create_root(disk, root).map_err(OpenError::io("create", root))?;
-        let lock = lock(root)?;
+        let lock = lock(disk, root)?;
         let (commit_log, snapshots) = (root.join("commitlog"), root.join("snapshot"));
         let identity = root.join("identity");
         let store = match File::open(&identity) {
@@ -43,7 +43,7 @@ impl Directory {
             Err(error) => return Err(OpenError::io("read", &identity)(error)),
         };
         for part in [root, &commit_log, &snapshots] {
-            remove_half_written(part).map_err(OpenError::io("clean up", part))?;
+            remove_half_written(disk, part).map_err(OpenError::io("clean up", part))?;
         }
         Ok(Self { commit_log, snapshots, store, lock })
     }
@@ -53,17 +53,25 @@ impl Directory {
 fn create_root(disk: &dyn Disk, root: &Path) -> io::Result<()> {
     let root = std::path::absolute(root)?;
     let missing: Vec<_> = root.ancestors().take_while(|part| !part.exists()).collect();
-    fs::create_dir_all(&root)?;
-    for parent in missing.into_iter().filter_map(Path::parent) {
-        disk.sync_directory(parent)?;
+    for part in missing.into_iter().rev() {
+        create_directory(disk, part)?;
+        part.parent().map_or(Ok(()), |parent| disk.sync_directory(parent))?;
     }
     Ok(())
 }
 
-fn lock(root: &Path) -> Result<File, OpenError> {
+/// Another process may make it at the same time.
+fn create_directory(disk: &dyn Disk, path: &Path) -> io::Result<()> {
+    match disk.create_directory(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        created => created,
+    }
+}
+
+fn lock(disk: &dyn Disk, root: &Path) -> Result<File, OpenError> {
     let path = root.join("lock");
-    let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path);
-    let file = file.map_err(OpenError::io("open", &path))?;
+    // Made anew each time: it holds nothing.
+    let file = disk.create_file(&path).map_err(OpenError::io("open", &path))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(OpenError::Locked { directory: root.to_owned() }),
@@ -72,11 +80,11 @@ fn lock(root: &Path) -> Result<File, OpenError> {
 }
 
 /// Files are written aside under this extension; what a crash left of them was never part of the store.
-fn remove_half_written(directory: &Path) -> io::Result<()> {
+fn remove_half_written(disk: &dyn Disk, directory: &Path) -> io::Result<()> {
     for file in fs::read_dir(directory)? {
         let path = file?.path();
         if path.extension().is_some_and(|extension| extension == disk::ASIDE) {
-            fs::remove_file(path)?;
+            disk.remove_file(&path)?;
         }
     }
     Ok(())
@@ -85,7 +93,7 @@ fn remove_half_written(directory: &Path) -> io::Result<()> {
 /// The identity comes last: where it is, the rest is durable.
 fn create(disk: &dyn Disk, root: &Path, parts: [&Path; 2]) -> io::Result<Result<StoreId, OpenError>> {
     for part in parts {
-        fs::create_dir_all(part)?;
+        create_directory(disk, part)?;
         if fs::read_dir(part)?.next().is_some() {
             let reason = format!("{} holds files but the file identity is missing", part.display());
             return Ok(Err(OpenError::NotAStore { directory: root.to_owned(), reason }));

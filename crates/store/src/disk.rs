@@ -1,16 +1,21 @@
-//! The few file operations whose failure decides what the store may promise, behind one trait so that tests can make
-//! them fail. Called by the log writer, the maintenance thread and the opening thread.
+//! Every operation of the store that changes files, behind one trait so that tests can watch them, make them fail and
+//! lose what was not flushed. Called by the log writer, the maintenance thread and the opening thread.
+//!
+//! Files are opened and read without it: what a read finds is checked by whoever reads.
 
 use std::fmt::Debug;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use rustix::fs::FallocateFlags;
 
-/// File operations of the store. Implemented by [`SystemDisk`] and by the tests' failing disks.
+/// What the store does to its files. Implemented by [`SystemDisk`] and by the tests' failing disk.
 pub(crate) trait Disk: Debug + Send + Sync {
+    /// Makes an empty file, or empties the one that is there, to read and write. Its name is durable after
+    /// `sync_directory`.
+    fn create_file(&self, path: &Path) -> io::Result<File>;
     /// Reserves the blocks of `file` up to `length`, which becomes its size.
     fn allocate(&self, file: &File, length: u64) -> io::Result<()>;
     /// Writes all of `bytes` at `offset`.
@@ -19,6 +24,10 @@ pub(crate) trait Disk: Debug + Send + Sync {
     fn sync_data(&self, file: &File) -> io::Result<()>;
     /// Replaces `to` by `from`; durable after `sync_directory`.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Durable after `sync_directory`.
+    fn remove_file(&self, path: &Path) -> io::Result<()>;
+    /// Makes one directory; its parent exists. Durable after `sync_directory` of the parent.
+    fn create_directory(&self, path: &Path) -> io::Result<()>;
     /// Makes names in `directory` durable.
     fn sync_directory(&self, directory: &Path) -> io::Result<()>;
     /// Free bytes of the file system that `directory` is on, without root's reserve.
@@ -30,6 +39,10 @@ pub(crate) trait Disk: Debug + Send + Sync {
 pub(crate) struct SystemDisk;
 
 impl Disk for SystemDisk {
+    fn create_file(&self, path: &Path) -> io::Result<File> {
+        OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)
+    }
+
     fn allocate(&self, file: &File, length: u64) -> io::Result<()> {
         Ok(rustix::fs::fallocate(file, FallocateFlags::empty(), 0, length)?)
     }
@@ -44,6 +57,14 @@ impl Disk for SystemDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         std::fs::rename(from, to)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_file(path)
+    }
+
+    fn create_directory(&self, path: &Path) -> io::Result<()> {
+        std::fs::create_dir(path)
     }
 
     fn sync_directory(&self, directory: &Path) -> io::Result<()> {
@@ -65,13 +86,13 @@ pub(crate) fn replace_file(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Re
     let written = write_aside(disk, &aside, path, bytes);
     if written.is_err() {
         // Leaves no half file that takes space of a full disk; the next start would remove it as well.
-        let _ = std::fs::remove_file(&aside);
+        let _ = disk.remove_file(&aside);
     }
     written
 }
 
 fn write_aside(disk: &dyn Disk, aside: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let file = File::create(aside)?;
+    let file = disk.create_file(aside)?;
     disk.write_at(&file, bytes, 0)?;
     disk.sync_data(&file)?;
     disk.rename(aside, path)?;

@@ -45,14 +45,14 @@ impl Segment {
             Ok(file) => Self::map(disk, path, file, base, length),
             Err(error) => {
                 // Gives the space back; a leftover is removed by the next start.
-                let _ = std::fs::remove_file(&aside);
+                let _ = disk.remove_file(&aside);
                 Err(error)
             }
         }
     }
 
     fn create_aside(disk: &dyn Disk, aside: &Path, path: &Path, length: u64) -> io::Result<File> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(aside)?;
+        let file = disk.create_file(aside)?;
         disk.allocate(&file, length)?;
         disk.sync_data(&file)?;
         disk.rename(aside, path)?;

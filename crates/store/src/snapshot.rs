@@ -53,7 +53,7 @@ pub(crate) fn write(
     out.extend_from_slice(&crc32c::crc32c(&out).to_le_bytes());
     disk::replace_file(disk, &directory.join(file_name(log_offset, "snap")), &out)?;
     for (_, path) in list(directory)?.into_iter().skip(KEPT) {
-        fs::remove_file(path)?;
+        disk.remove_file(&path)?;
     }
     Ok(())
 }

@@ -66,6 +66,18 @@ impl Watch {
 }
 
 impl Disk for WatchedDisk {
+    fn create_file(&self, path: &Path) -> io::Result<File> {
+        SystemDisk.create_file(path)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        SystemDisk.remove_file(path)
+    }
+
+    fn create_directory(&self, path: &Path) -> io::Result<()> {
+        SystemDisk.create_directory(path)
+    }
+
     fn allocate(&self, file: &File, length: u64) -> io::Result<()> {
         SystemDisk.allocate(file, length)?;
         self.watch.lock().shadows.entry(file.metadata()?.ino()).or_default().durable =

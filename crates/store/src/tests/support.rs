@@ -206,6 +206,18 @@ impl FaultyDisk {
 }
 
 impl Disk for FaultyDisk {
+    fn create_file(&self, path: &Path) -> io::Result<File> {
+        SystemDisk.create_file(path)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        SystemDisk.remove_file(path)
+    }
+
+    fn create_directory(&self, path: &Path) -> io::Result<()> {
+        SystemDisk.create_directory(path)
+    }
+
     fn allocate(&self, file: &File, length: u64) -> io::Result<()> {
         self.check(Operation::Allocate)?;
         SystemDisk.allocate(file, length)
