@@ -11,8 +11,9 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// The clients ask for routes each 30 s: long enough that they find nobody once.
 const WITHOUT_NAMESRV: Duration = Duration::from_secs(35);
 
+/// Producers pause between two sends: what they send in the time without namesrvs is consumed on two slow cores too.
 fn driver(cluster: &Cluster, language: Language, scenario: &str, endpoint: &str, group: &str) -> Driver {
-    let options = [("threads", "2"), ("group", group), ("seed", "loss")];
+    let options = [("threads", "4"), ("group", group), ("seed", "loss"), ("pause", "20")];
     let plan = Plan { language, scenario, endpoint, topic: TOPIC, options: &options };
     Driver::start_ready(&plan, cluster.path())
 }

@@ -84,6 +84,7 @@ def produce(options):
             if index is None:
                 return
             send_one(producer, options, index)
+            stopped.wait(options.pause / 1000)
 
     run_threads(options.threads, send_until_done)
     emit("done")
@@ -297,6 +298,7 @@ def main():
     parser.add_argument("--size", type=int, default=0, help="bytes of the body; 0: follows from the seed")
     parser.add_argument("--property-bytes", type=int, default=0)
     parser.add_argument("--threads", type=int, default=4)
+    parser.add_argument("--pause", type=int, default=0, help="milliseconds between two sends of a thread")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--invisible", type=int, default=30, help="seconds")
     parser.add_argument("--filter", default="*")

@@ -97,6 +97,7 @@ public final class Driver {
                     return;
                 }
                 sendOne(producer, index);
+                pause(options.number("pause", 0));
             }
         });
         // Told to stop, it may be told amid a crash: the client's close waits for ever for a stream that it opened anew
