@@ -44,20 +44,24 @@ impl Directory {
         };
         for part in [root, &commit_log, &snapshots] {
             remove_half_written(disk, part).map_err(OpenError::io("clean up", part))?;
+            // A process that was killed may have put files in place whose names are not durable.
+            disk.sync_directory(part).map_err(OpenError::io("flush", part))?;
         }
         Ok(Self { commit_log, snapshots, store, lock })
     }
 }
 
-/// Creates what is missing of the path, durably.
+/// Creates what is missing of the path, durably. The last part that is there may be the work of a process that was
+/// killed before it was durable.
 fn create_root(disk: &dyn Disk, root: &Path) -> io::Result<()> {
     let root = std::path::absolute(root)?;
-    let missing: Vec<_> = root.ancestors().take_while(|part| !part.exists()).collect();
-    for part in missing.into_iter().rev() {
-        create_directory(disk, part)?;
-        part.parent().map_or(Ok(()), |parent| disk.sync_directory(parent))?;
+    if root.join("identity").exists() {
+        return Ok(());
     }
-    Ok(())
+    let missing: Vec<_> = root.ancestors().take_while(|part| !part.exists()).collect();
+    missing.iter().rev().try_for_each(|part| create_directory(disk, part))?;
+    let mut parents = root.ancestors().skip(1).take(missing.len() + 1);
+    parents.try_for_each(|parent| disk.sync_directory(parent))
 }
 
 /// Another process may make it at the same time.

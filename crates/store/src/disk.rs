@@ -95,8 +95,15 @@ fn write_aside(disk: &dyn Disk, aside: &Path, path: &Path, bytes: &[u8]) -> io::
     let file = disk.create_file(aside)?;
     disk.write_at(&file, bytes, 0)?;
     disk.sync_data(&file)?;
+    put_in_place(disk, aside, path)
+}
+
+/// Gives a file that was written aside its name, durably.
+pub(crate) fn put_in_place(disk: &dyn Disk, aside: &Path, path: &Path) -> io::Result<()> {
     disk.rename(aside, path)?;
-    disk.sync_directory(path.parent().expect("files of a store lie in its directory"))
+    let directory = path.parent().expect("files of a store lie in its directory");
+    // The file is in place by now and may be gone after a crash: not even for want of room can that be tried again.
+    disk.sync_directory(directory).map_err(io::Error::other)
 }
 
 /// The file system is full: for files nobody waits for, a reason to try later rather than to stop.

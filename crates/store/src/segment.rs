@@ -55,8 +55,7 @@ impl Segment {
         let file = disk.create_file(aside)?;
         disk.allocate(&file, length)?;
         disk.sync_data(&file)?;
-        disk.rename(aside, path)?;
-        disk.sync_directory(path.parent().expect("segments lie in the commitlog directory"))?;
+        disk::put_in_place(disk, aside, path)?;
         Ok(file)
     }
 

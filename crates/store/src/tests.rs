@@ -1,10 +1,14 @@
-//! Tests of the store as a whole; they need its inside for the failing disks.
+//! Tests of the store as a whole; they need its inside for the failing disk.
 
 mod append;
 mod codec;
 mod crash_images;
 mod damage;
+mod device;
+mod fail_stop;
+mod fault_disk;
 mod faults;
+mod mixed_run;
 mod projections;
 mod segments;
 mod support;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 
+use super::fault_disk::{Call, FaultDisk};
 use super::support::*;
 use crate::*;
 
@@ -99,18 +100,18 @@ fn a_full_inbox_refuses_at_once_and_takes_again_when_drained() {
 #[test]
 fn what_came_during_a_flush_is_flushed_together() {
     let scratch = scratch();
-    let (gate, disk) = (Arc::new(Gate::default()), Arc::new(FaultyDisk::default()));
+    let (gate, disk) = (Arc::new(Gate::default()), Arc::new(FaultDisk::default()));
     let store = Store::open_on(disk.clone(), config(scratch.path()), Vec::new(), gate.clone()).unwrap();
     let append = || store.append(vec![message(QUEUE, "x")], Durability::Disk).unwrap();
     let mut appends = vec![append()];
     eventually("the log writer being held", || gate.reached.load(Ordering::Acquire));
-    let syncs = disk.syncs.load(Ordering::Relaxed);
+    let syncs = disk.count(Call::Sync);
     appends.extend((0..100).map(|_| append()));
     gate.open();
     for append in appends {
         append.wait().unwrap();
     }
-    assert_eq!(disk.syncs.load(Ordering::Relaxed), syncs + 1);
+    assert_eq!(disk.count(Call::Sync), syncs + 1);
 }
 
 #[test]
@@ -190,7 +191,7 @@ fn many_threads_append_while_others_read_everything_in_order() {
     const PER_PRODUCER: u32 = 1500;
     let scratch = scratch();
     let announced = Arc::new(Announced::default());
-    let disk = Arc::new(FaultyDisk::default());
+    let disk = Arc::new(FaultDisk::default());
     let store = Store::open_on(disk, config(scratch.path()), Vec::new(), announced.clone()).unwrap();
     let payload = |producer: u32, number: u32| {
         let filler = vec![producer as u8; (number as usize * 37) % 900];

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::fault_disk::FaultDisk;
 use super::support::*;
 use crate::*;
 
@@ -12,7 +13,7 @@ fn open_with(directory: &Path, seen: &Arc<Seen>) -> Store {
 }
 
 fn try_open_with(config: StoreConfig, seen: &Arc<Seen>) -> Result<Store, OpenError> {
-    Store::open_on(Arc::new(FaultyDisk::default()), config, vec![seen.clone()], Arc::new(Silent))
+    Store::open_on(Arc::new(FaultDisk::default()), config, vec![seen.clone()], Arc::new(Silent))
 }
 
 fn note(store: &Store, text: &str) {

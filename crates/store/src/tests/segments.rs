@@ -5,6 +5,7 @@ use std::thread;
 
 use bytes::Bytes;
 
+use super::fault_disk::FaultDisk;
 use super::support::*;
 use crate::*;
 
@@ -123,7 +124,7 @@ fn the_segment_size_may_change_between_starts() {
     let scratch = scratch();
     for (round, size) in [MIB, 3 * MIB, 2 * MIB].into_iter().enumerate() {
         let config = StoreConfig { segment_size_bytes: size, ..config(scratch.path()) };
-        let disk = Arc::new(FaultyDisk::default());
+        let disk = Arc::new(FaultDisk::default());
         let store = Store::open_on(disk, config, Vec::new(), Arc::new(Silent)).unwrap();
         for _ in 0..6 {
             put(&store, vec![round as u8; size as usize - 64], Durability::Memory).unwrap();

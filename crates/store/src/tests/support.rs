@@ -1,7 +1,5 @@
-//! Stores, records, projections and disks for tests.
+//! Stores, records and projections for tests.
 
-use std::fs::File;
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::disk::{Disk, SystemDisk};
+use super::fault_disk::FaultDisk;
 use crate::*;
 
 pub(super) const MIB: u64 = 1 << 20;
@@ -45,10 +43,10 @@ pub(super) fn open(directory: &Path) -> Store {
 }
 
 pub(super) fn try_open(directory: &Path) -> Result<Store, OpenError> {
-    open_on(Arc::new(FaultyDisk::default()), directory)
+    open_on(Arc::new(FaultDisk::default()), directory)
 }
 
-pub(super) fn open_on(disk: Arc<FaultyDisk>, directory: &Path) -> Result<Store, OpenError> {
+pub(super) fn open_on(disk: Arc<FaultDisk>, directory: &Path) -> Result<Store, OpenError> {
     Store::open_on(disk, config(directory), Vec::new(), Arc::new(Silent))
 }
 
@@ -71,7 +69,16 @@ pub(super) fn put(
     payload: impl Into<Bytes>,
     durability: Durability,
 ) -> Result<Appended, AppendError> {
-    store.append(vec![message(QUEUE, payload)], durability)?.wait()
+    put_in(store, QUEUE, payload, durability)
+}
+
+pub(super) fn put_in(
+    store: &Store,
+    queue: QueueNumber,
+    payload: impl Into<Bytes>,
+    durability: Durability,
+) -> Result<Appended, AppendError> {
+    store.append(vec![message(queue, payload)], durability)?.wait()
 }
 
 /// The payloads of a queue; checks on the way that entries and records agree.
@@ -109,6 +116,11 @@ pub(super) struct Random(u64);
 impl Random {
     pub(super) fn seeded(seed: u64) -> Self {
         println!("seed {seed}");
+        Self(seed)
+    }
+
+    /// Of a seed that is printed elsewhere.
+    pub(super) fn quiet(seed: u64) -> Self {
         Self(seed)
     }
 
@@ -159,90 +171,5 @@ impl Projection for Seen {
             })
             .collect();
         Ok(())
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Operation {
-    Allocate,
-    Write,
-    Sync,
-    Rename,
-    SyncDirectory,
-}
-
-/// A disk that fails as told. Without being told it does everything but wait for the device: these tests end processes
-/// at most in thought, and the page cache outlives that.
-#[derive(Debug, Default)]
-pub(super) struct FaultyDisk {
-    failing: Mutex<Option<(Operation, i32)>>,
-    available: Mutex<Option<u64>>,
-    pub(super) syncs: AtomicU64,
-}
-
-pub(super) const EIO: i32 = 5;
-pub(super) const ENOSPC: i32 = 28;
-
-impl FaultyDisk {
-    pub(super) fn fail(&self, operation: Operation, errno: i32) {
-        *self.failing.lock() = Some((operation, errno));
-    }
-
-    pub(super) fn heal(&self) {
-        *self.failing.lock() = None;
-        *self.available.lock() = None;
-    }
-
-    pub(super) fn set_available(&self, bytes: u64) {
-        *self.available.lock() = Some(bytes);
-    }
-
-    fn check(&self, operation: Operation) -> io::Result<()> {
-        match *self.failing.lock() {
-            Some((failing, errno)) if failing == operation => Err(io::Error::from_raw_os_error(errno)),
-            _ => Ok(()),
-        }
-    }
-}
-
-impl Disk for FaultyDisk {
-    fn create_file(&self, path: &Path) -> io::Result<File> {
-        SystemDisk.create_file(path)
-    }
-
-    fn remove_file(&self, path: &Path) -> io::Result<()> {
-        SystemDisk.remove_file(path)
-    }
-
-    fn create_directory(&self, path: &Path) -> io::Result<()> {
-        SystemDisk.create_directory(path)
-    }
-
-    fn allocate(&self, file: &File, length: u64) -> io::Result<()> {
-        self.check(Operation::Allocate)?;
-        SystemDisk.allocate(file, length)
-    }
-
-    fn write_at(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.check(Operation::Write)?;
-        SystemDisk.write_at(file, bytes, offset)
-    }
-
-    fn sync_data(&self, _file: &File) -> io::Result<()> {
-        self.syncs.fetch_add(1, Ordering::Relaxed);
-        self.check(Operation::Sync)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.check(Operation::Rename)?;
-        SystemDisk.rename(from, to)
-    }
-
-    fn sync_directory(&self, _directory: &Path) -> io::Result<()> {
-        self.check(Operation::SyncDirectory)
-    }
-
-    fn available_bytes(&self, directory: &Path) -> io::Result<u64> {
-        self.available.lock().map_or_else(|| SystemDisk.available_bytes(directory), Ok)
     }
 }
