@@ -165,6 +165,14 @@ impl Catalog {
         Some(TokenKey::new(bytes))
     }
 
+    /// Queue numbers below `count` are not given out any more: the log holds messages under them, also when the record
+    /// of their topic was lost to damage.
+    pub fn reserve_queues(&self, count: u32) {
+        let owners = &mut self.state.write().queue_owners;
+        let count = owners.len().max(count as usize);
+        owners.resize(count, None);
+    }
+
     /// The record of a new topic with the next free numbers.
     pub fn next_topic(
         &self,

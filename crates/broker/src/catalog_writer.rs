@@ -175,7 +175,8 @@ impl Task {
 
 fn begin(store: &Store, change: Change) -> Result<Append, Rejection> {
     let payload = Metadata { change: Some(change) }.encode_to_vec().into();
-    let record = NewRecord { kind: RecordKind::Metadata, queue: None, tag_hash: 0, mark: 0, payload };
+    let (kind, keys) = (RecordKind::Metadata, Vec::new());
+    let record = NewRecord { kind, queue: None, tag_hash: 0, mark: 0, keys, payload };
     // Metadata is always durable: a topic whose messages are on disk must be there too.
     store.append(vec![record], Durability::Disk).map_err(refuse::append)
 }

@@ -47,6 +47,7 @@ impl GroupTopic {
             queue: None,
             tag_hash: 0,
             mark: 0,
+            keys: Vec::new(),
             payload: Bytes::from(progress.encode_to_vec()),
         }
     }

@@ -6,7 +6,9 @@ use karman_store::{AppendError, ReadError};
 /// Why something was not stored.
 pub fn append(error: AppendError) -> Rejection {
     match error {
-        AppendError::Overloaded { .. } => Rejection::TooManyRequests(error.to_string()),
+        AppendError::Overloaded { .. } | AppendError::Expired { .. } => {
+            Rejection::TooManyRequests(error.to_string())
+        }
         AppendError::DiskFull { .. } => Rejection::StoreFull(error.to_string()),
         other => Rejection::Internal(other.to_string()),
     }

@@ -105,6 +105,7 @@ pub fn start(config: &BrokerConfig) -> Result<Running, StartError> {
     let catalog = Arc::new(Catalog::default());
     let progress = Arc::new(ProgressTable::new(catalog.clone()));
     let store = Arc::new(open_store(config, &catalog, &progress)?);
+    catalog.reserve_queues(store.queue_count());
     progress.go_live();
     let key = token_key(&catalog, &store).map_err(StartError::TokenKey)?;
     let control = Control::start().map_err(StartError::Control)?;
@@ -160,6 +161,7 @@ fn open_store(
     progress: &Arc<ProgressTable>,
 ) -> Result<Store, OpenError> {
     let store = StoreConfig {
+        owner: format!("{}/{}", config.broker_cluster_name, config.broker_name),
         segment_size_bytes: config.mapped_file_size_commit_log,
         flush_interval: Duration::from_millis(config.flush_interval_commit_log),
         ..StoreConfig::new(Path::new(&config.store_path_root_dir).join("store"))

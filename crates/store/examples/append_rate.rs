@@ -129,6 +129,7 @@ async fn produce(
                         queue: Some(QueueNumber(producer as u32 % 8)),
                         tag_hash: 0,
                         mark: 0,
+                        keys: Vec::new(),
                         payload: payload.clone(),
                     };
                     store.append(vec![message], durability)?.await?;

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -11,12 +11,15 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::config::StoreConfig;
+use crate::cursor::{Cursor, Promise, REACH_BYTES};
+use crate::damage::Damages;
 use crate::directory::Directory;
 use crate::disk::{self, Disk};
 use crate::error::AppendError;
 use crate::inbox::Inbox;
 use crate::index::QueueIndex;
 use crate::maintenance::Wishes;
+use crate::record::Seal;
 use crate::segment::Segment;
 use crate::watermark::Progress;
 use crate::{Listener, Projection};
@@ -32,6 +35,12 @@ pub(crate) struct CommitLog {
     pub(crate) segments: ArcSwap<Vec<Arc<Segment>>>,
     pub(crate) index: QueueIndex,
     pub(crate) progress: Progress,
+    pub(crate) damages: Damages,
+    /// What the checksums of this log's records start from.
+    pub(crate) seal: Seal,
+    pub(crate) cursor: Mutex<CursorState>,
+    /// The log writer writes only in front of it; see `cursor.rs`.
+    pub(crate) limit: AtomicU64,
     pub(crate) inbox: Inbox,
     pub(crate) wishes: Wishes,
     pub(crate) projections: Vec<Arc<dyn Projection>>,
@@ -67,6 +76,13 @@ impl NextSegment {
     }
 }
 
+/// The cursor and what it says.
+#[derive(Debug)]
+pub(crate) struct CursorState {
+    pub(crate) cursor: Cursor,
+    pub(crate) promise: Promise,
+}
+
 impl CommitLog {
     /// The segment that is being written.
     pub(crate) fn active(&self) -> Arc<Segment> {
@@ -99,6 +115,32 @@ impl CommitLog {
             return self.check_poison();
         }
         self.flush(&self.active(), upto)
+    }
+
+    /// Lets the cursor say what is flushed by now, so that the log may be written further.
+    pub(crate) fn advance_cursor(&self) -> Result<(), AppendError> {
+        self.move_cursor(|promise| promise)
+    }
+
+    /// Changes what the cursor says, durably, and brings its `flushed` and `limit` up to date.
+    pub(crate) fn move_cursor(&self, change: impl FnOnce(Promise) -> Promise) -> Result<(), AppendError> {
+        let mut state = self.cursor.lock();
+        self.check_poison()?;
+        let flushed = self.progress.flushed();
+        let promise = Promise { flushed, limit: flushed + REACH_BYTES, ..change(state.promise) };
+        if promise == state.promise {
+            return Ok(());
+        }
+        match state.cursor.write(promise) {
+            // Its blocks are there; where a file system needs new ones all the same, there may be some later.
+            Err(error) if disk::is_no_space(&error) => tracing::warn!(%error, "the cursor stays behind"),
+            Err(error) => return Err(self.poison("write", state.cursor.path(), &error)),
+            Ok(()) => {
+                state.promise = promise;
+                self.limit.store(promise.limit, Ordering::Release);
+            }
+        }
+        Ok(())
     }
 
     /// Makes sure that there is a segment behind the active one.

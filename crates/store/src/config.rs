@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::directory::MAX_OWNER_BYTES;
 use crate::error::OpenError;
 use crate::segment::PAGE_BYTES;
 
@@ -16,11 +17,15 @@ pub const MAX_SEGMENT_BYTES: u64 = 2 << 30;
 pub struct StoreConfig {
     /// The directory of the store; created when it does not exist.
     pub directory: PathBuf,
+    /// Whose store it is, at most 1,024 bytes: a directory of another owner is not opened. Default: nobody's.
+    pub owner: String,
     /// Size of a segment made from now on, in bytes; older ones keep theirs. A multiple of 4096,
     /// [`MIN_SEGMENT_BYTES`] to [`MAX_SEGMENT_BYTES`]. Default: 1 GiB.
     pub segment_size_bytes: u64,
     /// Bytes that may wait for the log writer before appends are refused with `Overloaded`. Default: 64 MiB.
     pub inbox_bytes: usize,
+    /// How long an append may wait for the log writer before it is refused with `Expired`. Default: 10 s.
+    pub append_deadline: Duration,
     /// Bytes the log writer takes at once, so that nobody waits for more than this. Default: 4 MiB.
     pub batch_bytes: usize,
     /// How long records that nobody waits for may stay unflushed. Default: 500 ms.
@@ -38,8 +43,10 @@ impl StoreConfig {
     pub fn new(directory: impl Into<PathBuf>) -> Self {
         Self {
             directory: directory.into(),
+            owner: String::new(),
             segment_size_bytes: 1 << 30,
             inbox_bytes: 64 << 20,
+            append_deadline: Duration::from_secs(10),
             batch_bytes: 4 << 20,
             flush_interval: Duration::from_millis(500),
             disk_reserve_bytes: 256 << 20,
@@ -53,6 +60,12 @@ impl StoreConfig {
         let size = self.segment_size_bytes;
         if !(MIN_SEGMENT_BYTES..=MAX_SEGMENT_BYTES).contains(&size) || !size.is_multiple_of(PAGE_BYTES) {
             return refuse("segment_size_bytes", size.to_string(), "1 MiB to 2 GiB, a multiple of 4096");
+        }
+        if self.owner.len() > MAX_OWNER_BYTES {
+            return refuse("owner", format!("{} bytes long", self.owner.len()), "up to 1024 bytes");
+        }
+        if self.append_deadline.is_zero() {
+            return refuse("append_deadline", "0 s".into(), "more than 0");
         }
         if self.inbox_bytes == 0 || self.batch_bytes == 0 {
             let value = format!("{} and {}", self.inbox_bytes, self.batch_bytes);

@@ -7,47 +7,73 @@ use std::path::{Path, PathBuf};
 
 use crate::disk::{self, Disk};
 use crate::error::OpenError;
+use crate::record::Seal;
 
 const MAGIC: &[u8; 8] = b"KARMSTOR";
 /// Raised when an older version could no longer read a store.
 const FORMAT_VERSION: u32 = 1;
-const IDENTITY_BYTES: usize = 32;
+/// Without the owner's name.
+const IDENTITY_BYTES: usize = 34;
+/// Longest name of an owner.
+pub(crate) const MAX_OWNER_BYTES: usize = 1024;
+pub(crate) const IDENTITY: &str = "identity";
 
-/// Random, given at creation; carried by files that must not be mixed up with those of another store.
+/// Random, given at creation; carried by files that must not be mixed up with those of another log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct StoreId(pub(crate) [u8; 16]);
+pub(crate) struct LogId(pub(crate) [u8; 16]);
+
+impl LogId {
+    /// What the checksums of this log's records start from.
+    pub(crate) fn seal(self) -> Seal {
+        Seal(crc32c::crc32c(&self.0))
+    }
+}
+
+/// What the file `identity` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) log: LogId,
+    /// Whose store this is; no other may open it.
+    pub(crate) owner: String,
+}
 
 /// A locked directory with an identity.
 #[derive(Debug)]
 pub(crate) struct Directory {
+    pub(crate) root: PathBuf,
     pub(crate) commit_log: PathBuf,
     pub(crate) snapshots: PathBuf,
-    pub(crate) store: StoreId,
+    pub(crate) log: LogId,
     /// Locked while open.
     pub(crate) lock: File,
 }
 
 impl Directory {
-    /// Opens or creates the directory and locks it for this process.
-    pub(crate) fn open(disk: &dyn Disk, root: &Path) -> Result<Self, OpenError> {
+    /// Opens or creates the directory of `owner` and locks it for this process.
+    pub(crate) fn open(disk: &dyn Disk, root: &Path, owner: &str) -> Result<Self, OpenError> {
         create_root(disk, root).map_err(OpenError::io("create", root))?;
         let lock = lock(disk, root)?;
         let (commit_log, snapshots) = (root.join("commitlog"), root.join("snapshot"));
-        let identity = root.join("identity");
-        let store = match File::open(&identity) {
-            Ok(file) => read_identity(root, file)?,
+        let path = root.join(IDENTITY);
+        let identity = match fs::read(&path) {
+            Ok(bytes) => Identity::read(&bytes)
+                .map_err(|reason| OpenError::NotAStore { directory: root.to_owned(), reason })?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                create(disk, root, [&commit_log, &snapshots])
+                create(disk, root, [&commit_log, &snapshots], owner)
                     .map_err(OpenError::io("create a store in", root))??
             }
-            Err(error) => return Err(OpenError::io("read", &identity)(error)),
+            Err(error) => return Err(OpenError::io("read", &path)(error)),
         };
+        if identity.owner != owner {
+            let (directory, found) = (root.to_owned(), identity.owner);
+            return Err(OpenError::ForeignOwner { directory, found, expected: owner.to_owned() });
+        }
         for part in [root, &commit_log, &snapshots] {
             remove_half_written(disk, part).map_err(OpenError::io("clean up", part))?;
             // A process that was killed may have put files in place whose names are not durable.
             disk.sync_directory(part).map_err(OpenError::io("flush", part))?;
         }
-        Ok(Self { commit_log, snapshots, store, lock })
+        Ok(Self { root: root.to_owned(), commit_log, snapshots, log: identity.log, lock })
     }
 }
 
@@ -95,7 +121,12 @@ fn remove_half_written(disk: &dyn Disk, directory: &Path) -> io::Result<()> {
 }
 
 /// The identity comes last: where it is, the rest is durable.
-fn create(disk: &dyn Disk, root: &Path, parts: [&Path; 2]) -> io::Result<Result<StoreId, OpenError>> {
+fn create(
+    disk: &dyn Disk,
+    root: &Path,
+    parts: [&Path; 2],
+    owner: &str,
+) -> io::Result<Result<Identity, OpenError>> {
     for part in parts {
         create_directory(disk, part)?;
         if fs::read_dir(part)?.next().is_some() {
@@ -105,29 +136,41 @@ fn create(disk: &dyn Disk, root: &Path, parts: [&Path; 2]) -> io::Result<Result<
     }
     let mut id = [0; 16];
     File::open("/dev/urandom")?.read_exact(&mut id)?;
-    let mut bytes = Vec::with_capacity(IDENTITY_BYTES);
-    bytes.extend_from_slice(MAGIC);
-    bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-    bytes.extend_from_slice(&id);
-    bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
     disk.sync_directory(root)?;
-    disk::replace_file(disk, &root.join("identity"), &bytes)?;
-    Ok(Ok(StoreId(id)))
+    let identity = Identity { log: LogId(id), owner: owner.to_owned() };
+    identity.write(disk, root)?;
+    Ok(Ok(identity))
 }
 
-fn read_identity(root: &Path, mut file: File) -> Result<StoreId, OpenError> {
-    let foreign = |reason: String| OpenError::NotAStore { directory: root.to_owned(), reason };
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes).map_err(OpenError::io("read", &root.join("identity")))?;
-    if bytes.len() < IDENTITY_BYTES || bytes[..8] != *MAGIC {
-        return Err(foreign("the file identity is not one of a store".into()));
+impl Identity {
+    /// Replaces the file.
+    pub(crate) fn write(&self, disk: &dyn Disk, root: &Path) -> io::Result<()> {
+        let mut bytes = Vec::with_capacity(IDENTITY_BYTES + self.owner.len());
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+        bytes.extend_from_slice(&self.log.0);
+        bytes.extend_from_slice(&(self.owner.len() as u16).to_le_bytes());
+        bytes.extend_from_slice(self.owner.as_bytes());
+        bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
+        disk::replace_file(disk, &root.join(IDENTITY), &bytes)
     }
-    let version = u32::from_le_bytes(bytes[8..12].try_into().expect("four bytes"));
-    if version != FORMAT_VERSION {
-        return Err(foreign(format!("it has format version {version}, known is {FORMAT_VERSION}")));
+
+    /// Reads the file's bytes; the error says why they are no identity of this version.
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self, String> {
+        if bytes.len() < IDENTITY_BYTES || bytes[..8] != *MAGIC {
+            return Err("the file identity is not one of a store".into());
+        }
+        let version = u32::from_le_bytes(bytes[8..12].try_into().expect("four bytes"));
+        if version != FORMAT_VERSION {
+            return Err(format!("it has format version {version}, known is {FORMAT_VERSION}"));
+        }
+        let damaged = || "the file identity does not match its checksum".to_owned();
+        let (body, crc) = bytes.split_last_chunk::<4>().ok_or_else(damaged)?;
+        let owner_bytes = usize::from(u16::from_le_bytes([body[28], body[29]]));
+        if body.len() != 30 + owner_bytes || crc32c::crc32c(body).to_le_bytes() != *crc {
+            return Err(damaged());
+        }
+        let owner = String::from_utf8(body[30..].to_vec()).map_err(|_| damaged())?;
+        Ok(Self { log: LogId(body[12..28].try_into().expect("sixteen bytes")), owner })
     }
-    if bytes.len() != IDENTITY_BYTES || crc32c::crc32c(&bytes[..28]).to_le_bytes() != bytes[28..] {
-        return Err(foreign("the file identity does not match its checksum".into()));
-    }
-    Ok(StoreId(bytes[12..28].try_into().expect("sixteen bytes")))
 }

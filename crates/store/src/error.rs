@@ -35,7 +35,11 @@ pub enum OpenError {
         reason: String,
     },
     /// A segment file of the log is not there.
-    #[error("the log in {} has no segment that starts at {offset}; {found}", directory.display())]
+    #[error(
+        "the log in {} has no segment that starts at {offset}; {found}. Put the file back, or give up what it \
+         held: `karman store repair`",
+        directory.display()
+    )]
     MissingSegment {
         /// The `commitlog` directory.
         directory: PathBuf,
@@ -44,17 +48,32 @@ pub enum OpenError {
         /// What is there instead.
         found: String,
     },
-    /// A record that had been flushed is not valid any more. Nothing was changed.
-    #[error("segment {} is damaged at offset {offset}: {found}; {}", segment.display(), behind(*next_valid))]
-    Damaged {
-        /// The segment file.
-        segment: PathBuf,
-        /// Physical offset of the first invalid record.
-        offset: u64,
-        /// What is wrong with it.
+    /// The directory is that of another broker.
+    #[error(
+        "{} is the store of {found:?}, not of {expected:?}; if it is to become that, run \
+         `karman store repair {} --owner {expected}`",
+        directory.display(),
+        directory.display()
+    )]
+    ForeignOwner {
+        /// The directory of the store.
+        directory: PathBuf,
+        /// Whose it is.
         found: String,
-        /// Physical offset of the first valid record behind it, if there is one.
-        next_valid: Option<u64>,
+        /// [`crate::StoreConfig::owner`].
+        expected: String,
+    },
+    /// The log does not reach back to its beginning, and what was in front of it cannot be read either.
+    #[error(
+        "the log in {} begins at {log_start} and no snapshot in there is usable; restore one from a backup, or \
+         give up topics, groups and consumer progress: `karman store repair --forget-state`",
+        directory.display()
+    )]
+    NoSnapshot {
+        /// The directory of the store.
+        directory: PathBuf,
+        /// Where its first segment starts.
+        log_start: u64,
     },
     /// A record is intact but was written by a version this one does not know.
     #[error("segment {} holds at offset {offset} a record this version cannot read: {reason}", segment.display())]
@@ -86,13 +105,6 @@ pub enum OpenError {
         /// Why it failed.
         source: io::Error,
     },
-}
-
-fn behind(next_valid: Option<u64>) -> String {
-    match next_valid {
-        Some(offset) => format!("the next valid record is at {offset}"),
-        None => "no valid record follows".into(),
-    }
 }
 
 impl OpenError {
@@ -128,6 +140,12 @@ pub enum AppendError {
     /// The call contradicts itself; trying again cannot help.
     #[error("records cannot be appended: {0}")]
     Invalid(&'static str),
+    /// It waited longer than the store allows; nothing of it is in the log.
+    #[error("not written within {waited_ms} ms; the device or the store is too slow for what is asked of it")]
+    Expired {
+        /// How long it waited.
+        waited_ms: u64,
+    },
     /// There is no room for the next segment; appends succeed again when there is.
     #[error("no room for the next segment: {needed_bytes} bytes needed, {available_bytes} available")]
     DiskFull {
@@ -170,11 +188,21 @@ pub enum ReadError {
         /// What is wrong.
         reason: Invalid,
     },
-    /// The entries in an index file are damaged.
-    #[error("index file {} is damaged; without it the next start builds it anew from the log", path.display())]
+    /// What should be there was lost to damage of the log; what lies behind it is not.
+    #[error("what lay at {from}..{to} was lost to damage of the log")]
+    Lost {
+        /// Physical offset at which the damage starts.
+        from: u64,
+        /// Physical offset of what is intact again.
+        to: u64,
+    },
+    /// A part of an index file is damaged. It is being built anew from the log: try again.
+    #[error("index file {} is damaged and being built anew from the log", path.display())]
     BadIndex {
         /// The index file.
         path: PathBuf,
+        /// Physical offset of its segment.
+        segment: u64,
     },
 }
 

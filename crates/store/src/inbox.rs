@@ -1,6 +1,7 @@
 //! What waits for the log writer, bounded in bytes. Any thread pushes, without ever waiting; the log writer takes.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
@@ -18,6 +19,7 @@ pub(crate) struct Request {
     /// What they will take in the log.
     pub(crate) bytes: usize,
     pub(crate) durability: Durability,
+    pub(crate) arrived: Instant,
     pub(crate) reply: Reply,
 }
 

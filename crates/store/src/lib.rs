@@ -7,7 +7,7 @@
 //!
 //! ```
 //! use std::sync::Arc;
-//! use karman_store::{Durability, NewRecord, QueueNumber, QueueOffset, RecordKind, Silent, Store, StoreConfig};
+//! use karman_store::{Durability, NewRecord, QueueNumber, QueueOffset, RecordKind, Silent, Store, StoreConfig, key_hash};
 //!
 //! let directory = tempfile::tempdir()?;
 //! let mut config = StoreConfig::new(directory.path());
@@ -20,6 +20,7 @@
 //!     queue: Some(queue),
 //!     tag_hash: 0,
 //!     mark: 0,
+//!     keys: vec![key_hash(0, b"greeting")],
 //!     payload: "hello".into(),
 //! };
 //! let appended = store.append(vec![message], Durability::Disk)?.wait()?; // `.await` in async code
@@ -35,12 +36,15 @@
 
 mod commit_log;
 mod config;
+mod cursor;
+mod damage;
 mod directory;
 mod disk;
 mod error;
 mod inbox;
 mod index;
 mod maintenance;
+mod query;
 mod record;
 mod recovery;
 mod segment;
@@ -57,24 +61,29 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
 pub use config::{MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, StoreConfig};
+pub use damage::Damage;
 pub use error::{AppendError, CloseError, OpenError, ReadError};
 pub use index::Entry;
+pub use query::SegmentInfo;
 pub use record::{
-    HEADER_BYTES, Invalid, MAX_PAYLOAD_BYTES, NewRecord, PhysicalOffset, QueueNumber, QueueOffset, Record,
-    RecordKind,
+    HEADER_BYTES, Invalid, MAX_KEYS, MAX_PAYLOAD_BYTES, NewRecord, PhysicalOffset, QueueNumber, QueueOffset,
+    Record, RecordKind, key_hash,
 };
 pub use watermark::Watermarks;
 
-use commit_log::{CommitLog, NextSegment};
+use commit_log::{CommitLog, CursorState, NextSegment};
+use damage::Damages;
 use directory::Directory;
 use disk::{Disk, SystemDisk};
 use inbox::{Inbox, Request};
 use maintenance::{Maintenance, Stop, Wishes};
+use segment::Segment;
 use writer::LogWriter;
 
 /// What a record survives once its append was answered.
@@ -188,13 +197,17 @@ impl Store {
         listener: Arc<dyn Listener>,
     ) -> Result<Self, OpenError> {
         config.check()?;
-        let directory = Directory::open(&*disk, &config.directory)?;
+        let directory = Directory::open(&*disk, &config.directory, &config.owner)?;
         let recovered = recovery::recover(&disk, &directory, &config, &projections)?;
         let log_start = recovered.segments[0].base();
         let log = Arc::new(CommitLog {
             segments: Arc::new(recovered.segments).into(),
             index: recovered.index,
             progress: watermark::Progress::recovered(log_start, recovered.end),
+            damages: Damages::recovered(recovered.damage),
+            seal: directory.log.seal(),
+            limit: recovered.promise.limit.into(),
+            cursor: Mutex::new(CursorState { cursor: recovered.cursor, promise: recovered.promise }),
             inbox: Inbox::new(config.inbox_bytes),
             wishes: Wishes::default(),
             projected: Default::default(),
@@ -207,9 +220,7 @@ impl Store {
             projections,
             listener,
         });
-        for (segment, last_store_time_ms) in recovered.unsealed {
-            log.wishes.seal(segment, last_store_time_ms);
-        }
+        recovered.unsealed.into_iter().for_each(|segment| log.wishes.seal(segment));
         let threads = start_threads(&log, recovered.end, recovered.store_time_ms, recovered.snapshot_offset)?;
         Ok(Self { log, threads: Mutex::new(Some(threads)) })
     }
@@ -222,7 +233,7 @@ impl Store {
     pub fn append(&self, records: Vec<NewRecord>, durability: Durability) -> Result<Append, AppendError> {
         let bytes = self.check(&records)?;
         let (reply, answer) = oneshot::channel();
-        self.log.inbox.push(Request { records, bytes, durability, reply })?;
+        self.log.inbox.push(Request { records, bytes, durability, arrived: Instant::now(), reply })?;
         Ok(Append { answer })
     }
 
@@ -246,7 +257,10 @@ impl Store {
             if record.payload.len() > MAX_PAYLOAD_BYTES {
                 return too_large("a payload", record.payload.len() as u64, MAX_PAYLOAD_BYTES as u64);
             }
-            bytes += record::encoded_bytes(record.payload.len());
+            if record.keys.len() > MAX_KEYS {
+                return Err(AppendError::Invalid("a record has more than 4095 keys"));
+            }
+            bytes += record.encoded_bytes();
         }
         match self.log.config.max_append_bytes() {
             limit if bytes as u64 > limit => too_large("an append with its headers", bytes as u64, limit),
@@ -263,7 +277,7 @@ impl Store {
         max: usize,
         out: &mut Vec<Entry>,
     ) -> Result<(), ReadError> {
-        self.log.index.read(queue, from, max, out)
+        self.healing(self.log.index.read(queue, from, max, out))
     }
 
     /// Offset of the first entry of `queue` and the one behind the last confirmed; 0..0 if it never had any.
@@ -271,17 +285,40 @@ impl Store {
         self.log.index.range(queue)
     }
 
+    /// The number behind the highest that a queue with records has.
+    pub fn queue_count(&self) -> u32 {
+        self.log.index.queue_count()
+    }
+
     /// Reads the confirmed record of `size` bytes at `at`. Its own offset, version and checksum are checked; its payload
     /// shares memory with the log.
     pub fn record(&self, at: PhysicalOffset, size: u32) -> Result<Record, ReadError> {
+        let at = at.0;
+        if size == 0 {
+            let lost = self.log.damages.in_front_of(at);
+            return Err(lost.map_or(ReadError::Lost { from: at, to: at }, ReadError::from));
+        }
+        let bytes = self.readable(at, size)?.slice(at..at + u64::from(size));
+        let record = record::decode_record(&bytes, at, self.log.seal);
+        record.map_err(|reason| {
+            if reason == Invalid::Checksum {
+                let (from, to) = (at, at + u64::from(size));
+                self.log.damages.add(Damage { from, to, reason: reason.to_string() });
+            }
+            self.unreadable(at, size, reason)
+        })
+    }
+
+    /// The segment with a range of the log that may be read.
+    fn readable(&self, at: u64, size: u32) -> Result<Arc<Segment>, ReadError> {
         let Watermarks { log_start, confirmed, .. } = self.watermarks();
-        let out_of_range = || ReadError::OutOfRange { offset: at.0, size, log_start, confirmed };
-        let end =
-            at.0.checked_add(u64::from(size)).filter(|end| *end <= confirmed).ok_or_else(out_of_range)?;
-        let segment =
-            self.log.segment_of(at.0).filter(|segment| end <= segment.end()).ok_or_else(out_of_range)?;
-        let record = record::decode_record(&segment.slice(at.0..end), at.0);
-        record.map_err(|reason| ReadError::Corrupt { offset: at.0, size, reason })
+        let end = at.checked_add(u64::from(size)).filter(|end| *end <= confirmed && at >= log_start);
+        let segment = end.and_then(|end| self.log.segment_of(at).filter(|segment| end <= segment.end()));
+        segment.ok_or(ReadError::OutOfRange { offset: at, size, log_start, confirmed })
+    }
+
+    fn unreadable(&self, at: u64, size: u32, reason: Invalid) -> ReadError {
+        self.log.damages.at(at).map_or(ReadError::Corrupt { offset: at, size, reason }, ReadError::from)
     }
 
     /// How far the log is written, flushed and confirmed.

@@ -10,14 +10,21 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::commit_log::{CommitLog, PanicGuard};
+use crate::damage::Damage;
 use crate::disk;
 use crate::error::{AppendError, CloseError};
+use crate::index::contents::Contents;
 use crate::index::sealed::{self, IndexedSegment, SealedIndex};
+use crate::record::{Content, HEADER_BYTES};
+use crate::recovery::scan::{next_valid, walk};
 use crate::segment::{Segment, file_name};
 use crate::snapshot;
 
 /// Longest sleep: how late a snapshot or a further attempt to write an index file may be.
 const TICK: Duration = Duration::from_millis(500);
+/// The cursor moves on when this much more is flushed, or after this time if anything is.
+const ADVANCE_BYTES: u64 = 32 << 20;
+const ADVANCE_AFTER: Duration = Duration::from_secs(5);
 
 /// What the maintenance thread is asked to do.
 #[derive(Debug, Default)]
@@ -30,9 +37,18 @@ pub(crate) struct Wishes {
 struct Wanted {
     prepare: bool,
     flush: bool,
-    /// Filled segments, in order, with the store time of their last record.
-    seal: VecDeque<(Arc<Segment>, u64)>,
+    /// Filled segments, in order.
+    seal: VecDeque<Arc<Segment>>,
+    /// Segments of which a part of the index file was found damaged, by where they start.
+    rebuild: Vec<u64>,
     stop: Option<Stop>,
+}
+
+impl Wanted {
+    fn is_something(&self) -> bool {
+        let lists = !self.seal.is_empty() || !self.rebuild.is_empty();
+        self.prepare || self.flush || lists || self.stop.is_some()
+    }
 }
 
 /// How the maintenance thread ends.
@@ -53,8 +69,16 @@ impl Wishes {
         self.wish(|wanted| wanted.flush = true);
     }
 
-    pub(crate) fn seal(&self, segment: Arc<Segment>, last_store_time_ms: u64) {
-        self.wish(|wanted| wanted.seal.push_back((segment, last_store_time_ms)));
+    pub(crate) fn seal(&self, segment: Arc<Segment>) {
+        self.wish(|wanted| wanted.seal.push_back(segment));
+    }
+
+    pub(crate) fn rebuild_index(&self, segment: u64) {
+        self.wish(|wanted| {
+            if !wanted.rebuild.contains(&segment) {
+                wanted.rebuild.push(segment);
+            }
+        });
     }
 
     pub(crate) fn stop(&self, how: Stop) {
@@ -68,7 +92,7 @@ impl Wishes {
 
     fn wait_until(&self, deadline: Instant) -> Wanted {
         let mut state = self.state.lock();
-        while !(state.prepare || state.flush || !state.seal.is_empty() || state.stop.is_some()) {
+        while !state.is_something() {
             if self.changed.wait_until(&mut state, deadline).timed_out() {
                 break;
             }
@@ -80,8 +104,9 @@ impl Wishes {
 #[derive(Debug)]
 pub(crate) struct Maintenance {
     log: Arc<CommitLog>,
-    seal: VecDeque<(Arc<Segment>, u64)>,
+    seal: VecDeque<Arc<Segment>>,
     last_flush: Instant,
+    last_advance: Instant,
     last_snapshot: Instant,
     snapshot_offset: u64,
     /// Value of `projected` that the last snapshot covers.
@@ -92,8 +117,15 @@ impl Maintenance {
     /// `snapshot_offset`: that of the newest snapshot there is.
     pub(crate) fn new(log: Arc<CommitLog>, snapshot_offset: u64) -> Self {
         let now = Instant::now();
-        let (last_flush, last_snapshot) = (now, now);
-        Self { log, seal: VecDeque::new(), last_flush, last_snapshot, snapshot_offset, snapshot_projected: 0 }
+        Self {
+            log,
+            seal: VecDeque::new(),
+            last_flush: now,
+            last_advance: now,
+            last_snapshot: now,
+            snapshot_offset,
+            snapshot_projected: 0,
+        }
     }
 
     /// Runs until it is told to stop.
@@ -127,7 +159,9 @@ impl Maintenance {
             self.log.flush_written()?;
             self.last_flush = Instant::now();
         }
+        self.advance_cursor()?;
         self.seal_filled()?;
+        wanted.rebuild.iter().try_for_each(|&base| rebuild_index(&self.log, base))?;
         if self.is_snapshot_due() {
             self.last_snapshot = Instant::now();
             self.take_snapshot()?.unwrap_or_else(|error| tracing::warn!(%error, "no room for a snapshot"));
@@ -150,10 +184,21 @@ impl Maintenance {
         Ok(())
     }
 
+    /// Where little is written the cursor may stay behind for a while: it costs a flush of its own.
+    fn advance_cursor(&mut self) -> Result<(), AppendError> {
+        let log = &self.log;
+        let behind = log.progress.flushed() - log.cursor.lock().promise.flushed;
+        if behind >= ADVANCE_BYTES || (behind > 0 && self.last_advance.elapsed() >= ADVANCE_AFTER) {
+            self.last_advance = Instant::now();
+            log.advance_cursor()?;
+        }
+        Ok(())
+    }
+
     /// Writes index files in order; on a full disk the entries stay in memory until there is room.
     fn seal_filled(&mut self) -> Result<(), AppendError> {
-        while let Some((segment, last_store_time_ms)) = self.seal.front() {
-            match seal(&self.log, segment, *last_store_time_ms) {
+        while let Some(segment) = self.seal.front() {
+            match seal(&self.log, segment) {
                 Ok(()) => self.seal.pop_front(),
                 Err(error) if disk::is_no_space(&error) => break,
                 Err(error) => return Err(self.log.poison("write the index of", segment.path(), &error)),
@@ -179,7 +224,7 @@ impl Maintenance {
         // What the projections know must not be lost to a power cut that the snapshot survives.
         log.flush_written()?;
         let directory = &log.directory;
-        match snapshot::write(&*log.disk, &directory.snapshots, directory.store, offset, &sections) {
+        match snapshot::write(&*log.disk, &directory.snapshots, directory.log, offset, &sections) {
             Ok(()) => {
                 (self.snapshot_offset, self.snapshot_projected) = (offset, projected);
                 Ok(Ok(()))
@@ -190,11 +235,55 @@ impl Maintenance {
     }
 }
 
-fn seal(log: &CommitLog, segment: &Segment, last_store_time_ms: u64) -> io::Result<()> {
-    let runs = log.index.recent_below(segment.end());
-    let about = IndexedSegment { store: log.directory.store, base: segment.base(), length: segment.length() };
-    let path = log.directory.commit_log.join(file_name(segment.base(), "idx"));
-    sealed::write(&*log.disk, &path, about, last_store_time_ms, &runs)?;
-    log.index.adopt(&Arc::new(SealedIndex::open(path, about).map_err(io::Error::other)?));
+fn seal(log: &CommitLog, segment: &Segment) -> io::Result<()> {
+    let mut contents = log.index.contents_below(&(segment.base()..segment.end()));
+    log.index.adopt(&Arc::new(write_index(log, segment, &mut contents)?));
     Ok(())
+}
+
+fn write_index(log: &CommitLog, segment: &Segment, contents: &mut Contents) -> io::Result<SealedIndex> {
+    let about = IndexedSegment { log: log.directory.log, base: segment.base(), length: segment.length() };
+    let path = log.directory.commit_log.join(file_name(segment.base(), "idx"));
+    sealed::write(&*log.disk, &path, about, contents)?;
+    SealedIndex::open(path, about).map_err(io::Error::other)
+}
+
+/// Replaces the index file of the segment at `base` by one that is built from the log.
+fn rebuild_index(log: &CommitLog, base: u64) -> Result<(), AppendError> {
+    let Some(segment) = log.segment_of(base).filter(|_| log.index.file_of(base).is_some()) else {
+        return Ok(());
+    };
+    tracing::warn!(segment = %segment.path().display(), "builds its index file anew: a part of it is damaged");
+    let mut contents = gather(log, &segment);
+    match write_index(log, &segment, &mut contents) {
+        Ok(index) => log.index.replace(&Arc::new(index)),
+        Err(error) if disk::is_no_space(&error) => tracing::warn!(%error, "no room for an index file"),
+        Err(error) => return Err(log.poison("write the index of", segment.path(), &error)),
+    }
+    Ok(())
+}
+
+/// Reads the contents of a sealed segment from the log, stepping over damage.
+fn gather(log: &CommitLog, segment: &Segment) -> Contents {
+    let (mut contents, mut lost_bytes) = (Contents::default(), 0);
+    let lost = |from, to, reason: String| log.damages.add(Damage { from, to, reason });
+    let mut at = segment.base();
+    while at < segment.end() {
+        let walked = walk(segment, at, log.seal, |header, bytes| match header.content {
+            Content::Blank => {}
+            Content::Lost => lost_bytes += u64::from(header.length),
+            Content::Record(_) => {
+                let lost_max = lost_bytes / HEADER_BYTES as u64;
+                if let Err(reason) = contents.add(segment.base(), header, bytes, lost_max) {
+                    lost(header.physical_offset, header.end(), reason);
+                }
+            }
+        });
+        let Err(stopped) = walked else { break };
+        let to = next_valid(segment, stopped.at, log.seal).unwrap_or(segment.end());
+        lost(stopped.at, to, stopped.why.to_string());
+        lost_bytes += to - stopped.at;
+        at = to;
+    }
+    contents
 }

@@ -1,7 +1,8 @@
 //! The log record: what callers hand in, what they get back, and the bytes in between. Pure functions, any thread.
 //!
-//! The layout is described in `docs/storage-format.md`. Whoever decodes a record says where it was found; a record
-//! that names another place is stale and refused, so bytes of a former life of the file never pass as data.
+//! The layout is described in `docs/storage-format.md`. Whoever decodes a record says where it was found and in which
+//! log; a record that names another place is stale and refused, so bytes of a former life of the file never pass as
+//! data, nor does a record of another log, nor one that somebody wrote into a payload.
 
 use bytes::Bytes;
 
@@ -9,6 +10,8 @@ use bytes::Bytes;
 pub const HEADER_BYTES: usize = 64;
 /// Largest payload of one record.
 pub const MAX_PAYLOAD_BYTES: usize = 32 << 20;
+/// Most keys of one record.
+pub const MAX_KEYS: usize = 0xfff;
 
 const VERSION: u8 = 1;
 pub(crate) const ALIGN: usize = 8;
@@ -16,12 +19,25 @@ pub(crate) const ALIGN: usize = 8;
 const CRC_COVERS_FROM: usize = 8;
 const NO_QUEUE: u32 = u32::MAX;
 const BLANK: u8 = 0;
+const LOST: u8 = 255;
+const KEY_BYTES: usize = 8;
 /// There is one master, so there is one epoch.
 const EPOCH: u32 = 0;
 const PADDING_MASK: u16 = 0b0111;
 /// Everything in front of this record had been flushed when the record was written. Recovery tells damage from a
 /// torn tail by it: in front of such a record nothing can be torn.
 const FLUSHED_BEFORE: u16 = 0b1000;
+/// The number of keys stands in the flags from this bit on.
+const KEYS_SHIFT: u32 = 4;
+
+/// The hash under which [`crate::Store::find`] finds a record. Names in one scope do not meet those of another.
+pub fn key_hash(scope: u32, name: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64_with_seed(name, u64::from(scope))
+}
+
+/// What the checksums of a log start from; follows from the log's id, so that records of another log are not valid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Seal(pub(crate) u32);
 
 /// Number of a queue (of one topic); the broker interns names. `u32::MAX` is reserved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -81,6 +97,8 @@ pub struct NewRecord {
     pub tag_hash: u64,
     /// Opaque to the store, kept in the header.
     pub mark: u64,
+    /// What it can be found by ([`key_hash`]), at most [`MAX_KEYS`].
+    pub keys: Vec<u64>,
     /// At most [`MAX_PAYLOAD_BYTES`].
     pub payload: Bytes,
 }
@@ -124,6 +142,9 @@ pub enum Invalid {
     /// It fills the end of a segment and carries nothing.
     #[error("it is a blank")]
     Blank,
+    /// A repair has given up what was here.
+    #[error("it was lost to damage")]
+    Lost,
     /// Intact, but of another format version.
     #[error("format version {0}")]
     Version(u8),
@@ -151,12 +172,33 @@ pub(crate) struct Place {
     pub(crate) flushed_before: bool,
 }
 
-/// A decoded header. `kind` is `None` for a blank.
+/// What lies behind a header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Content {
+    Record(RecordKind),
+    /// Nothing: it fills the end of a segment.
+    Blank,
+    /// Something that a repair has given up.
+    Lost,
+}
+
+impl Content {
+    fn code(self) -> u8 {
+        match self {
+            Content::Record(kind) => kind as u8,
+            Content::Blank => BLANK,
+            Content::Lost => LOST,
+        }
+    }
+}
+
+/// A decoded header.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Header {
     pub(crate) length: u32,
-    pub(crate) kind: Option<RecordKind>,
+    pub(crate) content: Content,
     pub(crate) flushed_before: bool,
+    pub(crate) key_count: u16,
     pub(crate) epoch: u32,
     pub(crate) physical_offset: u64,
     pub(crate) store_time_ms: u64,
@@ -167,20 +209,28 @@ pub(crate) struct Header {
     pub(crate) mark: u64,
 }
 
-/// Bytes a record with a payload of this size takes in the log.
-pub(crate) fn encoded_bytes(payload_bytes: usize) -> usize {
-    (HEADER_BYTES + payload_bytes).next_multiple_of(ALIGN)
+impl NewRecord {
+    /// Bytes it takes in the log.
+    pub(crate) fn encoded_bytes(&self) -> usize {
+        encoded_bytes(self.payload.len(), self.keys.len())
+    }
+}
+
+/// Bytes a record with a payload of this size and so many keys takes in the log.
+pub(crate) fn encoded_bytes(payload_bytes: usize, keys: usize) -> usize {
+    (HEADER_BYTES + payload_bytes).next_multiple_of(ALIGN) + keys * KEY_BYTES
 }
 
 /// Appends the record's bytes to `out`.
-pub(crate) fn encode(record: &NewRecord, place: Place, out: &mut Vec<u8>) {
-    let length = encoded_bytes(record.payload.len());
-    let padding = length - HEADER_BYTES - record.payload.len();
-    let start = out.len();
+pub(crate) fn encode(record: &NewRecord, place: Place, log: Seal, out: &mut Vec<u8>) {
+    let (start, length) = (out.len(), record.encoded_bytes());
+    let unpadded = HEADER_BYTES + record.payload.len();
+    let padding = unpadded.next_multiple_of(ALIGN) - unpadded;
     let header = Header {
         length: u32::try_from(length).expect("payloads are limited to 32 MiB"),
-        kind: Some(record.kind),
+        content: Content::Record(record.kind),
         flushed_before: place.flushed_before,
+        key_count: record.keys.len() as u16,
         epoch: EPOCH,
         physical_offset: place.physical_offset,
         store_time_ms: place.store_time_ms,
@@ -192,8 +242,9 @@ pub(crate) fn encode(record: &NewRecord, place: Place, out: &mut Vec<u8>) {
     };
     out.extend_from_slice(&header.to_bytes(padding as u16));
     out.extend_from_slice(&record.payload);
-    out.resize(start + length, 0);
-    seal(&mut out[start..]);
+    out.extend_from_slice(&[0; ALIGN][..padding]);
+    record.keys.iter().for_each(|key| out.extend_from_slice(&key.to_le_bytes()));
+    seal(&mut out[start..], log);
 }
 
 /// The record as readers see it, without a way through its bytes.
@@ -211,13 +262,21 @@ pub(crate) fn placed(record: &NewRecord, place: Place) -> Record {
     }
 }
 
-/// Appends the header of a blank that reaches from `physical_offset` over `length` bytes to the segment's end.
-pub(crate) fn encode_blank(physical_offset: u64, length: u32, store_time_ms: u64, out: &mut Vec<u8>) {
+/// Appends a header without content, [`Content::Blank`] or [`Content::Lost`], that stands for `length` bytes.
+pub(crate) fn encode_filler(
+    content: Content,
+    physical_offset: u64,
+    length: u32,
+    store_time_ms: u64,
+    log: Seal,
+    out: &mut Vec<u8>,
+) {
     let start = out.len();
     let header = Header {
         length,
-        kind: None,
+        content,
         flushed_before: false,
+        key_count: 0,
         epoch: EPOCH,
         physical_offset,
         store_time_ms,
@@ -228,16 +287,16 @@ pub(crate) fn encode_blank(physical_offset: u64, length: u32, store_time_ms: u64
         mark: 0,
     };
     out.extend_from_slice(&header.to_bytes(0));
-    seal(&mut out[start..]);
+    seal(&mut out[start..], log);
 }
 
-fn seal(record: &mut [u8]) {
-    let crc = crc32c::crc32c(&record[CRC_COVERS_FROM..]);
+fn seal(record: &mut [u8], log: Seal) {
+    let crc = crc32c::crc32c_append(log.0, &record[CRC_COVERS_FROM..]);
     record[4..8].copy_from_slice(&crc.to_le_bytes());
 }
 
-/// Decodes the record that starts at `bytes[0]`, found at `physical_offset`. `bytes` may reach further.
-pub(crate) fn decode(bytes: &[u8], physical_offset: u64) -> Result<Header, Invalid> {
+/// Decodes the record of `log` that starts at `bytes[0]`, found at `physical_offset`. `bytes` may reach further.
+pub(crate) fn decode(bytes: &[u8], physical_offset: u64, log: Seal) -> Result<Header, Invalid> {
     let Some(head) = bytes.first_chunk::<HEADER_BYTES>() else { return Err(Invalid::Length(0)) };
     let length = u32_at(head, 0);
     let length_bytes = length as usize;
@@ -248,30 +307,40 @@ pub(crate) fn decode(bytes: &[u8], physical_offset: u64) -> Result<Header, Inval
     if own_offset != physical_offset {
         return Err(Invalid::Offset(own_offset));
     }
-    // What lies under a blank is not its content: a blank may be as long as a segment.
-    let covered = if head[9] == BLANK { HEADER_BYTES } else { length_bytes };
-    if crc32c::crc32c(&bytes[CRC_COVERS_FROM..covered]) != u32_at(head, 4) {
+    // What lies under a filler is not its content: it may be as long as a segment.
+    let covered = if matches!(head[9], BLANK | LOST) { HEADER_BYTES } else { length_bytes };
+    if crc32c::crc32c_append(log.0, &bytes[CRC_COVERS_FROM..covered]) != u32_at(head, 4) {
         return Err(Invalid::Checksum);
     }
     Header::from_bytes(head)
 }
 
+/// Decodes a header found at `physical_offset` without the record behind it, so without its checksum.
+pub(crate) fn peek(bytes: &[u8], physical_offset: u64) -> Result<Header, Invalid> {
+    let head = bytes.first_chunk::<HEADER_BYTES>().ok_or(Invalid::Length(0))?;
+    match u64_at(head, 16) {
+        own if own == physical_offset => Header::from_bytes(head),
+        other => Err(Invalid::Offset(other)),
+    }
+}
+
 /// Decodes the record that fills `bytes`, without copying its payload.
-pub(crate) fn decode_record(bytes: &Bytes, physical_offset: u64) -> Result<Record, Invalid> {
-    let header = decode(bytes, physical_offset)?;
+pub(crate) fn decode_record(bytes: &Bytes, physical_offset: u64, log: Seal) -> Result<Record, Invalid> {
+    let header = decode(bytes, physical_offset, log)?;
     if header.length as usize != bytes.len() {
         return Err(Invalid::Length(header.length));
     }
-    header.record(bytes).ok_or(Invalid::Blank)
+    header.record(bytes)
 }
 
 impl Header {
     fn to_bytes(self, padding: u16) -> [u8; HEADER_BYTES] {
-        let flags = padding | if self.flushed_before { FLUSHED_BEFORE } else { 0 };
+        let flushed_before = if self.flushed_before { FLUSHED_BEFORE } else { 0 };
+        let flags = padding | flushed_before | (self.key_count << KEYS_SHIFT);
         let mut bytes = [0; HEADER_BYTES];
         bytes[0..4].copy_from_slice(&self.length.to_le_bytes());
         bytes[8] = VERSION;
-        bytes[9] = self.kind.map_or(BLANK, |kind| kind as u8);
+        bytes[9] = self.content.code();
         bytes[10..12].copy_from_slice(&flags.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.epoch.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.physical_offset.to_le_bytes());
@@ -288,22 +357,25 @@ impl Header {
         if head[8] != VERSION {
             return Err(Invalid::Version(head[8]));
         }
-        let kind = match head[9] {
-            BLANK => None,
-            other => Some(RecordKind::try_from(other)?),
+        let content = match head[9] {
+            BLANK => Content::Blank,
+            LOST => Content::Lost,
+            other => Content::Record(RecordKind::try_from(other)?),
         };
         let (length, payload_length) = (u32_at(head, 0), u32_at(head, 36));
         let flags = u16::from_le_bytes([head[10], head[11]]);
-        let padding = u64::from(flags & PADDING_MASK);
-        let adds_up = HEADER_BYTES as u64 + u64::from(payload_length) + padding == u64::from(length);
-        if flags & !(PADDING_MASK | FLUSHED_BEFORE) != 0 || (kind.is_some() && !adds_up) {
+        let (padding, key_count) = (u64::from(flags & PADDING_MASK), flags >> KEYS_SHIFT);
+        let keys_bytes = u64::from(key_count) * KEY_BYTES as u64;
+        let sum = HEADER_BYTES as u64 + u64::from(payload_length) + padding + keys_bytes;
+        if matches!(content, Content::Record(_)) && sum != u64::from(length) {
             return Err(Invalid::Flags(flags));
         }
         let queue = u32_at(head, 32);
         Ok(Self {
             length,
-            kind,
+            content,
             flushed_before: flags & FLUSHED_BEFORE != 0,
+            key_count,
             epoch: u32_at(head, 12),
             physical_offset: u64_at(head, 16),
             store_time_ms: u64_at(head, 24),
@@ -315,10 +387,27 @@ impl Header {
         })
     }
 
-    /// The record this is the header of; `bytes` starts with it. `None` for a blank.
-    pub(crate) fn record(&self, bytes: &Bytes) -> Option<Record> {
-        Some(Record {
-            kind: self.kind?,
+    /// Physical offset behind it.
+    pub(crate) fn end(&self) -> u64 {
+        self.physical_offset + u64::from(self.length)
+    }
+
+    /// The keys of the record this is the header of; `bytes` starts with it.
+    pub(crate) fn keys<'a>(&self, bytes: &'a [u8]) -> impl Iterator<Item = u64> + use<'a> {
+        let end = self.length as usize;
+        let keys = &bytes[end - usize::from(self.key_count) * KEY_BYTES..end];
+        keys.chunks_exact(KEY_BYTES).map(|key| u64::from_le_bytes(key.try_into().expect("eight bytes")))
+    }
+
+    /// The record this is the header of; `bytes` starts with it.
+    pub(crate) fn record(&self, bytes: &Bytes) -> Result<Record, Invalid> {
+        let kind = match self.content {
+            Content::Record(kind) => kind,
+            Content::Blank => return Err(Invalid::Blank),
+            Content::Lost => return Err(Invalid::Lost),
+        };
+        Ok(Record {
+            kind,
             epoch: self.epoch,
             physical_offset: PhysicalOffset(self.physical_offset),
             store_time_ms: self.store_time_ms,

@@ -1,10 +1,7 @@
-//! Opening a log that may have ended anyhow: finds its end, brings index and projections to it, and decides between a
-//! torn tail, which is cut, and damage, which is refused. Runs on the opening thread, before anyone else sees the store.
-//!
-//! How the two are told apart: a flush makes everything in front of it durable, so a crash can tear only what was
-//! written after the last one. Hence an invalid record is damage if a snapshot covers it, if a record behind it was
-//! written after a flush (its header says so), or if a later segment holds records. Otherwise all behind it is of the
-//! same unflushed stretch, of which a power cut may keep any page and lose any other; nobody was promised it.
+//! Opening a log that may have ended anyhow: finds its end, brings index and projections to it, cuts a torn tail and goes
+//! on behind damage (`scan.rs` tells the two apart). Runs on the opening thread, before anyone else sees the store.
+
+pub(crate) mod scan;
 
 use std::collections::VecDeque;
 use std::fs;
@@ -15,14 +12,18 @@ use bytes::Bytes;
 
 use crate::Projection;
 use crate::config::StoreConfig;
+use crate::cursor::{Cursor, Known, Promise, REACH_BYTES};
+use crate::damage::Damage;
 use crate::directory::Directory;
 use crate::disk::{self, Disk};
 use crate::error::OpenError;
+use crate::index::QueueIndex;
+use crate::index::contents::Contents;
 use crate::index::sealed::{self, IndexedSegment, SealedIndex};
-use crate::index::{Entry, QueueIndex, Run, SegmentRuns};
-use crate::record::{self, HEADER_BYTES, Header, Invalid, PhysicalOffset, RecordKind};
+use crate::record::{Content, HEADER_BYTES, Header, RecordKind, Seal};
 use crate::segment::{Segment, file_name};
 use crate::snapshot::{self, offset_of};
+use scan::{Bounds, Stopped, Verdict, judge, walk};
 
 /// A log that is ready to be written and read.
 #[derive(Debug)]
@@ -30,11 +31,14 @@ pub(crate) struct Recovered {
     pub(crate) segments: Vec<Arc<Segment>>,
     pub(crate) next: Option<Arc<Segment>>,
     pub(crate) index: QueueIndex,
+    pub(crate) cursor: Cursor,
+    pub(crate) promise: Promise,
+    pub(crate) damage: Vec<Damage>,
     pub(crate) end: u64,
     pub(crate) store_time_ms: u64,
     pub(crate) snapshot_offset: u64,
     /// Filled segments without index file: there was no room for one.
-    pub(crate) unsealed: Vec<(Arc<Segment>, u64)>,
+    pub(crate) unsealed: Vec<Arc<Segment>>,
 }
 
 /// Brings everything to the end of the log.
@@ -44,11 +48,45 @@ pub(crate) fn recover(
     config: &StoreConfig,
     projections: &[Arc<dyn Projection>],
 ) -> Result<Recovered, OpenError> {
+    let root = &directory.root;
+    let cursor =
+        Cursor::open(disk, root, directory.log).map_err(OpenError::io("open the cursor of", root))?;
+    let (cursor, known) = cursor;
+    let snapshot_offset = restore_snapshot(directory, projections)?;
+    let segments = open_segments(disk, directory, config, snapshot_offset.unwrap_or(0), known)?;
+    let log_start = segments[0].base();
+    // Without projections there is nothing that only a snapshot could hold.
+    if snapshot_offset.is_none_or(|offset| offset < log_start) && log_start > 0 && !projections.is_empty() {
+        return Err(OpenError::NoSnapshot { directory: root.clone(), log_start });
+    }
+    let snapshot_offset = snapshot_offset.unwrap_or(0);
+    let bounds = Bounds { durable_below: snapshot_offset.max(known.flushed), limit: known.limit };
+    let replay = Replay {
+        disk,
+        directory,
+        projections,
+        snapshot_offset,
+        bounds,
+        log: directory.log.seal(),
+        index: QueueIndex::new(),
+        store_time_ms: 0,
+        unsealed: Vec::new(),
+        damage: Vec::new(),
+    };
+    replay.run(segments, cursor)
+}
+
+/// Offset of the newest usable snapshot, whose content the projections have then.
+fn restore_snapshot(
+    directory: &Directory,
+    projections: &[Arc<dyn Projection>],
+) -> Result<Option<u64>, OpenError> {
     let snapshots = &directory.snapshots;
-    let snapshot = snapshot::newest(snapshots, directory.store, projections);
-    let snapshot = snapshot.map_err(OpenError::io("read a snapshot in", snapshots))?;
+    let newest = snapshot::newest(snapshots, directory.log, projections);
+    let Some(snapshot) = newest.map_err(OpenError::io("read a snapshot in", snapshots))? else {
+        return Ok(None);
+    };
     for projection in projections {
-        let Some(snapshot) = &snapshot else { break };
         let section =
             snapshot.section(projection.name()).expect("only snapshots with all sections are taken");
         projection.restore(section).map_err(|reason| OpenError::Restore {
@@ -57,18 +95,7 @@ pub(crate) fn recover(
             reason,
         })?;
     }
-    let snapshot_offset = snapshot.map_or(0, |snapshot| snapshot.log_offset);
-    let segments = open_segments(disk, directory, config, snapshot_offset)?;
-    let replay = Replay {
-        disk,
-        directory,
-        projections,
-        durable_below: snapshot_offset,
-        index: QueueIndex::new(),
-        store_time_ms: 0,
-        unsealed: Vec::new(),
-    };
-    replay.run(segments)
+    Ok(Some(snapshot.log_offset))
 }
 
 /// Opens the segment files, in order and without gaps; makes the first one of a new store.
@@ -77,17 +104,24 @@ fn open_segments(
     directory: &Directory,
     config: &StoreConfig,
     snapshot_offset: u64,
+    known: Known,
 ) -> Result<VecDeque<Arc<Segment>>, OpenError> {
     let directory = &directory.commit_log;
     let mut segments = VecDeque::new();
-    let mut end = 0;
     let missing = |offset, found| OpenError::MissingSegment { directory: directory.clone(), offset, found };
-    for (base, path) in segment_files(directory).map_err(OpenError::io("list", directory))? {
+    let files = segment_files(directory).map_err(OpenError::io("list", directory))?;
+    // When that is not known, what lies in front of the first file was deleted: nobody can say otherwise.
+    let mut end = known.log_start.or(files.first().map(|(base, _)| *base)).unwrap_or(0);
+    for (base, path) in files {
+        let segment =
+            Segment::open(disk.clone(), path.clone(), base).map_err(OpenError::io("open", &path))?;
+        if segment.end() <= end && segments.is_empty() {
+            finish_deletion(&**disk, directory, &path).map_err(OpenError::io("remove", &path))?;
+            continue;
+        }
         if base != end {
             return Err(missing(end, format!("the next one starts at {base}")));
         }
-        let segment =
-            Segment::open(disk.clone(), path.clone(), base).map_err(OpenError::io("open", &path))?;
         end = segment.end();
         segments.push_back(Arc::new(segment));
     }
@@ -95,13 +129,25 @@ fn open_segments(
         return Err(missing(end, format!("a snapshot says that the log reaches to {snapshot_offset}")));
     }
     if segments.is_empty() {
-        let first = Segment::create(disk.clone(), directory, 0, config.segment_size_bytes);
+        let first = Segment::create(disk.clone(), directory, end, config.segment_size_bytes);
         segments.push_back(Arc::new(first.map_err(OpenError::io("make the first segment in", directory))?));
     }
     Ok(segments)
 }
 
-fn segment_files(directory: &Path) -> std::io::Result<Vec<(u64, PathBuf)>> {
+/// Removes a file that lies in front of the log: a crash came between the new start of the log and this.
+fn finish_deletion(disk: &dyn Disk, directory: &Path, path: &Path) -> std::io::Result<()> {
+    tracing::info!(segment = %path.display(), "removes what an interrupted deletion has left");
+    let index = path.with_extension("idx");
+    if index.try_exists()? {
+        disk.remove_file(&index)?;
+    }
+    disk.remove_file(path)?;
+    disk.sync_directory(directory)
+}
+
+/// The segment files in `directory` with their offsets, in order.
+pub(crate) fn segment_files(directory: &Path) -> std::io::Result<Vec<(u64, PathBuf)>> {
     let mut found = Vec::new();
     for file in fs::read_dir(directory)? {
         let path = file?.path();
@@ -117,80 +163,84 @@ struct Replay<'a> {
     disk: &'a Arc<dyn Disk>,
     directory: &'a Directory,
     projections: &'a [Arc<dyn Projection>],
-    /// The snapshot's offset: projections have seen, and the device has had, everything in front of it.
-    durable_below: u64,
+    /// Projections have seen everything in front of it.
+    snapshot_offset: u64,
+    bounds: Bounds,
+    log: Seal,
     index: QueueIndex,
     store_time_ms: u64,
-    unsealed: Vec<(Arc<Segment>, u64)>,
+    unsealed: Vec<Arc<Segment>>,
+    damage: Vec<Damage>,
 }
 
 impl Replay<'_> {
-    fn run(mut self, mut rest: VecDeque<Arc<Segment>>) -> Result<Recovered, OpenError> {
+    fn run(mut self, mut later: VecDeque<Arc<Segment>>, cursor: Cursor) -> Result<Recovered, OpenError> {
         let mut segments = Vec::new();
-        while let Some(segment) = rest.pop_front() {
+        while let Some(segment) = later.pop_front() {
             segments.push(segment.clone());
             let io = |action| OpenError::io(action, segment.path());
             if let Some(index) = self.usable_index(&segment) {
-                self.replay_sealed(&segment, &index, &rest)?;
+                self.replay_sealed(&segment, &index, &later)?;
                 continue;
             }
-            segment.forget_cache(self.durable_below.max(segment.base())).map_err(io("flush"))?;
-            let mut runs = SegmentRuns::new();
-            let scanned = scan(&segment, segment.base(), |header, bytes| {
-                index_record(&mut runs, header);
-                self.apply(header, bytes);
-            });
-            match scanned {
-                Err(stopped) => {
-                    judge(&segment, stopped, &rest, self.durable_below)?;
-                    self.cut(&segment, &rest, stopped.at)?;
-                    self.keep_in_memory(&runs);
-                    return self.finish(segments, rest, stopped.at);
-                }
-                Ok(()) if rest.is_empty() => {
-                    self.keep_in_memory(&runs);
-                    return self.finish(segments, rest, segment.end());
-                }
-                Ok(()) => self.seal(&segment, &runs).map_err(io("write the index of"))?,
+            let from = self.bounds.durable_below.clamp(segment.base(), segment.end());
+            segment.forget_cache(from).map_err(io("flush"))?;
+            let mut contents = Contents::default();
+            let torn = self.scan(&segment, segment.base(), &later, self.bounds, Some(&mut contents))?;
+            if torn.is_none() && !later.is_empty() {
+                self.seal(&segment, contents).map_err(io("write the index of"))?;
+                continue;
             }
+            self.keep(segment.base(), &contents);
+            let end = torn.as_ref().map_or(segment.end(), |torn| torn.start);
+            let used = torn.map_or(end, |torn| torn.end);
+            cut(&segment, end, used).map_err(io("cut"))?;
+            return self.finish(segments, later, end, cursor);
         }
         // A segment is sealed only when the next one exists, so the loop ends in one that is not, or one is gone.
         let offset = segments.last().map_or(0, |segment| segment.end());
         let directory = self.directory.commit_log.clone();
-        Err(OpenError::MissingSegment {
-            directory,
-            offset,
-            found: "the log goes on behind its last file".into(),
-        })
+        let found = "the log goes on behind its last file".into();
+        Err(OpenError::MissingSegment { directory, offset, found })
     }
 
+    /// Everything is as it should be: says so in the cursor.
     fn finish(
         self,
         segments: Vec<Arc<Segment>>,
-        mut rest: VecDeque<Arc<Segment>>,
+        mut later: VecDeque<Arc<Segment>>,
         end: u64,
+        mut cursor: Cursor,
     ) -> Result<Recovered, OpenError> {
-        let next = rest.pop_front();
-        if let Some(surplus) = rest.pop_front() {
+        let next = later.pop_front();
+        if let Some(surplus) = later.pop_front() {
             let directory = self.directory.commit_log.clone();
             let found =
                 format!("{} lies too far behind the end of the log at {end}", surplus.path().display());
             return Err(OpenError::MissingSegment { directory, offset: end, found });
         }
-        let (index, store_time_ms, unsealed) = (self.index, self.store_time_ms, self.unsealed);
+        let mut promise = Promise { log_start: segments[0].base(), flushed: end, limit: end + REACH_BYTES };
+        match cursor.write(promise) {
+            Err(error) if disk::is_no_space(&error) => promise.limit = self.bounds.limit,
+            written => written.map_err(OpenError::io("write", cursor.path()))?,
+        }
+        let Self { index, store_time_ms, unsealed, damage, snapshot_offset, .. } = self;
         Ok(Recovered {
             segments,
             next,
             index,
+            cursor,
+            promise,
+            damage,
             end,
             store_time_ms,
-            snapshot_offset: self.durable_below,
+            snapshot_offset,
             unsealed,
         })
     }
 
     fn about(&self, segment: &Segment) -> IndexedSegment {
-        IndexedSegment { store: self.directory.store, base: segment.base(), length: segment.length() }
+        IndexedSegment { log: self.directory.log, base: segment.base(), length: segment.length() }
     }
 
     fn index_path(&self, segment: &Segment) -> PathBuf {
@@ -219,162 +269,116 @@ impl Replay<'_> {
         &mut self,
         segment: &Segment,
         index: &Arc<SealedIndex>,
-        rest: &VecDeque<Arc<Segment>>,
+        later: &VecDeque<Arc<Segment>>,
     ) -> Result<(), OpenError> {
         self.index.adopt(index);
-        self.store_time_ms = self.store_time_ms.max(index.last_store_time_ms());
-        let from = self.durable_below.max(segment.base());
-        if from >= segment.end() {
-            return Ok(());
+        self.store_time_ms = self.store_time_ms.max(index.store_times_ms().1);
+        if self.snapshot_offset < segment.end() && !self.projections.is_empty() {
+            // A segment is flushed before its index is written: nothing in it can be torn.
+            let bounds = Bounds { durable_below: segment.end(), ..self.bounds };
+            self.scan(segment, self.snapshot_offset.max(segment.base()), later, bounds, None)?;
         }
-        let scanned = scan(segment, from, |header, bytes| self.apply(header, bytes));
-        // A segment is flushed before its index is written: nothing in it can be torn.
-        scanned.or_else(|stopped| judge(segment, stopped, rest, segment.end()))
+        Ok(())
     }
 
-    fn apply(&mut self, header: &Header, bytes: &Bytes) {
+    /// Shows the records from `from` on to the projections and adds them to `contents`, stepping over damage. `Some`:
+    /// the log ends at the start of the range, and valid records lie up to its end that are not part of it.
+    fn scan(
+        &mut self,
+        segment: &Segment,
+        from: u64,
+        later: &VecDeque<Arc<Segment>>,
+        bounds: Bounds,
+        mut contents: Option<&mut Contents>,
+    ) -> Result<Option<std::ops::Range<u64>>, OpenError> {
+        let mut at = from;
+        loop {
+            let walked = walk(segment, at, self.log, |header, bytes| {
+                self.see(segment.base(), header, bytes, contents.as_deref_mut());
+            });
+            let Err(stopped) = walked else { return Ok(None) };
+            let verdict = judge(segment, stopped, later, self.log, bounds);
+            match verdict.map_err(OpenError::io("search", segment.path()))? {
+                Verdict::Torn { used } => return Ok(Some(stopped.at..used)),
+                Verdict::Damaged { to } => {
+                    self.lost(Damage { from: stopped.at, to, reason: stopped.why.to_string() });
+                    at = to;
+                }
+                Verdict::Unsupported => {
+                    let Stopped { at: offset, why: reason } = stopped;
+                    let segment = segment.path().to_owned();
+                    return Err(OpenError::Unsupported { segment, offset, reason });
+                }
+            }
+        }
+    }
+
+    fn see(&mut self, base: u64, header: &Header, bytes: &Bytes, contents: Option<&mut Contents>) {
+        let lost = |reason: String| Damage { from: header.physical_offset, to: header.end(), reason };
         self.store_time_ms = self.store_time_ms.max(header.store_time_ms);
-        if header.physical_offset < self.durable_below || header.kind == Some(RecordKind::Message) {
+        match header.content {
+            Content::Blank => return,
+            Content::Lost => return self.damage.push(lost("a repair has given it up".into())),
+            Content::Record(_) => {}
+        }
+        if let Some(contents) = contents
+            && let Err(reason) = contents.add(base, header, bytes, self.lost_max())
+        {
+            self.lost(lost(reason));
+        }
+        if header.physical_offset < self.snapshot_offset
+            || header.content == Content::Record(RecordKind::Message)
+        {
             return;
         }
-        if let Some(record) = header.record(bytes) {
+        if let Ok(record) = header.record(bytes) {
             self.projections.iter().for_each(|projection| projection.apply(&record));
         }
     }
 
-    fn seal(&mut self, segment: &Arc<Segment>, runs: &SegmentRuns) -> std::io::Result<()> {
+    fn lost(&mut self, damage: Damage) {
+        damage.report();
+        self.damage.push(damage);
+    }
+
+    /// So many records can have been where something was lost.
+    fn lost_max(&self) -> u64 {
+        self.damage.iter().map(|damage| damage.to - damage.from).sum::<u64>() / HEADER_BYTES as u64
+    }
+
+    fn seal(&mut self, segment: &Arc<Segment>, mut contents: Contents) -> std::io::Result<()> {
+        if !self.unsealed.is_empty() {
+            self.keep(segment.base(), &contents);
+            self.unsealed.push(segment.clone());
+            return Ok(());
+        }
         let (path, about) = (self.index_path(segment), self.about(segment));
-        let written = match self.unsealed.is_empty() {
-            true => sealed::write(&**self.disk, &path, about, self.store_time_ms, runs),
-            false => Err(std::io::ErrorKind::StorageFull.into()),
-        };
-        match written {
+        match sealed::write(&**self.disk, &path, about, &mut contents) {
             Ok(()) => {
                 self.index.adopt(&Arc::new(SealedIndex::open(path, about).map_err(std::io::Error::other)?));
             }
             Err(error) if disk::is_no_space(&error) => {
-                self.keep_in_memory(runs);
-                self.unsealed.push((segment.clone(), self.store_time_ms));
+                self.keep(segment.base(), &contents);
+                self.unsealed.push(segment.clone());
             }
             Err(error) => return Err(error),
         }
         Ok(())
     }
 
-    fn keep_in_memory(&self, runs: &SegmentRuns) {
-        for (queue, run) in runs {
-            self.index.push(record::QueueNumber(*queue), run.first_queue_offset, run.entries.iter().copied());
+    fn keep(&mut self, base: u64, contents: &Contents) {
+        if let Err(reason) = self.index.keep(base, contents) {
+            self.lost(Damage { from: base, to: base, reason });
         }
     }
-
-    /// Removes what lies behind the end, so that it can never be taken for records that are written there later.
-    fn cut(&self, segment: &Segment, rest: &VecDeque<Arc<Segment>>, end: u64) -> Result<(), OpenError> {
-        let mut bytes = 0;
-        for (segment, from) in
-            std::iter::once((segment, end)).chain(rest.iter().map(|segment| (&**segment, segment.base())))
-        {
-            bytes += segment.erase(from).map_err(OpenError::io("cut", segment.path()))?;
-        }
-        if bytes > 0 {
-            tracing::warn!(segment = %segment.path().display(), offset = end, bytes, "cut a torn tail");
-        }
-        Ok(())
-    }
 }
 
-fn index_record(runs: &mut SegmentRuns, header: &Header) {
-    let Some(queue) = header.queue else { return };
-    let run = runs
-        .entry(queue.0)
-        .or_insert_with(|| Run { first_queue_offset: header.queue_offset, entries: Vec::new() });
-    run.entries.push(Entry {
-        physical_offset: PhysicalOffset(header.physical_offset),
-        size: header.length,
-        tag_hash: header.tag_hash,
-    });
-}
-
-/// Where a scan ended and why.
-#[derive(Debug, Clone, Copy)]
-struct Stopped {
-    at: u64,
-    why: Invalid,
-}
-
-/// Visits the records from `from` to the end of the segment or to the first invalid one.
-fn scan(segment: &Segment, from: u64, mut visit: impl FnMut(&Header, &Bytes)) -> Result<(), Stopped> {
-    let mut at = from;
-    while at + HEADER_BYTES as u64 <= segment.end() {
-        let bytes = segment.slice(at..segment.end());
-        let header = record::decode(&bytes, at).map_err(|why| Stopped { at, why })?;
-        if header.kind.is_some() {
-            visit(&header, &bytes);
-        }
-        at += u64::from(header.length);
+/// Removes the valid records behind the end, so that none can be taken for the continuation of what is written later.
+fn cut(segment: &Segment, end: u64, used: u64) -> std::io::Result<()> {
+    if used > end {
+        let bytes = used - end;
+        tracing::warn!(segment = %segment.path().display(), offset = end, bytes, "cuts a torn tail");
+        segment.erase(end..used)?;
     }
     Ok(())
-}
-
-/// Fails unless what follows `stopped` may be cut; see the head of this module.
-fn judge(
-    segment: &Segment,
-    stopped: Stopped,
-    rest: &VecDeque<Arc<Segment>>,
-    durable_below: u64,
-) -> Result<(), OpenError> {
-    let Stopped { at, why } = stopped;
-    let path = segment.path();
-    if why.is_unsupported() {
-        return Err(OpenError::Unsupported { segment: path.to_owned(), offset: at, reason: why });
-    }
-    let unreadable = |error| OpenError::io("search", path)(error);
-    let mut behind = valid_behind(segment, at).map_err(unreadable)?;
-    for later in rest {
-        if let Some(found) = valid_behind(later, later.base()).map_err(unreadable)? {
-            behind =
-                Some(Behind { first: behind.map_or(found.first, |own| own.first), flushed_before: true });
-        }
-    }
-    if at < durable_below || behind.is_some_and(|behind| behind.flushed_before) {
-        return Err(OpenError::Damaged {
-            segment: path.to_owned(),
-            offset: at,
-            found: why.to_string(),
-            next_valid: behind.map(|behind| behind.first),
-        });
-    }
-    if let Some(Behind { first, .. }) = behind {
-        tracing::warn!(offset = at, first, "records behind the tear were never flushed and are cut with it");
-    }
-    Ok(())
-}
-
-/// Valid records in a stretch that should hold none.
-#[derive(Debug, Clone, Copy)]
-struct Behind {
-    first: u64,
-    /// One of them was written after a flush.
-    flushed_before: bool,
-}
-
-/// Looks at every place where a record may start, from `from` on.
-fn valid_behind(segment: &Segment, from: u64) -> std::io::Result<Option<Behind>> {
-    let mut behind: Option<Behind> = None;
-    let mut next = from;
-    for data in segment.data_from(from)? {
-        let mut at = data.start.max(next).next_multiple_of(record::ALIGN as u64);
-        while at < data.end && at + HEADER_BYTES as u64 <= segment.end() {
-            match record::decode(&segment.slice(at..segment.end()), at) {
-                Err(why) if !why.is_unsupported() => at += record::ALIGN as u64,
-                found => {
-                    let flushed_before = found.is_ok_and(|header| header.flushed_before);
-                    let known = behind.get_or_insert(Behind { first: at, flushed_before });
-                    known.flushed_before |= flushed_before;
-                    at += found.map_or(record::ALIGN as u64, |header| u64::from(header.length));
-                }
-            }
-        }
-        next = at;
-    }
-    Ok(behind)
 }

@@ -125,41 +125,35 @@ impl Segment {
         Ok(rustix::fs::fadvise(&self.file, from - self.base, None, Advice::DontNeed)?)
     }
 
-    /// The ranges from `from` on that may hold something else than zeros. Blocks that were reserved but never written
-    /// are skipped without being read. All are asked for before any is read: pages that are in the cache count as
-    /// data, and reading one range brings in the beginning of what lies behind it.
-    pub(crate) fn data_from(&self, from: u64) -> io::Result<Vec<Range<u64>>> {
-        let (mut ranges, mut next) = (Vec::new(), from);
-        while next < self.end() {
+    /// The parts of `range` that may hold something else than zeros. Blocks that were reserved but never written are
+    /// skipped without being read. All are asked for before any is read: pages that are in the cache count as data, and
+    /// reading one part brings in the beginning of what lies behind it.
+    pub(crate) fn data_in(&self, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+        let (mut parts, mut next) = (Vec::new(), range.start);
+        while next < range.end {
             let start = match rustix::fs::seek(&self.file, SeekFrom::Data(next - self.base)) {
                 Err(rustix::io::Errno::NXIO) => break,
                 start => start?,
             };
             let end = rustix::fs::seek(&self.file, SeekFrom::Hole(start))?;
-            next = (self.base + end).min(self.end());
-            ranges.push(self.base + start..next);
-        }
-        Ok(ranges)
-    }
-
-    /// Overwrites everything from `from` on that is not zero, durably. Only while nobody reads there: in recovery.
-    /// Returns how many bytes reach from `from` to the last that was not zero.
-    pub(crate) fn erase(&self, from: u64) -> io::Result<u64> {
-        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-        let mut erased_to = from;
-        for data in self.data_from(from)? {
-            let bytes = self.slice(data.clone());
-            let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1);
-            let mut at = data.start;
-            while at < data.start + used {
-                let step = (data.start + used - at).min(ZEROS.len() as u64);
-                self.disk.write_at(&self.file, &ZEROS[..step as usize], at - self.base)?;
-                at += step;
-                erased_to = at;
+            next = (self.base + end).min(range.end);
+            if self.base + start < next {
+                parts.push(self.base + start..next);
             }
         }
-        self.flush()?;
-        Ok(erased_to - from)
+        Ok(parts)
+    }
+
+    /// Overwrites `range` with zeros, durably. Only while nobody reads there: in recovery.
+    pub(crate) fn erase(&self, range: Range<u64>) -> io::Result<()> {
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        let mut at = range.start;
+        while at < range.end {
+            let step = (range.end - at).min(ZEROS.len() as u64);
+            self.disk.write_at(&self.file, &ZEROS[..step as usize], at - self.base)?;
+            at += step;
+        }
+        self.flush()
     }
 }
 

@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::Projection;
-use crate::directory::StoreId;
+use crate::directory::LogId;
 use crate::disk::{self, Disk};
 use crate::segment::file_name;
 
@@ -35,13 +35,13 @@ impl Snapshot {
 pub(crate) fn write(
     disk: &dyn Disk,
     directory: &Path,
-    store: StoreId,
+    log: LogId,
     log_offset: u64,
     sections: &[(&str, Vec<u8>)],
 ) -> io::Result<()> {
     let mut out = Vec::new();
     out.extend_from_slice(MAGIC);
-    out.extend_from_slice(&store.0);
+    out.extend_from_slice(&log.0);
     out.extend_from_slice(&log_offset.to_le_bytes());
     out.extend_from_slice(&(sections.len() as u64).to_le_bytes());
     for (name, bytes) in sections {
@@ -61,12 +61,12 @@ pub(crate) fn write(
 /// The newest snapshot that is intact and has a section for each projection. Others are passed over with a warning.
 pub(crate) fn newest(
     directory: &Path,
-    store: StoreId,
+    log: LogId,
     projections: &[std::sync::Arc<dyn Projection>],
 ) -> io::Result<Option<Snapshot>> {
     for (log_offset, path) in list(directory)? {
         let bytes = fs::read(&path)?;
-        let Some(snapshot) = parse(&path, &bytes, store, log_offset) else {
+        let Some(snapshot) = parse(&path, &bytes, log, log_offset) else {
             tracing::warn!(snapshot = %path.display(), "passed over a damaged snapshot");
             continue;
         };
@@ -99,12 +99,12 @@ pub(crate) fn offset_of(path: &Path, extension: &str) -> Option<u64> {
     named_so.then(|| stem.parse().ok()).flatten()
 }
 
-fn parse(path: &Path, bytes: &[u8], store: StoreId, log_offset: u64) -> Option<Snapshot> {
+fn parse(path: &Path, bytes: &[u8], log: LogId, log_offset: u64) -> Option<Snapshot> {
     let (body, crc) = bytes.split_last_chunk::<4>()?;
     if crc32c::crc32c(body) != u32::from_le_bytes(*crc) {
         return None;
     }
-    let mut rest = body.strip_prefix(MAGIC)?.strip_prefix(&store.0)?;
+    let mut rest = body.strip_prefix(MAGIC)?.strip_prefix(&log.0)?;
     if take_u64(&mut rest)? != log_offset {
         return None;
     }

@@ -10,6 +10,7 @@ mod fault_disk;
 mod faults;
 mod mixed_run;
 mod projections;
+mod queries;
 mod segments;
 mod support;
 mod torn_tail;

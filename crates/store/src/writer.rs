@@ -6,14 +6,15 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crate::commit_log::{CommitLog, PanicGuard};
+use crate::cursor::REACH_BYTES;
 use crate::error::AppendError;
 use crate::inbox::{Reply, Request};
 use crate::index::Entry;
 use crate::record::{
-    self, HEADER_BYTES, NewRecord, PhysicalOffset, Place, QueueNumber, QueueOffset, RecordKind,
+    self, Content, HEADER_BYTES, NewRecord, PhysicalOffset, Place, QueueNumber, QueueOffset, RecordKind,
 };
 use crate::segment::{PAGE_BYTES, Segment};
 use crate::{Appended, Durability};
@@ -48,14 +49,18 @@ pub(crate) struct LogWriter {
     store_time_ms: u64,
     /// Requests of this batch that have their place, in log order.
     placed: Vec<Placed>,
-    /// Segments filled in this batch and the store time of their last record.
-    filled: Vec<(Arc<Segment>, u64)>,
+    /// Segments filled in this batch.
+    filled: Vec<Arc<Segment>>,
     /// Base of the segment behind which the next one was asked for.
     prepare_asked_for: Option<u64>,
+    /// Limit of the cursor when it was asked to move on.
+    advance_asked_at: u64,
 }
 
 #[derive(Debug)]
 struct Placed {
+    /// Where the segment starts that they lie in.
+    base: u64,
     records: Vec<NewRecord>,
     durability: Durability,
     appended: Appended,
@@ -92,6 +97,7 @@ impl LogWriter {
             placed: Vec::new(),
             filled: Vec::new(),
             prepare_asked_for: None,
+            advance_asked_at: 0,
             position,
             active,
             log,
@@ -115,7 +121,13 @@ impl LogWriter {
         self.log.check_poison()?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.store_time_ms = self.store_time_ms.max(now.as_millis() as u64);
+        let started = Instant::now();
         while let Some(request) = batch.pop_front() {
+            let waited = started.saturating_duration_since(request.arrived);
+            if waited > self.log.config.append_deadline {
+                request.refuse(AppendError::Expired { waited_ms: waited.as_millis() as u64 });
+                continue;
+            }
             match self.make_room(&request) {
                 Ok(()) => self.place(request),
                 Err(error @ AppendError::Poisoned(_)) => {
@@ -166,7 +178,8 @@ impl LogWriter {
         let rest = self.active.end() - self.position;
         if rest >= HEADER_BYTES as u64 {
             let length = u32::try_from(rest).expect("segments have at most 2 GiB");
-            record::encode_blank(self.position, length, self.store_time_ms, &mut self.buffer);
+            let (at, time, seal) = (self.position, self.store_time_ms, self.log.seal);
+            record::encode_filler(Content::Blank, at, length, time, seal, &mut self.buffer);
         }
         self.write(false)?;
         self.position = self.active.end();
@@ -175,7 +188,7 @@ impl LogWriter {
         // segment that ends early, and a flush of the active one is a flush of the log.
         self.log.flush(&self.active, self.position)?;
         let filled = std::mem::replace(&mut self.active, self.log.activate_next());
-        self.filled.push((filled, self.store_time_ms));
+        self.filled.push(filled);
         self.buffer.clear();
         (self.buffer_base, self.initialised) = (self.position, self.position);
         Ok(())
@@ -199,15 +212,16 @@ impl LogWriter {
                 store_time_ms: self.store_time_ms,
                 flushed_before: flushed >= self.position,
             };
-            record::encode(record, place, &mut self.buffer);
-            self.position += record::encoded_bytes(record.payload.len()) as u64;
+            record::encode(record, place, self.log.seal, &mut self.buffer);
+            self.position += record.encoded_bytes() as u64;
             queue_offset += u64::from(record.queue.is_some());
         }
         if let Some(queue) = queue {
             self.next_queue_offsets.insert(queue, queue_offset);
         }
         let Request { records, durability, reply, .. } = request;
-        self.placed.push(Placed { records, durability, appended, reply: Some(reply) });
+        let base = self.active.base();
+        self.placed.push(Placed { base, records, durability, appended, reply: Some(reply) });
     }
 
     /// Writes the buffer as whole pages and keeps the bytes of the page that is not full yet.
@@ -218,8 +232,17 @@ impl LogWriter {
             let written = self.active.write_pages(at, pages);
             written.map_err(|error| self.log.poison("write", self.active.path(), &error))
         };
-        write(self.buffer_base, &self.buffer)?;
         let end = self.buffer_base + self.buffer.len() as u64;
+        let furthest = end + ZERO_AHEAD_BYTES;
+        if furthest > self.log.limit.load(Ordering::Acquire) {
+            // The maintenance thread was too slow. A batch is far smaller than the cursor's reach.
+            self.log.flush(&self.active, self.log.progress.written())?;
+            self.log.advance_cursor()?;
+            if furthest > self.log.limit.load(Ordering::Acquire) {
+                return Err(self.log.poison_because("the cursor cannot be moved: the disk is full".into()));
+            }
+        }
+        write(self.buffer_base, &self.buffer)?;
         if end > self.initialised {
             self.initialised = end;
             // Large batches write their own way; for them zeros would only cost bandwidth.
@@ -259,9 +282,12 @@ impl LogWriter {
         if self.position - log.progress.flushed() > DIRTY_BYTES {
             log.wishes.flush();
         }
-        for (segment, last_store_time_ms) in self.filled.drain(..) {
-            log.wishes.seal(segment, last_store_time_ms);
+        let limit = log.limit.load(Ordering::Acquire);
+        if self.position + REACH_BYTES / 2 > limit && self.advance_asked_at != limit {
+            self.advance_asked_at = limit;
+            log.wishes.flush();
         }
+        self.filled.drain(..).for_each(|segment| log.wishes.seal(segment));
     }
 }
 
@@ -270,16 +296,22 @@ fn is_projected(records: &[NewRecord]) -> bool {
 }
 
 fn publish_entries(log: &CommitLog, placed: &Placed) {
+    let Appended { physical_offset, queue_offset, store_time_ms } = placed.appended;
+    let (mut next, mut count) = (physical_offset.0, 0);
+    for record in &placed.records {
+        log.index.unsealed.add(placed.base, next, store_time_ms, &record.keys);
+        next += record.encoded_bytes() as u64;
+    }
     let Some(queue) = placed.records.iter().find_map(|record| record.queue) else { return };
-    let (mut next, mut count) = (placed.appended.physical_offset.0, 0);
+    next = physical_offset.0;
     let entries = placed.records.iter().filter_map(|record| {
-        let size = record::encoded_bytes(record.payload.len()) as u32;
+        let size = record.encoded_bytes() as u32;
         let physical_offset = PhysicalOffset(next);
         next += u64::from(size);
         count += u32::from(record.queue.is_some());
         record.queue.map(|_| Entry { physical_offset, size, tag_hash: record.tag_hash })
     });
-    log.index.push(queue, placed.appended.queue_offset.0, entries);
+    log.index.push(queue, queue_offset.0, entries);
     log.listener.confirmed(queue, count);
 }
 
@@ -298,7 +330,7 @@ fn publish_to_projections(log: &CommitLog, placed: &Placed) {
             log.projections.iter().for_each(|projection| projection.apply(&record));
             log.projected.fetch_add(1, Ordering::Release);
         }
-        next += record::encoded_bytes(record.payload.len()) as u64;
+        next += record.encoded_bytes() as u64;
         next_in_queue += u64::from(record.queue.is_some());
     }
 }

@@ -57,6 +57,7 @@ pub async fn bury(broker: &Broker, row: &GroupTopic, position: Position) -> Resu
         queue: Some(topic.next_queue().1),
         tag_hash: message.system_properties.tag.as_deref().map_or(0, send::tag_hash),
         mark: Mark::of(&message.system_properties_field).0,
+        keys: send::keys_of(&message.system_properties, topic.record.number),
         payload: origin.before(&message.bytes),
     };
     let append = broker.store.append(vec![record], broker.durability).map_err(refuse::append)?;

@@ -22,7 +22,7 @@ use karman_remoting::settings::{LONG_POLLING_MAX, RECEIVE_BATCH_SIZE_MAX};
 use karman_remoting::status::{Rejection, ok};
 use karman_remoting::token::ReceiptHandle;
 use karman_remoting::validate::{self, TagFilter};
-use karman_store::{Entry, QueueOffset, Record};
+use karman_store::{Entry, QueueOffset, ReadError, Record};
 use sha1::{Digest as _, Sha1};
 use tokio::time::Instant;
 use tonic::Status;
@@ -248,8 +248,8 @@ fn take(broker: &Broker, row: &GroupTopic, poll: &Polling, attempts_max: u32) ->
     (taken, next_due_ms)
 }
 
-/// Reads the records of what was taken. What turns out not to be wanted is finished; what cannot be read stays
-/// invisible for its time and is reported.
+/// Reads the records of what was taken. What turns out not to be wanted or to be lost is finished; what cannot be read
+/// at the moment stays invisible for its time and is reported.
 fn read(
     broker: &Broker,
     row: &GroupTopic,
@@ -265,6 +265,10 @@ fn read(
                 batch.push_back((delivery, record));
             }
             Ok(_) => unwanted.push(delivery.position),
+            Err(error @ ReadError::Lost { .. }) => {
+                tracing::error!(position = ?delivery.position, %error, "message is lost and passed over");
+                unwanted.push(delivery.position);
+            }
             Err(error) => tracing::error!(position = ?delivery.position, %error, "message cannot be read"),
         }
     }

@@ -9,7 +9,7 @@ use karman_remoting::proto::v2::MessageType;
 use karman_remoting::settings::MAX_BODY_SIZE_BYTES;
 use karman_remoting::status::{Rejection, ok};
 use karman_remoting::validate::{self, label_rule};
-use karman_store::{NewRecord, QueueNumber, RecordKind};
+use karman_store::{NewRecord, QueueNumber, RecordKind, key_hash};
 
 use crate::broker::Broker;
 use crate::catalog::Topic;
@@ -24,6 +24,8 @@ const USER_PROPERTIES_MAX: usize = 128;
 const PROPERTIES_SIZE_MAX: usize = 16 * 1024;
 /// All of a message but its body. What is checked one by one takes 17 KiB of it; beyond, consumers could not read it.
 const ENVELOPE_SIZE_MAX: usize = 64 * 1024;
+/// Each is found by the key index; RocketMQ has no limit but that of the properties.
+const KEYS_MAX: usize = 1024;
 /// Every record of a message id carries it; clients make 34 characters.
 const MESSAGE_ID_MAX: usize = 255;
 
@@ -91,7 +93,7 @@ impl Broker {
         for (index, message) in messages.into_iter().enumerate() {
             check_type(index, &message.system_properties, &topic)?;
             let message = complete(index, message, &topic)?;
-            records.push(record(&message, queue));
+            records.push(record(&message, queue, topic.record.number));
             message_ids.push(message.system_properties.message_id);
         }
         let count = records.len() as u64;
@@ -172,6 +174,10 @@ fn check(index: usize, message: &EncodedMessage) -> Result<(), Rejection> {
         if let Some(rule) = rule {
             return Err(Rejection::IllegalTag { index, tag: validate::shortened(tag), rule });
         }
+    }
+    if let Some(key) = system.keys.get(KEYS_MAX) {
+        let (key, rule) = (validate::shortened(key), "at most 1024 keys are possible, and this is one more");
+        return Err(Rejection::IllegalKey { index, key, rule });
     }
     for key in &system.keys {
         if let Some(rule) = label_rule(key) {
@@ -277,14 +283,23 @@ fn complete(index: usize, message: EncodedMessage, topic: &Topic) -> Result<Enco
     message.with_system_properties(&system).map_err(corrupted)
 }
 
-fn record(message: &EncodedMessage, queue: QueueNumber) -> NewRecord {
+fn record(message: &EncodedMessage, queue: QueueNumber, topic: u32) -> NewRecord {
     NewRecord {
         kind: RecordKind::Message,
         queue: Some(queue),
         tag_hash: message.system_properties.tag.as_deref().map_or(0, tag_hash),
         mark: Mark::of(&message.system_properties_field).0,
+        keys: keys_of(&message.system_properties, topic),
         payload: message.bytes.clone(),
     }
+}
+
+/// What a message of a topic is found by: its id and its keys.
+pub fn keys_of(system: &v2::SystemProperties, topic: u32) -> Vec<u64> {
+    let mut keys = Vec::with_capacity(1 + system.keys.len());
+    keys.push(key_hash(topic, system.message_id.as_bytes()));
+    keys.extend(system.keys.iter().map(|key| key_hash(topic, key.as_bytes())));
+    keys
 }
 
 /// Java's `String.hashCode`, as in RocketMQ's ConsumeQueue entries; 0 stands for no tag.

@@ -1,25 +1,31 @@
 //! The `.idx` file of a sealed segment: written once by the maintenance thread (or by recovery, when it is missing),
 //! then mapped and read by everyone. It can be built anew from its segment at any time.
 
+mod write;
+
 use std::fs::File;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use bytes::Bytes;
 
-use super::{Entry, SegmentRuns};
-use crate::directory::StoreId;
-use crate::disk::{self, Disk};
+use super::Entry;
+use super::contents::{Mark, key_offset, key_position};
+use crate::directory::LogId;
 use crate::error::ReadError;
 use crate::record::PhysicalOffset;
 use crate::segment;
 
+pub(crate) use write::write;
+
 const MAGIC: &[u8; 8] = b"KARMIDX1";
-const HEADER_BYTES: usize = 64;
+const HEADER_BYTES: usize = 80;
 const RUN_BYTES: usize = 20;
+const MARK_BYTES: usize = 16;
+const BLOCK_BYTES: usize = 64;
 const ENTRY_BYTES: usize = 20;
-const FOOTER_BYTES: usize = 16;
+const FOOTER_BYTES: usize = 24;
 
 /// A run as the file's directory has it.
 #[derive(Debug, Clone, Copy)]
@@ -33,116 +39,164 @@ pub(crate) struct DirectoryRun {
 /// Which segment an index file is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct IndexedSegment {
-    pub(crate) store: StoreId,
+    pub(crate) log: LogId,
     pub(crate) base: u64,
     pub(crate) length: u64,
+}
+
+/// Where the parts of a file lie, from its counts.
+#[derive(Debug, Clone)]
+struct Layout {
+    runs: Range<usize>,
+    marks: Range<usize>,
+    bloom: Range<usize>,
+    hashes: Range<usize>,
+    positions: Range<usize>,
+    entries: Range<usize>,
+    footer: Range<usize>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Counts {
+    runs: u32,
+    marks: u32,
+    blocks: u32,
+    keys: u32,
+    entries: u32,
+}
+
+impl Counts {
+    /// Counts come from a file: sums of them do not overflow, since each is at most 4 Gi of at most 64 bytes.
+    fn layout(self) -> Layout {
+        let mut at = HEADER_BYTES;
+        let mut part = |count: u32, bytes: usize| {
+            let from = at;
+            at += count as usize * bytes;
+            from..at
+        };
+        Layout {
+            runs: part(self.runs, RUN_BYTES),
+            marks: part(self.marks, MARK_BYTES),
+            bloom: part(self.blocks, BLOCK_BYTES),
+            hashes: part(self.keys, 8),
+            positions: part(self.keys, 4),
+            entries: part(self.entries, ENTRY_BYTES),
+            footer: part(1, FOOTER_BYTES),
+        }
+    }
 }
 
 #[derive(Debug)]
 pub(crate) struct SealedIndex {
     path: PathBuf,
+    about: IndexedSegment,
     bytes: Bytes,
-    run_count: usize,
+    layout: Layout,
+    first_store_time_ms: u64,
     last_store_time_ms: u64,
-    /// Entries are checked when they are first read: at open that would cost time per message stored.
+    /// Entries and keys are checked when they are first read: at open that would cost time per message stored.
     entries_intact: OnceLock<bool>,
-}
-
-/// Writes the file; `runs` are the entries of all records of the segment, `last_store_time_ms` is that of its last.
-pub(crate) fn write(
-    disk: &dyn Disk,
-    path: &Path,
-    segment: IndexedSegment,
-    last_store_time_ms: u64,
-    runs: &SegmentRuns,
-) -> io::Result<()> {
-    let entry_count: usize = runs.values().map(|run| run.entries.len()).sum();
-    let size = HEADER_BYTES + runs.len() * RUN_BYTES + entry_count * ENTRY_BYTES + FOOTER_BYTES;
-    let mut out = Vec::with_capacity(size);
-    out.extend_from_slice(MAGIC);
-    out.extend_from_slice(&(runs.len() as u32).to_le_bytes());
-    out.extend_from_slice(&(entry_count as u32).to_le_bytes());
-    out.extend_from_slice(&segment.store.0);
-    out.extend_from_slice(&segment.base.to_le_bytes());
-    out.extend_from_slice(&segment.length.to_le_bytes());
-    out.extend_from_slice(&last_store_time_ms.to_le_bytes());
-    out.resize(HEADER_BYTES, 0);
-    let mut position = 0_u32;
-    for (queue, run) in runs {
-        let count = run.entries.len() as u32;
-        out.extend_from_slice(&queue.to_le_bytes());
-        out.extend_from_slice(&count.to_le_bytes());
-        out.extend_from_slice(&run.first_queue_offset.to_le_bytes());
-        out.extend_from_slice(&position.to_le_bytes());
-        position += count;
-    }
-    let entries_at = out.len();
-    for entry in runs.values().flat_map(|run| &run.entries) {
-        out.extend_from_slice(&entry.physical_offset.0.to_le_bytes());
-        out.extend_from_slice(&entry.size.to_le_bytes());
-        out.extend_from_slice(&entry.tag_hash.to_le_bytes());
-    }
-    let entries_crc = crc32c::crc32c(&out[entries_at..]);
-    let directory_crc = crc32c::crc32c(&out[..entries_at]);
-    out.extend_from_slice(&entries_crc.to_le_bytes());
-    out.extend_from_slice(&directory_crc.to_le_bytes());
-    out.extend_from_slice(MAGIC);
-    disk::replace_file(disk, path, &out)
+    keys_intact: OnceLock<bool>,
 }
 
 impl SealedIndex {
-    /// Maps and checks the index of `segment`; the error says why the file cannot be used.
-    pub(crate) fn open(path: PathBuf, segment: IndexedSegment) -> Result<Self, String> {
+    /// Maps and checks the index of `about`; the error says why the file cannot be used.
+    pub(crate) fn open(path: PathBuf, about: IndexedSegment) -> Result<Self, String> {
         let file = File::open(&path).map_err(|error| error.to_string())?;
         let bytes = segment::map_read_only(&file).map_err(|error| error.to_string())?;
+        Self::read(path, bytes, about)
+    }
+
+    /// Checks all of `bytes` that is needed to find the rest.
+    pub(crate) fn read(path: PathBuf, bytes: Bytes, about: IndexedSegment) -> Result<Self, String> {
         if bytes.len() < HEADER_BYTES + FOOTER_BYTES || bytes[..8] != *MAGIC {
             return Err("it is no index file".into());
         }
-        let (run_count, entry_count) = (u32_at(&bytes, 8) as usize, u32_at(&bytes, 12) as usize);
-        let entries_at = HEADER_BYTES + run_count * RUN_BYTES;
-        let footer_at = entries_at + entry_count * ENTRY_BYTES;
-        if bytes.len() != footer_at + FOOTER_BYTES || bytes[footer_at + 8..] != *MAGIC {
-            return Err(format!("it has {} bytes", bytes.len()));
+        let count = |at| u32_at(&bytes, at);
+        let counts = Counts {
+            runs: count(8),
+            entries: count(12),
+            marks: count(64),
+            keys: count(68),
+            blocks: count(72),
+        };
+        let layout = counts.layout();
+        if bytes.len() != layout.footer.end {
+            return Err(format!("it has {} bytes instead of {}", bytes.len(), layout.footer.end));
         }
-        if crc32c::crc32c(&bytes[..entries_at]) != u32_at(&bytes, footer_at + 4) {
+        let footer = &bytes[layout.footer.clone()];
+        if footer[16..] != *MAGIC || crc32c::crc32c(&footer[..12]) != u32_at(footer, 12) {
+            return Err("its footer is damaged".into());
+        }
+        if crc32c::crc32c(&bytes[..layout.marks.end]) != u32_at(footer, 0) {
             return Err("its directory does not match its checksum".into());
         }
-        let store = StoreId(bytes[16..32].try_into().expect("sixteen bytes"));
-        let found = IndexedSegment { store, base: u64_at(&bytes, 32), length: u64_at(&bytes, 40) };
-        if found != segment {
+        let log = LogId(bytes[16..32].try_into().expect("sixteen bytes"));
+        let found = IndexedSegment { log, base: u64_at(&bytes, 32), length: u64_at(&bytes, 40) };
+        if found != about {
             return Err(format!("it is about {found:?}"));
         }
-        let last_store_time_ms = u64_at(&bytes, 48);
-        Ok(Self { path, bytes, run_count, last_store_time_ms, entries_intact: OnceLock::new() })
+        let (first_store_time_ms, last_store_time_ms) = (u64_at(&bytes, 48), u64_at(&bytes, 56));
+        let (entries_intact, keys_intact) = (OnceLock::new(), OnceLock::new());
+        let index = Self {
+            path,
+            about,
+            bytes,
+            layout,
+            first_store_time_ms,
+            last_store_time_ms,
+            entries_intact,
+            keys_intact,
+        };
+        let is_outside =
+            |run: &DirectoryRun| run.position.checked_add(run.count).is_none_or(|end| end > counts.entries);
+        let outside = index.runs().find(is_outside);
+        match outside {
+            Some(run) => Err(format!("the entries of queue {} lie outside of it", run.queue)),
+            None => Ok(index),
+        }
     }
 
-    /// Store time of the segment's last record.
-    pub(crate) fn last_store_time_ms(&self) -> u64 {
-        self.last_store_time_ms
+    pub(crate) fn about(&self) -> IndexedSegment {
+        self.about
+    }
+
+    /// Store times of the segment's first and last record.
+    pub(crate) fn store_times_ms(&self) -> (u64, u64) {
+        (self.first_store_time_ms, self.last_store_time_ms)
+    }
+
+    fn check_entries(&self) -> Result<(), ReadError> {
+        self.check(&self.entries_intact, self.layout.entries.clone(), 8)
+    }
+
+    fn check_keys(&self) -> Result<(), ReadError> {
+        self.check(&self.keys_intact, self.layout.bloom.start..self.layout.positions.end, 4)
+    }
+
+    fn check(&self, intact: &OnceLock<bool>, part: Range<usize>, crc_at: usize) -> Result<(), ReadError> {
+        let crc = u32_at(&self.bytes, self.layout.footer.start + crc_at);
+        match intact.get_or_init(|| crc32c::crc32c(&self.bytes[part]) == crc) {
+            true => Ok(()),
+            false => Err(ReadError::BadIndex { path: self.path.clone(), segment: self.about.base }),
+        }
     }
 
     /// The queues that have entries here, by number.
     pub(crate) fn runs(&self) -> impl Iterator<Item = DirectoryRun> + '_ {
-        (0..self.run_count).map(|run| {
-            let at = HEADER_BYTES + run * RUN_BYTES;
-            DirectoryRun {
-                queue: u32_at(&self.bytes, at),
-                count: u32_at(&self.bytes, at + 4),
-                first_queue_offset: u64_at(&self.bytes, at + 8),
-                position: u32_at(&self.bytes, at + 16),
-            }
+        self.bytes[self.layout.runs.clone()].chunks_exact(RUN_BYTES).map(|run| DirectoryRun {
+            queue: u32_at(run, 0),
+            count: u32_at(run, 4),
+            first_queue_offset: u64_at(run, 8),
+            position: u32_at(run, 16),
         })
     }
 
     /// Appends `count` entries from entry number `position` on to `out`.
-    pub(crate) fn read(&self, position: u32, count: u32, out: &mut Vec<Entry>) -> Result<(), ReadError> {
-        let entries = &self.bytes[HEADER_BYTES + self.run_count * RUN_BYTES..];
-        let (entries, footer) = entries.split_at(entries.len() - FOOTER_BYTES);
-        if !*self.entries_intact.get_or_init(|| crc32c::crc32c(entries) == u32_at(footer, 0)) {
-            return Err(ReadError::BadIndex { path: self.path.clone() });
-        }
-        let from = position as usize * ENTRY_BYTES;
-        let wanted = &entries[from..from + count as usize * ENTRY_BYTES];
+    pub(crate) fn entries(&self, position: u32, count: u32, out: &mut Vec<Entry>) -> Result<(), ReadError> {
+        self.check_entries()?;
+        let from = self.layout.entries.start + position as usize * ENTRY_BYTES;
+        let wanted = &self.bytes[from..from + count as usize * ENTRY_BYTES];
         out.extend(wanted.chunks_exact(ENTRY_BYTES).map(|entry| Entry {
             physical_offset: PhysicalOffset(u64_at(entry, 0)),
             size: u32_at(entry, 8),
@@ -150,6 +204,88 @@ impl SealedIndex {
         }));
         Ok(())
     }
+
+    /// How many of the `count` entries from `position` on lie in front of `physical_offset`.
+    pub(crate) fn count_in_front(
+        &self,
+        position: u32,
+        count: u32,
+        physical_offset: u64,
+    ) -> Result<u32, ReadError> {
+        self.check_entries()?;
+        let entries = self.layout.entries.start + position as usize * ENTRY_BYTES;
+        let offset_of = |number: u32| u64_at(&self.bytes, entries + number as usize * ENTRY_BYTES);
+        Ok(partition(count, |number| offset_of(number) < physical_offset))
+    }
+
+    /// Where the first record with a store time of at least `time_ms` lies: not in front of the start of the range, and
+    /// not behind its end.
+    pub(crate) fn window(&self, time_ms: u64) -> Range<u64> {
+        let marks = &self.bytes[self.layout.marks.clone()];
+        let mark = |number: u32| Mark {
+            store_time_ms: u64_at(marks, number as usize * MARK_BYTES),
+            physical_offset: u64_at(marks, number as usize * MARK_BYTES + 8),
+        };
+        let count = (marks.len() / MARK_BYTES) as u32;
+        let behind = partition(count, |number| mark(number).store_time_ms < time_ms);
+        let from = behind.checked_sub(1).map_or(self.about.base, |last| mark(last).physical_offset);
+        let to =
+            if behind < count { mark(behind).physical_offset } else { self.about.base + self.about.length };
+        from..to
+    }
+
+    /// Physical offsets of the records with this key that lie in `range`, the last first.
+    pub(crate) fn find(
+        &self,
+        key: u64,
+        range: &Range<u64>,
+    ) -> Result<impl Iterator<Item = u64> + '_, ReadError> {
+        self.check_keys()?;
+        let bytes = &self.bytes;
+        let (hashes, positions) = (self.layout.hashes.clone(), self.layout.positions.clone());
+        let key_at = move |number: u32| {
+            let number = number as usize;
+            (u64_at(bytes, hashes.start + number * 8), u32_at(bytes, positions.start + number * 4))
+        };
+        let count = if self.may_hold(key) { (self.layout.hashes.len() / 8) as u32 } else { 0 };
+        let base = self.about.base;
+        let inside = range.start.max(base)..range.end.min(base + self.about.length).max(base);
+        let inside = key_position(base, inside.start)..key_position(base, inside.end);
+        let from = partition(count, |number| key_at(number) < (key, inside.start));
+        let to = partition(count, |number| key_at(number) < (key, inside.end)).max(from);
+        Ok((from..to).rev().map(move |number| key_offset(base, key_at(number).1)))
+    }
+
+    fn may_hold(&self, key: u64) -> bool {
+        let bloom = &self.bytes[self.layout.bloom.clone()];
+        let blocks = bloom.len() / BLOCK_BYTES;
+        blocks > 0 && {
+            let (block, bits) = bloom_bits(key, blocks);
+            let block = &bloom[block * BLOCK_BYTES..(block + 1) * BLOCK_BYTES];
+            bits.into_iter().all(|bit| block[bit / 8] & 1 << (bit % 8) != 0)
+        }
+    }
+}
+
+/// A key sets a few bits of one block of 64 bytes: whoever asks touches one cache line.
+fn bloom_bits(key: u64, blocks: usize) -> (usize, [usize; 6]) {
+    let block = ((u128::from(key) * blocks as u128) >> 64) as usize;
+    // The place of the block used the high bits.
+    let (start, step) = (key as usize & 511, (key >> 9) as usize & 511 | 1);
+    (block, [0, 1, 2, 3, 4, 5].map(|number| (start + number * step) & 511))
+}
+
+/// The first number below `count` for which `in_front` is false, if it is true up to there.
+fn partition(count: u32, in_front: impl Fn(u32) -> bool) -> u32 {
+    let (mut from, mut to) = (0, count);
+    while from < to {
+        let middle = from + (to - from) / 2;
+        match in_front(middle) {
+            true => from = middle + 1,
+            false => to = middle,
+        }
+    }
+    from
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {

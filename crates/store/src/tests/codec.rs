@@ -3,6 +3,8 @@ use proptest::prelude::*;
 
 use crate::record::*;
 
+const LOG: Seal = Seal(0x1234_5678);
+
 fn records() -> impl Strategy<Value = (NewRecord, Place)> {
     let kind = prop_oneof![
         Just(RecordKind::Message),
@@ -11,18 +13,20 @@ fn records() -> impl Strategy<Value = (NewRecord, Place)> {
         Just(RecordKind::Progress)
     ];
     let payload = prop::collection::vec(any::<u8>(), 0..300);
+    let keys = prop::collection::vec(any::<u64>(), 0..5);
     let place = (any::<u64>(), any::<u64>(), any::<u64>(), any::<bool>());
-    (kind, 0..u32::MAX, any::<u64>(), any::<u64>(), payload, place).prop_map(
+    (kind, 0..u32::MAX, any::<u64>(), any::<u64>(), keys, payload, place).prop_map(
         |(
             kind,
             queue,
             tag_hash,
             mark,
+            keys,
             payload,
             (physical_offset, queue_offset, store_time_ms, flushed_before),
         )| {
             let queue = kind.has_queue().then_some(QueueNumber(queue));
-            let record = NewRecord { kind, queue, tag_hash, mark, payload: payload.into() };
+            let record = NewRecord { kind, queue, tag_hash, mark, keys, payload: payload.into() };
             (record, Place { physical_offset, queue_offset, store_time_ms, flushed_before })
         },
     )
@@ -30,7 +34,7 @@ fn records() -> impl Strategy<Value = (NewRecord, Place)> {
 
 fn encoded(record: &NewRecord, place: Place) -> Bytes {
     let mut out = Vec::new();
-    encode(record, place, &mut out);
+    encode(record, place, LOG, &mut out);
     out.into()
 }
 
@@ -40,9 +44,11 @@ proptest! {
     #[test]
     fn a_record_is_read_as_it_was_written((record, place) in records()) {
         let bytes = encoded(&record, place);
-        prop_assert_eq!(bytes.len(), encoded_bytes(record.payload.len()));
-        prop_assert_eq!(decode_record(&bytes, place.physical_offset).unwrap(), placed(&record, place));
-        prop_assert_eq!(decode(&bytes, place.physical_offset).unwrap().flushed_before, place.flushed_before);
+        prop_assert_eq!(bytes.len(), record.encoded_bytes());
+        let header = decode(&bytes, place.physical_offset, LOG).unwrap();
+        prop_assert_eq!(header.keys(&bytes).collect::<Vec<_>>(), record.keys.clone());
+        prop_assert_eq!(decode_record(&bytes, place.physical_offset, LOG).unwrap(), placed(&record, place));
+        prop_assert_eq!(header.flushed_before, place.flushed_before);
     }
 
     #[test]
@@ -53,7 +59,7 @@ proptest! {
             flipped[bit / 8] ^= 1 << (bit % 8);
             // Bytes behind the record must not make a longer one of it.
             flipped.resize(bytes.len() * 2, 0);
-            prop_assert!(decode(&flipped, place.physical_offset).is_err(), "bit {} is not covered", bit);
+            prop_assert!(decode(&flipped, place.physical_offset, LOG).is_err(), "bit {} is not covered", bit);
         }
     }
 
@@ -61,31 +67,40 @@ proptest! {
     fn a_record_is_not_valid_at_another_place((record, place) in records(), elsewhere in any::<u64>()) {
         prop_assume!(elsewhere != place.physical_offset);
         prop_assert_eq!(
-            decode(&encoded(&record, place), elsewhere).unwrap_err(),
+            decode(&encoded(&record, place), elsewhere, LOG).unwrap_err(),
             Invalid::Offset(place.physical_offset)
         );
+    }
+
+    #[test]
+    fn a_record_of_another_log_is_not_valid((record, place) in records(), other in any::<u32>()) {
+        prop_assume!(Seal(other) != LOG);
+        let bytes = encoded(&record, place);
+        prop_assert_eq!(decode(&bytes, place.physical_offset, Seal(other)).unwrap_err(), Invalid::Checksum);
     }
 
     #[test]
     fn any_prefix_of_a_record_is_invalid((record, place) in records()) {
         let bytes = encoded(&record, place);
         for length in 0..bytes.len() {
-            prop_assert!(decode(&bytes[..length], place.physical_offset).is_err());
+            prop_assert!(decode(&bytes[..length], place.physical_offset, LOG).is_err());
         }
     }
 
     #[test]
     fn arbitrary_bytes_are_refused_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), at in any::<u64>()) {
-        prop_assert!(decode(&bytes, at).is_err());
+        prop_assert!(decode(&bytes, at, LOG).is_err());
     }
 }
 
 #[test]
-fn a_blank_covers_the_rest_of_a_segment_whatever_lies_there() {
-    let mut bytes = Vec::new();
-    encode_blank(4096, 1000, 5, &mut bytes);
-    bytes.resize(1000, 0xee);
-    let header = decode(&bytes, 4096).unwrap();
-    assert_eq!((header.kind, header.length), (None, 1000));
-    assert_eq!(decode_record(&bytes.into(), 4096), Err(Invalid::Blank));
+fn a_filler_covers_its_stretch_whatever_lies_there() {
+    for (content, invalid) in [(Content::Blank, Invalid::Blank), (Content::Lost, Invalid::Lost)] {
+        let mut bytes = Vec::new();
+        encode_filler(content, 4096, 1000, 5, LOG, &mut bytes);
+        bytes.resize(1000, 0xee);
+        let header = decode(&bytes, 4096, LOG).unwrap();
+        assert_eq!((header.content, header.length), (content, 1000));
+        assert_eq!(decode_record(&bytes.into(), 4096, LOG), Err(invalid));
+    }
 }

@@ -1,7 +1,10 @@
 use std::fs::{self, OpenOptions};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+
+use bytes::Bytes;
 
 use super::support::*;
 use crate::*;
@@ -20,50 +23,102 @@ fn ten_flushed(directory: &Path) -> Store {
 
 const RECORD: u64 = 168;
 
+/// What a reader of the queue gets: payloads, or the stretch that was lost.
+fn read_with_gaps(store: &Store) -> Vec<Result<Bytes, Range<u64>>> {
+    let range = store.queue_range(QUEUE);
+    let mut entries = Vec::new();
+    store.entries(QUEUE, QueueOffset(range.start), usize::MAX, &mut entries).unwrap();
+    assert_eq!(entries.len() as u64, range.end - range.start);
+    let read = |entry: &Entry| match store.record(entry.physical_offset, entry.size) {
+        Ok(record) => Ok(record.payload),
+        Err(ReadError::Lost { from, to }) => Err(from..to),
+        Err(error) => panic!("{error}"),
+    };
+    entries.iter().map(read).collect()
+}
+
+fn payload_of(number: u8) -> Result<Bytes, Range<u64>> {
+    Ok(vec![number; 100].into())
+}
+
 #[test]
-fn an_invalid_record_in_front_of_a_later_flush_is_damage_and_nothing_is_changed() {
+fn an_invalid_record_in_front_of_a_later_flush_is_stepped_over_and_nothing_is_changed() {
     let scratch = scratch();
     drop(ten_flushed(scratch.path()));
+    fs::remove_file(scratch.path().join("cursor")).unwrap();
     let path = segment_path(scratch.path(), 0);
     overwrite(&path, 4 * RECORD + 100, &[0xff]);
     let before = fs::read(&path).unwrap();
-    let error = try_open(scratch.path()).unwrap_err();
-    assert!(matches!(error, OpenError::Damaged { offset, next_valid: Some(next), .. }
-        if offset == 4 * RECORD && next == 5 * RECORD));
-    let text = error.to_string();
-    assert!(
-        text.contains("damaged at offset 672: checksum mismatch; the next valid record is at 840"),
-        "{text}"
-    );
+    let store = open(scratch.path());
+    let lost = 4 * RECORD..5 * RECORD;
+    let damage = Damage { from: lost.start, to: lost.end, reason: "checksum mismatch".into() };
+    assert_eq!(store.damage(), [damage]);
+    let expected: Vec<_> = (0..10).map(|n| if n == 4 { Err(lost.clone()) } else { payload_of(n) }).collect();
+    assert_eq!(read_with_gaps(&store), expected);
+    assert!(matches!(store.record_at(PhysicalOffset(lost.start)), Err(ReadError::Lost { .. })));
     assert_eq!(fs::read(&path).unwrap(), before);
+    put(&store, vec![10; 100], Durability::Disk).unwrap();
+    store.close().unwrap();
+    drop(store);
+    // Repaired by other means, it is read again.
     overwrite(&path, 4 * RECORD + 100, &[4]);
-    assert_eq!(read_all(&open(scratch.path()), QUEUE).len(), 10);
+    assert_eq!(read_all(&open(scratch.path()), QUEUE).len(), 11);
 }
 
 #[test]
-fn an_invalid_record_below_a_snapshot_is_damage_even_at_the_very_end() {
+fn an_invalid_record_below_the_cursor_is_damage_even_at_the_very_end() {
     let scratch = scratch();
     ten_flushed(scratch.path()).close().unwrap();
     overwrite(&segment_path(scratch.path(), 0), 9 * RECORD + 100, &[0xff]);
-    let error = try_open(scratch.path()).unwrap_err();
-    assert!(
-        matches!(error, OpenError::Damaged { offset, next_valid: None, .. } if offset == 9 * RECORD),
-        "{error}"
-    );
+    let store = open(scratch.path());
+    assert_eq!((store.damage()[0].from, store.damage()[0].to), (9 * RECORD, 10 * RECORD));
+    assert_eq!(store.watermarks().confirmed, 10 * RECORD, "what lay there is not written over");
+    put(&store, "goes on", Durability::Disk).unwrap();
+    drop(store);
+    let store = open(scratch.path());
+    assert_eq!(store.damage().len(), 1, "it is found again");
+    assert_eq!(store.watermarks().confirmed, 10 * RECORD + 72);
 }
 
 #[test]
-fn an_invalid_record_in_front_of_a_later_segment_is_damage() {
+fn damage_in_front_of_a_later_segment_hides_nothing_of_either() {
     let scratch = scratch();
     let store = open(scratch.path());
     for number in 0..12 {
         put(&store, vec![number; 100_000], Durability::Memory).unwrap();
     }
     drop(store);
-    let _ = fs::remove_file(scratch.path().join("commitlog/00000000000000000000.idx"));
+    for file in ["cursor", "commitlog/00000000000000000000.idx"] {
+        let _ = fs::remove_file(scratch.path().join(file));
+    }
     overwrite(&segment_path(scratch.path(), 0), 70, &[0xff]);
-    let error = try_open(scratch.path()).unwrap_err();
-    assert!(matches!(error, OpenError::Damaged { offset: 0, .. }), "{error}");
+    let store = open(scratch.path());
+    let length = 100_064;
+    assert_eq!((store.damage()[0].from, store.damage()[0].to), (0, length));
+    let all = store.queue_range(QUEUE);
+    assert_eq!(all, 1..12, "nothing says what the queue began with");
+    assert_eq!(read_all(&store, QUEUE).len(), 11);
+}
+
+#[test]
+fn records_lost_at_the_end_of_a_segment_leave_their_places_in_the_queue() {
+    let scratch = scratch();
+    let store = open(scratch.path());
+    for number in 0..12 {
+        put(&store, vec![number; 100_000], Durability::Memory).unwrap();
+    }
+    store.close().unwrap();
+    drop(store);
+    fs::remove_file(scratch.path().join("commitlog/00000000000000000000.idx")).unwrap();
+    let last = 9;
+    overwrite(&segment_path(scratch.path(), 0), last * 100_064 + 70, &[0xff]);
+    for _ in 0..2 {
+        let store = open(scratch.path());
+        let found = read_with_gaps(&store);
+        assert_eq!(found.len(), 12);
+        let lost: Vec<_> = (0..12).filter(|&n| found[n].is_err()).collect();
+        assert_eq!(lost, [last as usize]);
+    }
 }
 
 #[test]
@@ -72,7 +127,33 @@ fn a_flipped_bit_is_found_when_the_record_is_read() {
     let store = ten_flushed(scratch.path());
     overwrite(&segment_path(scratch.path(), 0), 4 * RECORD + 100, &[0xff]);
     let error = store.record(PhysicalOffset(4 * RECORD), RECORD as u32).unwrap_err();
-    assert!(matches!(error, ReadError::Corrupt { reason: Invalid::Checksum, .. }), "{error}");
+    assert!(
+        matches!(error, ReadError::Lost { from, to } if (from, to) == (4 * RECORD, 5 * RECORD)),
+        "{error}"
+    );
+    assert_eq!(store.damage().len(), 1);
+}
+
+#[test]
+fn a_store_of_another_owner_is_refused() {
+    let scratch = scratch();
+    let owned = |owner: &str| StoreConfig { owner: owner.into(), ..config(scratch.path()) };
+    let try_open = |owner| Store::open(owned(owner), Vec::new(), Arc::new(Silent));
+    try_open("shop/broker-a").unwrap().close().unwrap();
+    let error = try_open("shop/broker-b").unwrap_err();
+    assert!(matches!(error, OpenError::ForeignOwner { .. }), "{error}");
+    assert!(error.to_string().contains("karman store repair"), "{error}");
+    try_open("shop/broker-a").unwrap();
+}
+
+#[test]
+fn a_segment_of_another_store_is_not_taken_for_this_one() {
+    let (own, other) = (scratch(), scratch());
+    drop(ten_flushed(own.path()));
+    drop(ten_flushed(other.path()));
+    fs::copy(segment_path(other.path(), 0), segment_path(own.path(), 0)).unwrap();
+    let store = open(own.path());
+    assert_eq!(store.queue_range(QUEUE), 0..0, "no record of the other is read");
 }
 
 #[test]
@@ -106,7 +187,7 @@ fn a_record_of_an_unknown_version_or_kind_is_named() {
         let bytes = fs::read(&path).unwrap();
         let mut last = bytes[9 * RECORD as usize..10 * RECORD as usize].to_vec();
         last[at] = value;
-        let crc = crc32c::crc32c(&last[8..]).to_le_bytes();
+        let crc = crc32c::crc32c_append(seal_of(scratch.path()).0, &last[8..]).to_le_bytes();
         last[4..8].copy_from_slice(&crc);
         overwrite(&path, 9 * RECORD, &last);
         let error = try_open(scratch.path()).unwrap_err();

@@ -80,24 +80,34 @@ fn entries_are_read_from_any_offset_across_segments() {
 }
 
 #[test]
-fn damaged_entries_in_an_index_file_are_an_error_and_the_next_start_can_rebuild_them() {
+fn a_damaged_part_of_an_index_file_is_an_error_once_and_is_built_anew_by_itself() {
     let scratch = scratch();
     let store = open(scratch.path());
-    for _ in 0..12 {
-        put(&store, vec![0; 100_000], Durability::Memory).unwrap();
+    for number in 0..12 {
+        let keys = vec![number];
+        let record = NewRecord { keys, ..message(QUEUE, vec![0; 100_000]) };
+        store.append(vec![record], Durability::Memory).unwrap().wait().unwrap();
     }
     store.close().unwrap();
     drop(store);
     let path = scratch.path().join("commitlog").join(segment::file_name(0, "idx"));
-    let mut bytes = fs::read(&path).unwrap();
-    bytes[64 + 20 + 5] ^= 1;
-    fs::write(&path, bytes).unwrap();
-    let store = open(scratch.path());
-    let error = store.entries(QUEUE, QueueOffset(0), 1, &mut Vec::new()).unwrap_err();
-    assert!(matches!(&error, ReadError::BadIndex { path: bad } if *bad == path), "{error}");
-    drop(store);
-    fs::remove_file(&path).unwrap();
-    assert_eq!(read_all(&open(scratch.path()), QUEUE).len(), 12);
+    let intact = fs::read(&path).unwrap();
+    for from_end in [30, 24 + 20 * 10 + 5] {
+        let mut bytes = intact.clone();
+        let at = bytes.len() - from_end;
+        bytes[at] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        let store = open(scratch.path());
+        let read = || {
+            let (mut entries, mut found) = (Vec::new(), Vec::new());
+            store.entries(QUEUE, QueueOffset(0), 1, &mut entries)?;
+            store.find(3, 0..u64::MAX, 1, &mut found).map(|()| entries.len() + found.len())
+        };
+        let error = read().unwrap_err();
+        assert!(matches!(&error, ReadError::BadIndex { path: bad, segment: 0 } if *bad == path), "{error}");
+        eventually("the index is built anew", || read().is_ok_and(|found| found == 2));
+        assert_eq!(fs::read(&path).unwrap(), intact);
+    }
 }
 
 #[test]

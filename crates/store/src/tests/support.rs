@@ -56,12 +56,13 @@ pub(super) fn message(queue: QueueNumber, payload: impl Into<Bytes>) -> NewRecor
         queue: Some(queue),
         tag_hash: 11,
         mark: 12,
+        keys: Vec::new(),
         payload: payload.into(),
     }
 }
 
 pub(super) fn other(kind: RecordKind, payload: impl Into<Bytes>) -> NewRecord {
-    NewRecord { kind, queue: None, tag_hash: 0, mark: 0, payload: payload.into() }
+    NewRecord { kind, queue: None, tag_hash: 0, mark: 0, keys: Vec::new(), payload: payload.into() }
 }
 
 pub(super) fn put(
@@ -98,6 +99,12 @@ pub(super) fn read_all(store: &Store, queue: QueueNumber) -> Vec<Bytes> {
 
 pub(super) fn segment_path(directory: &Path, base: u64) -> std::path::PathBuf {
     directory.join("commitlog").join(segment::file_name(base, "log"))
+}
+
+/// What the checksums of a store's records start from.
+pub(super) fn seal_of(directory: &Path) -> record::Seal {
+    let bytes = std::fs::read(directory.join(directory::IDENTITY)).unwrap();
+    directory::Identity::read(&bytes).unwrap().log.seal()
 }
 
 /// Waits for something another thread does.

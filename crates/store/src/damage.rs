@@ -1,0 +1,90 @@
+//! What is known to be lost of the log. Found by recovery, by reads and by the scrub; kept in memory, since each start
+//! and each scrub finds it again; `karman store repair` makes it part of the log. Any thread.
+
+use parking_lot::RwLock;
+
+use crate::error::ReadError;
+
+/// More are reported in the log file only.
+const KEPT: usize = 1024;
+
+/// A stretch of the log that does not hold what was written there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// Physical offset of its first byte.
+    pub from: u64,
+    /// Physical offset of what is intact again.
+    pub to: u64,
+    /// How that is known.
+    pub reason: String,
+}
+
+impl Damage {
+    pub(crate) fn report(&self) {
+        let Self { from, to, reason } = self;
+        tracing::error!(from, to, reason, "the log is damaged here; what lies behind it is not");
+    }
+}
+
+impl From<Damage> for ReadError {
+    fn from(damage: Damage) -> Self {
+        Self::Lost { from: damage.from, to: damage.to }
+    }
+}
+
+/// Damage by where it starts, without repetition.
+#[derive(Debug, Default)]
+pub(crate) struct Damages {
+    list: RwLock<Vec<Damage>>,
+}
+
+impl Damages {
+    pub(crate) fn recovered(list: Vec<Damage>) -> Self {
+        let damages = Self::default();
+        for damage in list {
+            damages.insert(damage);
+        }
+        damages
+    }
+
+    /// Adds what was found and reports it, unless it is known. What recovery has found is reported already.
+    pub(crate) fn add(&self, damage: Damage) {
+        if self.insert(damage.clone()) {
+            damage.report();
+        }
+    }
+
+    fn insert(&self, damage: Damage) -> bool {
+        let mut list = self.list.write();
+        let at = list.partition_point(|known| known.from < damage.from);
+        // Of no length: a place that contradicts another.
+        let end = |damage: &Damage| damage.to.max(damage.from + 1);
+        let overlaps = |known: &Damage| known.from < end(&damage) && damage.from < end(known);
+        let before = at.checked_sub(1).and_then(|before| list.get(before));
+        if before.is_some_and(overlaps) || list.get(at).is_some_and(overlaps) {
+            return false;
+        }
+        if list.len() < KEPT {
+            list.insert(at, damage);
+        }
+        true
+    }
+
+    /// The stretch that `offset` lies in.
+    pub(crate) fn at(&self, offset: u64) -> Option<Damage> {
+        let list = self.list.read();
+        let behind = list.partition_point(|known| known.from <= offset);
+        list.get(behind.checked_sub(1)?).filter(|known| offset < known.to).cloned()
+    }
+
+    /// The last stretch that ends at or in front of `offset`.
+    pub(crate) fn in_front_of(&self, offset: u64) -> Option<Damage> {
+        let list = self.list.read();
+        let behind = list.partition_point(|known| known.to <= offset);
+        list.get(behind.checked_sub(1)?).cloned()
+    }
+
+    pub(crate) fn list(&self) -> Vec<Damage> {
+        self.list.read().clone()
+    }
+}

@@ -1,0 +1,150 @@
+//! Finding messages other than one behind the other: by time, by tag, by key, by position. Called from any thread; blocks
+//! for as long as the pages it needs take to come.
+
+use std::ops::Range;
+
+use crate::error::ReadError;
+use crate::index::Entry;
+use crate::record::{self, HEADER_BYTES, Header, PhysicalOffset, QueueNumber, QueueOffset, Record};
+use crate::{Damage, Store};
+
+/// Entries read at a time when many have to be looked at.
+const CHUNK: usize = 1024;
+
+/// A file of the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SegmentInfo {
+    /// Physical offset of its first byte.
+    pub base: u64,
+    /// Its size.
+    pub length_bytes: u64,
+    /// Store times of its first and last record, in milliseconds since 1970; `None` while it has no index file.
+    pub store_times_ms: Option<(u64, u64)>,
+}
+
+impl Store {
+    /// The offset of the first entry of `queue` that was stored at `time_ms` (milliseconds since 1970) or later; the end of
+    /// the queue if there is none. Exact to the entry; records that were lost have no time and are passed over.
+    pub fn offset_by_time(&self, queue: QueueNumber, time_ms: u64) -> Result<QueueOffset, ReadError> {
+        let window = self.healing(self.log.index.around_time(queue, time_ms))?;
+        for (offset, entry) in (window.first..).zip(&window.entries) {
+            let is_late_enough =
+                |header: Header| header.store_time_ms >= time_ms && header.queue == Some(queue);
+            if self.header(entry.physical_offset.0).is_ok_and(is_late_enough) && !entry.is_lost() {
+                return Ok(QueueOffset(offset));
+            }
+        }
+        Ok(QueueOffset(window.or_else))
+    }
+
+    /// How many entries of `queue` in `range` have one of the tag hashes; all that are not lost if there are none.
+    pub fn count_by_tags(
+        &self,
+        queue: QueueNumber,
+        range: Range<u64>,
+        tag_hashes: &[u64],
+    ) -> Result<u64, ReadError> {
+        let wanted = |entry: &&Entry| {
+            !entry.is_lost() && (tag_hashes.is_empty() || tag_hashes.contains(&entry.tag_hash))
+        };
+        let own = self.queue_range(queue);
+        let (mut at, end) = (range.start.max(own.start), range.end.min(own.end));
+        let (mut count, mut entries) = (0, Vec::with_capacity(CHUNK));
+        while at < end {
+            entries.clear();
+            let chunk = (end - at).min(CHUNK as u64) as usize;
+            self.entries(queue, QueueOffset(at), chunk, &mut entries)?;
+            if entries.is_empty() {
+                break;
+            }
+            count += entries.iter().filter(wanted).count() as u64;
+            at += entries.len() as u64;
+        }
+        Ok(count)
+    }
+
+    /// Appends to `out` up to `max` records that were appended with `key` and stored at a time in `times_ms`, the last
+    /// first. Costs a probe of a bloom filter for each segment of that time, and the reading of what is found.
+    pub fn find(
+        &self,
+        key: u64,
+        times_ms: Range<u64>,
+        max: usize,
+        out: &mut Vec<Record>,
+    ) -> Result<(), ReadError> {
+        let enough = out.len() + max;
+        let index = &self.log.index;
+        let places = index.unsealed.window(times_ms.start).start..index.unsealed.window(times_ms.end).end;
+        // In this order: what moves from memory into a file meanwhile is seen twice, not missed.
+        let in_memory = index.unsealed.find(key, &places);
+        let files = index.files();
+        let mut last = u64::MAX;
+        let mut take = |at: u64, out: &mut Vec<Record>| {
+            if at < last && out.len() < enough {
+                last = at;
+                // What was damaged since it was indexed is reported, and does not hide the rest.
+                let record = self.keyed_record(at, key).filter(|r| times_ms.contains(&r.store_time_ms));
+                out.extend(record);
+            }
+            out.len() < enough
+        };
+        if !in_memory.into_iter().all(|at| take(at, out)) {
+            return Ok(());
+        }
+        for file in files.iter().rev() {
+            let (first, last) = file.store_times_ms();
+            if first >= times_ms.end || last < times_ms.start {
+                continue;
+            }
+            let places = file.window(times_ms.start).start..file.window(times_ms.end).end;
+            let mut found = self.healing(file.find(key, &places))?;
+            if !found.all(|at| take(at, out)) {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn keyed_record(&self, at: u64, key: u64) -> Option<Record> {
+        let header = self.header(at).ok()?;
+        let record = self.record(PhysicalOffset(at), header.length).ok()?;
+        let bytes = self.log.segment_of(at)?.slice(at..header.end());
+        header.keys(&bytes).any(|own| own == key).then_some(record)
+    }
+
+    /// Reads the confirmed record that starts at `at`.
+    pub fn record_at(&self, at: PhysicalOffset) -> Result<Record, ReadError> {
+        let header = self.header(at.0)?;
+        self.record(at, header.length)
+    }
+
+    /// The header at a place below the confirmed watermark, whose own offset is checked; its checksum is not.
+    fn header(&self, at: u64) -> Result<Header, ReadError> {
+        let segment = self.readable(at, HEADER_BYTES as u32)?;
+        let bytes = segment.slice(at..segment.end().min(at + HEADER_BYTES as u64));
+        record::peek(&bytes, at).map_err(|reason| self.unreadable(at, HEADER_BYTES as u32, reason))
+    }
+
+    /// What is known to be lost.
+    pub fn damage(&self) -> Vec<Damage> {
+        self.log.damages.list()
+    }
+
+    /// The files of the log, in order; the last is being written.
+    pub fn segments(&self) -> Vec<SegmentInfo> {
+        let info = |segment: &std::sync::Arc<crate::segment::Segment>| SegmentInfo {
+            base: segment.base(),
+            length_bytes: segment.length(),
+            store_times_ms: self.log.index.file_of(segment.base()).map(|file| file.store_times_ms()),
+        };
+        self.log.segments.load().iter().map(info).collect()
+    }
+
+    /// A damaged part of an index file is built anew.
+    pub(crate) fn healing<T>(&self, read: Result<T, ReadError>) -> Result<T, ReadError> {
+        if let Err(ReadError::BadIndex { segment, .. }) = &read {
+            self.log.wishes.rebuild_index(*segment);
+        }
+        read
+    }
+}
