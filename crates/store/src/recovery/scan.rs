@@ -87,9 +87,9 @@ pub(crate) fn judge(
     if at < durable_to {
         return Ok(Verdict::Damaged { to: durable_to });
     }
-    for segment in later {
-        if Search::new(segment, segment.base(), bounds.limit, log)?.next().is_some() {
-            return Ok(Verdict::Damaged { to: first.unwrap_or(segment.base()) });
+    for other in later {
+        if Search::new(other, other.base(), bounds.limit, log)?.next().is_some() {
+            return Ok(Verdict::Damaged { to: first.unwrap_or(segment.end()) });
         }
     }
     Ok(Verdict::Torn { used })
