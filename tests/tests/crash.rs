@@ -32,7 +32,8 @@ fn survives_kills(cluster: &mut Cluster, endpoint: &str) {
     cluster.create_topic(TOPIC);
     let directory = cluster.path().to_owned();
     let producer = |language, seed| {
-        let options = [("seed", seed), ("threads", "2")];
+        // Not faster than consumers on slow cores can follow.
+        let options = [("seed", seed), ("threads", "2"), ("pause", "2")];
         Driver::start_ready(
             &Plan { language, scenario: "produce", endpoint, topic: TOPIC, options: &options },
             &directory,
