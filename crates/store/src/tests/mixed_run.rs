@@ -76,11 +76,9 @@ impl MixedRun {
     /// Opens the store and holds what is found against what must be there after the end of a process.
     pub(super) fn open(&mut self) -> Result<Store, OpenError> {
         self.seen = Arc::default();
-        let config = StoreConfig {
-            flush_interval: Duration::from_millis(3),
-            snapshot_interval_bytes: 150_000,
-            ..config(self.directory.path())
-        };
+        // Snapshots as often as can be, and no flush that would happen to come before them.
+        let config =
+            StoreConfig { snapshot_interval: Duration::from_millis(2), ..config(self.directory.path()) };
         let store = Store::open_on(self.disk.clone(), config, vec![self.seen.clone()], Arc::new(Silent))?;
         let count = self.check(&store, &self.seen, Cut::Process).unwrap_or_else(|lost| panic!("{lost}"));
         let log = self.generations.last().map_or(Vec::new(), |last| last.log[..count].to_vec());
@@ -213,9 +211,7 @@ impl MixedRun {
     fn check(&self, store: &Store, seen: &Seen, cut: Cut) -> Result<usize, String> {
         let (content, places) = self.content(store, seen)?;
         let count = places.len();
-        let point = if let Cut::Power(point) = cut { point } else { usize::MAX };
-        let Some(generation) = self.generations.iter().rfind(|generation| generation.opened_at <= point)
-        else {
+        let Some(generation) = self.generation_at(cut) else {
             return if count == 0 { Ok(0) } else { Err(format!("{count} records in a new store")) };
         };
         let log = &generation.log;
@@ -226,7 +222,11 @@ impl MixedRun {
             return Err(format!("{count} records; {} had been served", generation.found));
         }
         for Acknowledged { at, durability, first, last, physical_offset } in &generation.acknowledged {
-            if cut == Cut::Process || (*at <= point && *durability == Durability::Disk) {
+            let promised = match cut {
+                Cut::Process => true,
+                Cut::Power(point) => *at <= point && *durability == Durability::Disk,
+            };
+            if promised {
                 if log[..count].last().is_none_or(|newest| newest < last) {
                     return Err(format!("{count} records; {last} was acknowledged as {durability:?}"));
                 }
@@ -236,6 +236,14 @@ impl MixedRun {
             }
         }
         Ok(count)
+    }
+
+    /// The last that was open when it was cut.
+    fn generation_at(&self, cut: Cut) -> Option<&Generation> {
+        match cut {
+            Cut::Process => self.generations.last(),
+            Cut::Power(point) => self.generations.iter().rfind(|generation| generation.opened_at <= point),
+        }
     }
 
     fn content_of(&self, log: &[Number]) -> Content {
@@ -264,9 +272,8 @@ impl MixedRun {
         let (store, seen) = open()?;
         let count = self.check(&store, &seen, cut)?;
         // In a queue of its own, where the check does not look.
-        let append = || put_in(&store, QueueNumber(QUEUES), "goes on", Durability::Disk);
-        append().map_err(|error| format!("it does not go on: {error}"))?;
-        if store.queue_range(QueueNumber(QUEUES)) != (0..1) {
+        put_in(&store, QueueNumber(QUEUES), "goes on", Durability::Disk).map_err(text)?;
+        if read_all(&store, QueueNumber(QUEUES)) != ["goes on"] {
             return Err("what was appended cannot be read".into());
         }
         if twice {
@@ -291,7 +298,7 @@ impl MixedRun {
     }
 }
 
-fn text(error: ReadError) -> String {
+fn text(error: impl ToString) -> String {
     error.to_string()
 }
 

@@ -165,7 +165,11 @@ impl Projection for Seen {
         let payloads = self.payloads.lock();
         let lines =
             payloads.iter().map(|(at, bytes)| format!("{at} {}\n", std::str::from_utf8(bytes).unwrap()));
-        lines.collect::<String>().into_bytes()
+        let snapshot = lines.collect::<String>().into_bytes();
+        drop(payloads);
+        // The log goes on meanwhile.
+        thread::sleep(Duration::from_micros(200));
+        snapshot
     }
 
     fn restore(&self, bytes: &[u8]) -> Result<(), String> {
