@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use karman_remoting::clients::ClientRegistry;
 use karman_remoting::proto::karman as v1;
@@ -41,6 +42,8 @@ pub struct Broker {
     pub store_host: String,
     /// When a send to a topic without a class of its own is answered.
     pub durability: Durability,
+    /// `syncFlushTimeout`
+    pub flush_timeout: Duration,
     /// Seconds since 1970 at the start: handles of this process have higher revisions.
     pub revision_base: u32,
     /// `popInflightMessageThreshold`

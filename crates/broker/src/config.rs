@@ -37,6 +37,9 @@ pub struct BrokerConfig {
     pub flush_disk_type: String,
     /// Milliseconds between flushes with `ASYNC_FLUSH`.
     pub flush_interval_commit_log: u64,
+    /// Milliseconds after which a send that is not as durable as its topic demands is answered with
+    /// `MASTER_PERSISTENCE_TIMEOUT`. It may be stored all the same.
+    pub sync_flush_timeout: u64,
     /// Size of a segment of the log. Bytes.
     pub mapped_file_size_commit_log: u64,
     /// An unknown topic is made when it is asked for. Off: a typo must not make a topic.
@@ -77,6 +80,7 @@ impl Default for BrokerConfig {
             cluster_secret: String::new(),
             flush_disk_type: "SYNC_FLUSH".into(),
             flush_interval_commit_log: 500,
+            sync_flush_timeout: 5000,
             mapped_file_size_commit_log: 1 << 30,
             auto_create_topic_enable: false,
             auto_create_subscription_group: true,
@@ -139,6 +143,7 @@ impl BrokerConfig {
         check("dataThreads", threads.to_string(), "0 (one for each core) to 256 are allowed", threads <= 256);
         for (key, value) in [
             ("flushIntervalCommitLog", self.flush_interval_commit_log),
+            ("syncFlushTimeout", self.sync_flush_timeout),
             ("brokerHeartbeatInterval", self.broker_heartbeat_interval),
             ("brokerNotActiveTimeoutMillis", self.broker_not_active_timeout_millis),
         ] {

@@ -128,6 +128,7 @@ pub fn start(config: &BrokerConfig) -> Result<Running, StartError> {
         } else {
             Durability::Memory
         },
+        flush_timeout: Duration::from_millis(config.sync_flush_timeout),
         revision_base: u32::try_from(clock.started_ms() / 1000).unwrap_or(u32::MAX / 2),
         inflight_max: config.pop_inflight_message_threshold as usize,
         default_queue_nums: config.default_topic_queue_nums,

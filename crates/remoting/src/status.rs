@@ -75,6 +75,8 @@ pub enum Rejection {
     PeerTimeout { broker: String, why: String },
     #[error("broker {broker:?} cannot be reached from here: {why}")]
     PeerUnavailable { broker: String, why: String },
+    #[error("not flushed within {timeout_ms} ms; it is stored when the disk comes back, or lost with it")]
+    PersistenceTimeout { timeout_ms: u64 },
     #[error("the store takes no more messages: {0}")]
     StoreFull(String),
     #[error("internal error: {0}")]
@@ -114,6 +116,7 @@ impl Rejection {
             Self::TooManyRequests(_) => Code::TooManyRequests,
             Self::NotImplemented { .. } => Code::NotImplemented,
             Self::PeerTimeout { .. } => Code::ProxyTimeout,
+            Self::PersistenceTimeout { .. } => Code::MasterPersistenceTimeout,
             Self::PeerUnavailable { .. } | Self::StoreFull(_) | Self::Internal(_) => {
                 Code::InternalServerError
             }

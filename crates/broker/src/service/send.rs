@@ -98,8 +98,14 @@ impl Broker {
         }
         let count = records.len() as u64;
         let durability = topic.durability().unwrap_or(self.durability);
-        let appended =
-            self.store.append(records, durability).map_err(refuse::append)?.await.map_err(refuse::append)?;
+        let append = self.store.append(records, durability).map_err(refuse::append)?;
+        let appended = match tokio::time::timeout(self.flush_timeout, append).await {
+            Ok(appended) => appended.map_err(refuse::append)?,
+            Err(_) => {
+                let timeout_ms = self.flush_timeout.as_millis() as u64;
+                return Err(Rejection::PersistenceTimeout { timeout_ms });
+            }
+        };
         self.counters.messages_in.fetch_add(count, Ordering::Relaxed);
         tracing::trace!(queue_id, count, "stored");
         let entry = |(message_id, index): (String, i64)| v2::SendResultEntry {
