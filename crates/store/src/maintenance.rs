@@ -187,7 +187,9 @@ impl Maintenance {
     /// Where little is written the cursor may stay behind for a while: it costs a flush of its own.
     fn advance_cursor(&mut self) -> Result<(), AppendError> {
         let log = &self.log;
-        let behind = log.progress.flushed() - log.cursor.lock().promise.flushed;
+        // In this order: the log writer may move both meanwhile, the cursor last.
+        let promised = log.cursor.lock().promise.flushed;
+        let behind = log.progress.flushed() - promised;
         if behind >= ADVANCE_BYTES || (behind > 0 && self.last_advance.elapsed() >= ADVANCE_AFTER) {
             self.last_advance = Instant::now();
             log.advance_cursor()?;

@@ -1,7 +1,7 @@
 //! Power cuts: one run is recorded, and the files are put together as a device could hold them at any point of it. Each
 //! such image must open, hold what was promised by then, and take more.
 //!
-//! `KARMAN_CRASH_IMAGES=<n>` checks as many of them, `KARMAN_CRASH_SEED=<n>` repeats a run (its threads may interleave
+//! `KARMAN_CRASH_IMAGES=10000` checks more of them, `KARMAN_CRASH_SEED=<n>` repeats a run (its threads may interleave
 //! anew), `KARMAN_CRASH_IMAGE=<n>` checks that one image of it. A bad image is kept; its path is printed.
 
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use super::fault_disk::{Call, Event, FaultDisk};
 use super::mixed_run::{Cut, MixedRun};
 use super::support::*;
 
-const IMAGES: u64 = 10_000;
+const IMAGES: u64 = 2_000;
 
 fn number_from(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;

@@ -99,6 +99,10 @@ impl MixedRun {
             let durability = [Durability::Memory, Durability::Disk][self.random.below(2) as usize];
             let append = store.append(batch, durability);
             waiting.push_back((first..self.records.len(), durability, append));
+            if self.random.below(10) == 0 {
+                // As the maintenance thread does from time to time. An error has poisoned the store.
+                let _ = store.log.advance_cursor();
+            }
             while waiting.len() as u64 > self.random.below(6) {
                 let (numbers, durability, append) = waiting.pop_front().expect("it is not empty");
                 self.take_answer(&mut poison, numbers, durability, append.and_then(Append::wait));
@@ -160,13 +164,15 @@ impl MixedRun {
                 1..5 if messages => random.below(9000),
                 _ => random.below(400),
             };
-            let payload = payload_of(self.records.len() + index, size as usize);
-            match (messages, random.below(8)) {
+            let number = self.records.len() + index;
+            let payload = payload_of(number, size as usize);
+            let record = match (messages, random.below(8)) {
                 (true, 0) => NewRecord { kind: RecordKind::DeadLetter, ..message(queue, payload) },
                 (true, _) => message(queue, payload),
                 (false, 0..4) => other(RecordKind::Metadata, payload),
                 (false, _) => other(RecordKind::Progress, payload),
-            }
+            };
+            NewRecord { keys: vec![key_of(number)], ..record }
         });
         batch.collect()
     }
@@ -196,6 +202,13 @@ impl MixedRun {
             places.insert(number, *at);
             content.projected.push(number);
         }
+        for (number, at) in places.iter().filter(|(number, _)| *number % 8 == 0) {
+            let mut found = Vec::new();
+            store.find(key_of(*number), 0..u64::MAX, 2, &mut found).map_err(text)?;
+            if !matches!(&found[..], [one] if one.physical_offset.0 == *at) {
+                return Err(format!("record {number} at {at} is not found by its key: {found:?}"));
+            }
+        }
         Ok((content, places))
     }
 
@@ -214,6 +227,9 @@ impl MixedRun {
         let Some(generation) = self.generation_at(cut) else {
             return if count == 0 { Ok(0) } else { Err(format!("{count} records in a new store")) };
         };
+        if !store.damage().is_empty() {
+            return Err(format!("a cut taken for damage: {:?}", store.damage()));
+        }
         let log = &generation.log;
         if count > log.len() || content != self.content_of(&log[..count]) {
             return Err(format!("{count} records that are no prefix of the log: {content:?}"));
@@ -300,6 +316,10 @@ impl MixedRun {
 
 fn text(error: impl ToString) -> String {
     error.to_string()
+}
+
+fn key_of(number: Number) -> u64 {
+    key_hash(1, &number.to_le_bytes())
 }
 
 /// Ten digits and a filler that depends on them.
