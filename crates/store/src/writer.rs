@@ -22,7 +22,7 @@ use crate::{Appended, Durability};
 /// The maintenance thread is asked to flush when this much is not: a later flush would take long.
 const DIRTY_BYTES: u64 = 32 << 20;
 /// A flush into blocks that were never written has to wait for the file system's journal as well, which doubles its
-/// time. So now and then more zeros than the batch needs are written behind it; `examples/append_rate.rs` measures.
+/// time. So now and then more zeros than the batch needs are written behind it; `examples/store_report` measures.
 const ZERO_AHEAD_BYTES: u64 = 1 << 20;
 /// At the end of a segment this part, at most `MAX_RESERVE_BYTES`, takes messages only when the next segment is
 /// there: on a full disk consumers go on recording their progress in it.
