@@ -1,14 +1,19 @@
 //! What waits for the log writer, bounded in bytes. Any thread pushes, without ever waiting; the log writer takes.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 use crate::error::AppendError;
 use crate::record::NewRecord;
 use crate::{Appended, Durability};
+
+/// A batch of so many requests says that more will come at once.
+const BUSY_REQUESTS: usize = 8;
+/// How long the log writer looks for more after such a batch before it sleeps.
+const LOOK_AGAIN: Duration = Duration::from_micros(20);
 
 pub(crate) type Reply = oneshot::Sender<Result<Appended, AppendError>>;
 
@@ -43,11 +48,19 @@ struct State {
     waiting: VecDeque<Request>,
     bytes: usize,
     closed: Option<AppendError>,
+    /// The last batch was of many requests.
+    was_busy: bool,
 }
 
 impl State {
     /// Moves about `batch_bytes` of what waits to `batch`, at least one request.
     fn give(&mut self, batch: &mut VecDeque<Request>, batch_bytes: usize) {
+        if self.bytes <= batch_bytes && batch.is_empty() {
+            // The usual case. Producers wait for this lock: both queues keep their memory and change places.
+            std::mem::swap(&mut self.waiting, batch);
+            self.bytes = 0;
+            return;
+        }
         let mut taken = 0;
         while taken < batch_bytes {
             let Some(request) = self.waiting.pop_front() else { break };
@@ -82,18 +95,30 @@ impl Inbox {
     /// Waits for requests and moves about `batch_bytes` of them, at least one, to `batch`. `false`: none will come.
     pub(crate) fn take(&self, batch: &mut VecDeque<Request>, batch_bytes: usize) -> bool {
         let mut state = self.state.lock();
+        if state.was_busy && state.waiting.is_empty() {
+            MutexGuard::unlocked(&mut state, || self.look_again());
+        }
         while state.waiting.is_empty() {
             if state.closed.is_some() {
                 return false;
             }
             self.pushed.wait(&mut state);
         }
-        drop(state);
         // Whoever is about to push goes first: on busy cores one flush then serves many. On an idle machine there is
         // nobody to give way to, and this costs a microsecond.
-        std::thread::yield_now();
-        self.state.lock().give(batch, batch_bytes);
+        MutexGuard::unlocked(&mut state, std::thread::yield_now);
+        state.give(batch, batch_bytes);
+        state.was_busy = batch.len() >= BUSY_REQUESTS;
         true
+    }
+
+    /// Waits a moment without going to sleep: those who were just answered come back soon, and to be woken costs both
+    /// sides more than this.
+    fn look_again(&self) {
+        let start = Instant::now();
+        while start.elapsed() < LOOK_AGAIN && self.state.lock().waiting.is_empty() {
+            std::thread::yield_now();
+        }
     }
 
     /// Refuses what comes from now on; the log writer still gets what waits.
