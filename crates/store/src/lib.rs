@@ -64,7 +64,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use parking_lot::Mutex;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot::{self, error::RecvError};
+use tokio::sync::watch;
 
 pub use config::{MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, StoreConfig};
 pub use damage::Damage;
@@ -81,7 +82,7 @@ use commit_log::{CommitLog, CursorState, NextSegment};
 use damage::Damages;
 use directory::Directory;
 use disk::{Disk, SystemDisk};
-use inbox::{Inbox, Request};
+use inbox::{Answer, Inbox, Request};
 use maintenance::{Maintenance, Stop, Wishes};
 use segment::Segment;
 use writer::LogWriter;
@@ -140,13 +141,13 @@ impl Listener for Silent {
 #[derive(Debug)]
 #[must_use = "an append is confirmed only when this says so"]
 pub struct Append {
-    answer: oneshot::Receiver<Result<Appended, AppendError>>,
+    answer: oneshot::Receiver<Answer>,
 }
 
 impl Append {
     /// Blocks the thread until the answer is there. Not for async code.
     pub fn wait(self) -> Result<Appended, AppendError> {
-        self.answer.blocking_recv().unwrap_or_else(|_| unanswered())
+        result_of(self.answer.blocking_recv())
     }
 }
 
@@ -154,13 +155,19 @@ impl Future for Append {
     type Output = Result<Appended, AppendError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        Poll::Ready(ready!(Pin::new(&mut self.answer).poll(context)).unwrap_or_else(|_| unanswered()))
+        Poll::Ready(result_of(ready!(Pin::new(&mut self.answer).poll(context))))
     }
 }
 
-/// The log writer answers everyone it took something from, unless it dies.
-fn unanswered() -> Result<Appended, AppendError> {
-    Err(AppendError::Poisoned("the log writer panicked".into()))
+fn result_of(answer: Result<Answer, RecvError>) -> Result<Appended, AppendError> {
+    match answer {
+        Ok(Answer { result, records }) => {
+            drop(records);
+            result
+        }
+        // The log writer answers everyone it took something from, unless it dies.
+        Err(_) => Err(AppendError::Poisoned("the log writer panicked".into())),
+    }
 }
 
 /// An open store. Share it by `Arc`; all methods may be called from any thread.

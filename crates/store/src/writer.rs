@@ -11,7 +11,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use crate::commit_log::{CommitLog, PanicGuard};
 use crate::cursor::REACH_BYTES;
 use crate::error::AppendError;
-use crate::inbox::{Reply, Request};
+use crate::inbox::{Answer, Reply, Request};
 use crate::index::Entry;
 use crate::record::{
     self, Content, HEADER_BYTES, NewRecord, PhysicalOffset, Place, QueueNumber, QueueOffset, RecordKind,
@@ -75,11 +75,21 @@ impl Placed {
         self.durability == Durability::Memory && !is_projected(&self.records)
     }
 
-    fn answer(&mut self, result: Result<Appended, AppendError>) {
-        if let Some(reply) = self.reply.take() {
-            // The caller may have stopped waiting; its records are in the log all the same.
-            let _ = reply.send(result);
-        }
+    fn answer(mut self, result: Result<Appended, AppendError>) {
+        let reply = self.reply.take();
+        send(reply, result, self.records);
+    }
+
+    /// Before the records are published, so they cannot be given away yet.
+    fn answer_early(&mut self) {
+        send(self.reply.take(), Ok(self.appended), Vec::new());
+    }
+}
+
+fn send(reply: Option<Reply>, result: Result<Appended, AppendError>, records: Vec<NewRecord>) {
+    if let Some(reply) = reply {
+        // The caller may have stopped waiting; its records are in the log all the same.
+        let _ = reply.send(Answer { result, records });
     }
 }
 
@@ -110,7 +120,7 @@ impl LogWriter {
         let mut batch = VecDeque::new();
         while self.log.inbox.take(&mut batch, self.log.config.batch_bytes) {
             if let Err(error) = self.append(&mut batch) {
-                self.placed.drain(..).for_each(|mut placed| placed.answer(Err(error.clone())));
+                self.placed.drain(..).for_each(|placed| placed.answer(Err(error.clone())));
                 batch.drain(..).for_each(|request| request.refuse(error.clone()));
             }
         }
@@ -142,7 +152,7 @@ impl LogWriter {
             self.write(wants_disk)?;
             if wants_disk {
                 let placed = self.placed.iter_mut().filter(|placed| placed.is_answered_when_written());
-                placed.for_each(|placed| placed.answer(Ok(placed.appended)));
+                placed.for_each(Placed::answer_early);
                 self.log.flush(&self.active, self.position)?;
             }
         }
@@ -269,7 +279,11 @@ impl LogWriter {
             publish_to_projections(&self.log, placed);
         }
         self.log.progress.advance_applied(self.position);
-        self.placed.drain(..).for_each(|mut placed| placed.answer(Ok(placed.appended)));
+        // Nothing else in between: whoever is woken by the first answer finds the next ones there when it is done.
+        self.placed.drain(..).for_each(|placed| {
+            let appended = placed.appended;
+            placed.answer(Ok(appended));
+        });
     }
 
     fn ask_maintenance(&mut self) {
