@@ -148,6 +148,11 @@ impl MixedRun {
         }
     }
 
+    /// Numbers of the events behind each open.
+    pub(super) fn starts(&self) -> Vec<usize> {
+        self.generations.iter().map(|generation| generation.opened_at).collect()
+    }
+
     fn generation(&mut self) -> &mut Generation {
         self.generations.last_mut().expect("it was opened")
     }

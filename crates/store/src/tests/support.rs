@@ -25,6 +25,7 @@ pub(super) fn config(directory: &Path) -> StoreConfig {
         disk_reserve_bytes: 0,
         flush_interval: Duration::from_secs(3600),
         snapshot_interval: Duration::from_secs(3600),
+        append_deadline: Duration::from_secs(3600),
         ..StoreConfig::new(directory)
     }
 }
