@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
@@ -83,6 +83,22 @@ impl Node {
     /// `kill -9`.
     pub fn kill(&mut self) {
         self.process.take().expect("a running node").kill();
+    }
+
+    /// SIGSTOP: it does nothing any more until it is killed.
+    pub fn pause(&mut self) {
+        self.process.as_mut().expect("a running node").pause();
+    }
+
+    /// True while it runs.
+    pub fn is_running(&mut self) -> bool {
+        self.process.as_mut().is_some_and(Process::is_running)
+    }
+
+    /// Waits until the node ends by itself; its status, and all it has written to its log.
+    pub fn wait_end(&mut self) -> (ExitStatus, String) {
+        let mut process = self.process.take().expect("a running node");
+        (process.wait_end(STOP_DEADLINE), process.log())
     }
 
     /// SIGTERM, and the end in order: exit code 0.

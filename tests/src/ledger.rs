@@ -1,6 +1,6 @@
 //! What was acknowledged against what was delivered.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use sha2::{Digest, Sha256};
 
@@ -80,6 +80,11 @@ impl Ledger {
             lost.len(),
             self.sent.len()
         );
+    }
+
+    /// The acknowledged messages whose ids are not in `held`.
+    pub fn not_among(&self, held: &HashSet<String>) -> Vec<&Event> {
+        self.sent.values().filter(|sent| !held.contains(id(sent))).collect()
     }
 
     /// Panics when a message came more than once, or one came that was not acknowledged to its sender.

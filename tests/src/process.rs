@@ -99,6 +99,16 @@ impl Process {
         kill_process(pid, Signal::TERM).unwrap();
     }
 
+    /// SIGSTOP.
+    pub fn pause(&mut self) {
+        kill_process(Pid::from_child(&self.child), Signal::STOP).unwrap();
+    }
+
+    /// Everything it has written to stderr.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+
     /// Waits for the process to end by itself, and for the last line of its output.
     pub fn wait_end(&mut self, deadline: Duration) -> ExitStatus {
         let name = self.name.clone();

@@ -15,3 +15,9 @@ pub fn until<T>(what: &str, deadline: Duration, mut condition: impl FnMut() -> O
         std::thread::sleep(PAUSE);
     }
 }
+
+/// Lets `time` pass, which is work for the clients: the moment of a fault must not hang on any condition.
+pub fn let_run(time: Duration) {
+    let began = Instant::now();
+    until("the moment of the fault", 2 * time + PAUSE, || (began.elapsed() >= time).then_some(()));
+}
