@@ -152,6 +152,9 @@ def consume_simple(options):
                 emit("receive-failed", **failure(error))
                 stopped.wait(0.1)
                 continue
+            # All at once: when a message was delivered must not hang on how long the acknowledgements of others take.
+            for message in messages:
+                report(message)
             for message in messages:
                 handle(consumer, options, countdown, message)
 
@@ -162,7 +165,6 @@ def consume_simple(options):
 
 
 def handle(consumer, options, countdown, message):
-    report(message)
     began = now()
     try:
         if message.delivery_attempt <= options.ignore_attempts:

@@ -169,7 +169,10 @@ public final class Driver {
         Runnable receiveUntilDone = () -> {
             while (!isStopped()) {
                 try {
-                    for (MessageView view : consumer.receive(batch, invisible)) {
+                    // All at once: when a message was delivered must not hang on how long other acknowledgements take.
+                    var views = consumer.receive(batch, invisible);
+                    views.forEach(Messages::report);
+                    for (MessageView view : views) {
                         handle(consumer, view);
                     }
                 } catch (Throwable error) {
@@ -187,7 +190,6 @@ public final class Driver {
     }
 
     private void handle(SimpleConsumer consumer, MessageView view) {
-        Messages.report(view);
         String id = view.getMessageId().toString();
         long began = Events.now();
         try {
