@@ -97,7 +97,8 @@ impl Stage<'_> {
         for (id, attempts) in attempts(&events) {
             assert_eq!(attempts, [1, 2], "attempts of {id}");
             let times: Vec<u64> = deliveries(&events, &id).iter().map(|event| event.at).collect();
-            assert!(times[1] - times[0] >= 9_500, "{id} came again after {} ms", times[1] - times[0]);
+            // 10 s at the broker; here as seen by a client that may be slow to say that it has the first.
+            assert!(times[1] - times[0] >= 7_000, "{id} came again after {} ms", times[1] - times[0]);
         }
     }
 
