@@ -20,6 +20,7 @@ use crate::inbox::Inbox;
 use crate::index::QueueIndex;
 use crate::maintenance::Wishes;
 use crate::record::Seal;
+use crate::scrub::Scrub;
 use crate::segment::Segment;
 use crate::watermark::Progress;
 use crate::{Listener, Projection};
@@ -43,6 +44,7 @@ pub(crate) struct CommitLog {
     pub(crate) limit: AtomicU64,
     pub(crate) inbox: Inbox,
     pub(crate) wishes: Wishes,
+    pub(crate) scrub: Scrub,
     pub(crate) projections: Vec<Arc<dyn Projection>>,
     pub(crate) listener: Arc<dyn Listener>,
     /// Records shown to the projections since the start.

@@ -36,6 +36,10 @@ pub struct StoreConfig {
     pub snapshot_interval_bytes: u64,
     /// Time after which a snapshot is taken if a projection has seen a record since the last. Default: 60 s.
     pub snapshot_interval: Duration,
+    /// How fast what is stored is verified in the background; 0: not at all. Default: 8 MB/s.
+    pub scrub_bytes_per_second: u64,
+    /// From the beginning of one such pass to that of the next, unless a pass takes longer. Default: 24 h.
+    pub scrub_interval: Duration,
 }
 
 impl StoreConfig {
@@ -52,6 +56,8 @@ impl StoreConfig {
             disk_reserve_bytes: 256 << 20,
             snapshot_interval_bytes: 256 << 20,
             snapshot_interval: Duration::from_secs(60),
+            scrub_bytes_per_second: 8_000_000,
+            scrub_interval: Duration::from_secs(24 * 3600),
         }
     }
 

@@ -47,8 +47,11 @@ mod maintenance;
 mod query;
 mod record;
 mod recovery;
+mod report;
+mod scrub;
 mod segment;
 mod snapshot;
+mod verify;
 mod watermark;
 mod writer;
 
@@ -76,6 +79,8 @@ pub use record::{
     HEADER_BYTES, Invalid, MAX_KEYS, MAX_PAYLOAD_BYTES, NewRecord, PhysicalOffset, QueueNumber, QueueOffset,
     Record, RecordKind, key_hash,
 };
+pub use report::{Finding, IndexState, Progress, Report, SegmentReport, Severity};
+pub use scrub::ScrubStatus;
 pub use watermark::Watermarks;
 
 use commit_log::{CommitLog, CursorState, NextSegment};
@@ -184,6 +189,7 @@ pub struct Store {
 struct Threads {
     writer: JoinHandle<()>,
     maintenance: JoinHandle<Result<(), CloseError>>,
+    scrub: Option<JoinHandle<()>>,
 }
 
 impl Store {
@@ -217,6 +223,7 @@ impl Store {
             cursor: Mutex::new(CursorState { cursor: recovered.cursor, promise: recovered.promise }),
             inbox: Inbox::new(config.inbox_bytes),
             wishes: Wishes::default(),
+            scrub: Default::default(),
             projected: Default::default(),
             poisoned: watch::Sender::new(None),
             next: Mutex::new(NextSegment::new(recovered.next)),
@@ -229,7 +236,9 @@ impl Store {
         });
         recovered.unsealed.into_iter().for_each(|segment| log.wishes.seal(segment));
         let threads = start_threads(&log, recovered.end, recovered.store_time_ms, recovered.snapshot_offset)?;
-        Ok(Self { log, threads: Mutex::new(Some(threads)) })
+        let store = Self { log, threads: Mutex::new(Some(threads)) };
+        store.start_scrub()?;
+        Ok(store)
     }
 
     /// Hands records to the log writer; never blocks. All records of a call that have a queue name the same one; they
@@ -347,6 +356,10 @@ impl Store {
 
     fn stop(&self, how: Stop) -> Result<(), CloseError> {
         let Some(threads) = self.threads.lock().take() else { return Ok(()) };
+        self.log.scrub.stop();
+        if threads.scrub.is_some_and(|scrub| scrub.join().is_err()) {
+            tracing::error!("the scrub panicked");
+        }
         // A thread that panicked has poisoned the store; the maintenance thread finds that.
         let _ = threads.writer.join();
         self.log.wishes.stop(how);
@@ -380,7 +393,7 @@ fn start_threads(
         .map_err(failed)?;
     let writer = LogWriter::new(log.clone(), end, store_time_ms);
     match thread::Builder::new().name("log-writer".into()).spawn(|| writer.run()) {
-        Ok(writer) => Ok(Threads { writer, maintenance }),
+        Ok(writer) => Ok(Threads { writer, maintenance, scrub: None }),
         Err(error) => {
             log.wishes.stop(Stop::AtOnce);
             Err(failed(error))

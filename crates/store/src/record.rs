@@ -12,11 +12,15 @@ pub const HEADER_BYTES: usize = 64;
 pub const MAX_PAYLOAD_BYTES: usize = 32 << 20;
 /// Most keys of one record.
 pub const MAX_KEYS: usize = 0xfff;
+/// Longest record that is none of the fillers.
+pub(crate) const MAX_RECORD_BYTES: usize = HEADER_BYTES + MAX_PAYLOAD_BYTES + MAX_KEYS * KEY_BYTES;
 
 const VERSION: u8 = 1;
 pub(crate) const ALIGN: usize = 8;
 /// The CRC covers all that lies behind it.
 const CRC_COVERS_FROM: usize = 8;
+/// Where a header says where it lies.
+pub(crate) const OWN_OFFSET_AT: usize = 16;
 const NO_QUEUE: u32 = u32::MAX;
 const BLANK: u8 = 0;
 const LOST: u8 = 255;
@@ -298,18 +302,38 @@ fn seal(record: &mut [u8], log: Seal) {
 /// Decodes the record of `log` that starts at `bytes[0]`, found at `physical_offset`. `bytes` may reach further.
 pub(crate) fn decode(bytes: &[u8], physical_offset: u64, log: Seal) -> Result<Header, Invalid> {
     let Some(head) = bytes.first_chunk::<HEADER_BYTES>() else { return Err(Invalid::Length(0)) };
+    let covered = checked_bytes(head, physical_offset, bytes.len() as u64)?;
+    decode_checked(&bytes[..covered], log)
+}
+
+/// How many bytes of the record with this header its checksum is about. `room` are those that it may have in all.
+pub(crate) fn checked_bytes(
+    head: &[u8; HEADER_BYTES],
+    physical_offset: u64,
+    room: u64,
+) -> Result<usize, Invalid> {
     let length = u32_at(head, 0);
     let length_bytes = length as usize;
-    if length_bytes < HEADER_BYTES || !length_bytes.is_multiple_of(ALIGN) || length_bytes > bytes.len() {
+    if length_bytes < HEADER_BYTES || !length_bytes.is_multiple_of(ALIGN) || u64::from(length) > room {
         return Err(Invalid::Length(length));
     }
-    let own_offset = u64_at(head, 16);
+    let own_offset = u64_at(head, OWN_OFFSET_AT);
     if own_offset != physical_offset {
         return Err(Invalid::Offset(own_offset));
     }
     // What lies under a filler is not its content: it may be as long as a segment.
-    let covered = if matches!(head[9], BLANK | LOST) { HEADER_BYTES } else { length_bytes };
-    if crc32c::crc32c_append(log.0, &bytes[CRC_COVERS_FROM..covered]) != u32_at(head, 4) {
+    Ok(if matches!(head[9], BLANK | LOST) { HEADER_BYTES } else { length_bytes })
+}
+
+/// The length that a header names, whatever it is worth.
+pub(crate) fn length_of(head: &[u8; HEADER_BYTES]) -> u32 {
+    u32_at(head, 0)
+}
+
+/// Decodes a record of which only the part that its checksum is about is there, see [`checked_bytes`].
+pub(crate) fn decode_checked(covered: &[u8], log: Seal) -> Result<Header, Invalid> {
+    let Some(head) = covered.first_chunk::<HEADER_BYTES>() else { return Err(Invalid::Length(0)) };
+    if crc32c::crc32c_append(log.0, &covered[CRC_COVERS_FROM..]) != u32_at(head, 4) {
         return Err(Invalid::Checksum);
     }
     Header::from_bytes(head)

@@ -11,6 +11,7 @@ mod faults;
 mod mixed_run;
 mod projections;
 mod queries;
+mod scrub;
 mod segments;
 mod support;
 mod torn_tail;

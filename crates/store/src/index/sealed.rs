@@ -1,11 +1,12 @@
 //! The `.idx` file of a sealed segment: written once by the maintenance thread (or by recovery, when it is missing),
 //! then mapped and read by everyone. It can be built anew from its segment at any time.
 
+mod check;
 mod write;
 
 use std::fs::File;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use bytes::Bytes;
@@ -17,6 +18,7 @@ use crate::error::ReadError;
 use crate::record::PhysicalOffset;
 use crate::segment;
 
+pub(crate) use check::check_file;
 pub(crate) use write::write;
 
 const MAGIC: &[u8; 8] = b"KARMIDX1";
@@ -26,6 +28,7 @@ const MARK_BYTES: usize = 16;
 const BLOCK_BYTES: usize = 64;
 const ENTRY_BYTES: usize = 20;
 const FOOTER_BYTES: usize = 24;
+const BAD_DIRECTORY: &str = "its directory does not match its checksum";
 
 /// A run as the file's directory has it.
 #[derive(Debug, Clone, Copy)]
@@ -109,32 +112,13 @@ impl SealedIndex {
 
     /// Checks all of `bytes` that is needed to find the rest.
     pub(crate) fn read(path: PathBuf, bytes: Bytes, about: IndexedSegment) -> Result<Self, String> {
-        if bytes.len() < HEADER_BYTES + FOOTER_BYTES || bytes[..8] != *MAGIC {
+        if bytes.len() < HEADER_BYTES + FOOTER_BYTES {
             return Err("it is no index file".into());
         }
-        let count = |at| u32_at(&bytes, at);
-        let counts = Counts {
-            runs: count(8),
-            entries: count(12),
-            marks: count(64),
-            keys: count(68),
-            blocks: count(72),
-        };
-        let layout = counts.layout();
-        if bytes.len() != layout.footer.end {
-            return Err(format!("it has {} bytes instead of {}", bytes.len(), layout.footer.end));
-        }
-        let footer = &bytes[layout.footer.clone()];
-        if footer[16..] != *MAGIC || crc32c::crc32c(&footer[..12]) != u32_at(footer, 12) {
-            return Err("its footer is damaged".into());
-        }
+        let (header, footer) = (&bytes[..HEADER_BYTES], &bytes[bytes.len() - FOOTER_BYTES..]);
+        let (counts, layout) = frame(header, footer, bytes.len(), about)?;
         if crc32c::crc32c(&bytes[..layout.marks.end]) != u32_at(footer, 0) {
-            return Err("its directory does not match its checksum".into());
-        }
-        let log = LogId(bytes[16..32].try_into().expect("sixteen bytes"));
-        let found = IndexedSegment { log, base: u64_at(&bytes, 32), length: u64_at(&bytes, 40) };
-        if found != about {
-            return Err(format!("it is about {found:?}"));
+            return Err(BAD_DIRECTORY.into());
         }
         let (first_store_time_ms, last_store_time_ms) = (u64_at(&bytes, 48), u64_at(&bytes, 56));
         let (entries_intact, keys_intact) = (OnceLock::new(), OnceLock::new());
@@ -155,6 +139,14 @@ impl SealedIndex {
             Some(run) => Err(format!("the entries of queue {} lie outside of it", run.queue)),
             None => Ok(index),
         }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn length_bytes(&self) -> u64 {
+        self.bytes.len() as u64
     }
 
     pub(crate) fn about(&self) -> IndexedSegment {
@@ -265,6 +257,34 @@ impl SealedIndex {
             bits.into_iter().all(|bit| block[bit / 8] & 1 << (bit % 8) != 0)
         }
     }
+}
+
+/// What header and footer of a file of so many bytes say; the error says why it is not the index of `about`.
+fn frame(
+    header: &[u8],
+    footer: &[u8],
+    length: usize,
+    about: IndexedSegment,
+) -> Result<(Counts, Layout), String> {
+    if header[..8] != *MAGIC {
+        return Err("it is no index file".into());
+    }
+    let count = |at| u32_at(header, at);
+    let counts =
+        Counts { runs: count(8), entries: count(12), marks: count(64), keys: count(68), blocks: count(72) };
+    let layout = counts.layout();
+    if length != layout.footer.end {
+        return Err(format!("it has {length} bytes instead of {}", layout.footer.end));
+    }
+    if footer[16..] != *MAGIC || crc32c::crc32c(&footer[..12]) != u32_at(footer, 12) {
+        return Err("its footer is damaged".into());
+    }
+    let log = LogId(header[16..32].try_into().expect("sixteen bytes"));
+    let found = IndexedSegment { log, base: u64_at(header, 32), length: u64_at(header, 40) };
+    if found != about {
+        return Err(format!("it is about {found:?}"));
+    }
+    Ok((counts, layout))
 }
 
 /// A key sets a few bits of one block of 64 bytes: whoever asks touches one cache line.

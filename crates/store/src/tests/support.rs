@@ -18,7 +18,7 @@ use crate::*;
 pub(super) const MIB: u64 = 1 << 20;
 pub(super) const QUEUE: QueueNumber = QueueNumber(3);
 
-/// Small segments, no snapshot or flush on its own within a test.
+/// Small segments, no snapshot, flush or scrub on its own within a test.
 pub(super) fn config(directory: &Path) -> StoreConfig {
     StoreConfig {
         segment_size_bytes: MIB,
@@ -26,6 +26,7 @@ pub(super) fn config(directory: &Path) -> StoreConfig {
         flush_interval: Duration::from_secs(3600),
         snapshot_interval: Duration::from_secs(3600),
         append_deadline: Duration::from_secs(3600),
+        scrub_bytes_per_second: 0,
         ..StoreConfig::new(directory)
     }
 }
