@@ -43,7 +43,7 @@ pub(crate) struct Known {
 }
 
 impl Known {
-    const NOTHING: Known = Known { log_start: None, flushed: 0, limit: u64::MAX };
+    pub(crate) const NOTHING: Known = Known { log_start: None, flushed: 0, limit: u64::MAX };
 }
 
 /// The open file.
@@ -94,6 +94,14 @@ pub(crate) fn parse(bytes: &[u8], log: LogId) -> (u64, Known) {
     }
     let Promise { log_start, flushed, limit } = promise;
     (sequence, Known { log_start: Some(log_start), flushed, limit })
+}
+
+/// The logs that intact slots of a cursor file name.
+pub(crate) fn log_ids(bytes: &[u8]) -> impl Iterator<Item = LogId> + '_ {
+    bytes.chunks(SLOT_BYTES as usize).filter_map(|slot| {
+        let log = LogId(slot.get(8..24)?.try_into().ok()?);
+        decode(slot, log).map(|_| log)
+    })
 }
 
 fn encode(log: LogId, sequence: u64, promise: Promise) -> [u8; USED_BYTES] {

@@ -17,6 +17,7 @@ const IDENTITY_BYTES: usize = 34;
 /// Longest name of an owner.
 pub(crate) const MAX_OWNER_BYTES: usize = 1024;
 pub(crate) const IDENTITY: &str = "identity";
+const RESTORES: &str = "`karman store repair` can restore it from other files";
 
 /// Random, given at creation; carried by files that must not be mixed up with those of another log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +99,7 @@ fn create_directory(disk: &dyn Disk, path: &Path) -> io::Result<()> {
     }
 }
 
-fn lock(disk: &dyn Disk, root: &Path) -> Result<File, OpenError> {
+pub(crate) fn lock(disk: &dyn Disk, root: &Path) -> Result<File, OpenError> {
     let path = root.join("lock");
     // Made anew each time: it holds nothing.
     let file = disk.create_file(&path).map_err(OpenError::io("open", &path))?;
@@ -130,7 +131,8 @@ fn create(
     for part in parts {
         create_directory(disk, part)?;
         if fs::read_dir(part)?.next().is_some() {
-            let reason = format!("{} holds files but the file identity is missing", part.display());
+            let reason =
+                format!("{} holds files but the file identity is missing; {RESTORES}", part.display());
             return Ok(Err(OpenError::NotAStore { directory: root.to_owned(), reason }));
         }
     }
@@ -155,16 +157,23 @@ impl Identity {
         disk::replace_file(disk, &root.join(IDENTITY), &bytes)
     }
 
+    /// They are of a format version that this one does not know.
+    pub(crate) fn is_of_other_version(bytes: &[u8]) -> bool {
+        let version = bytes.strip_prefix(MAGIC).and_then(<[u8]>::first_chunk);
+        version.is_some_and(|version| u32::from_le_bytes(*version) != FORMAT_VERSION)
+            && bytes.split_last_chunk().is_some_and(|(body, crc)| crc32c::crc32c(body).to_le_bytes() == *crc)
+    }
+
     /// Reads the file's bytes; the error says why they are no identity of this version.
     pub(crate) fn read(bytes: &[u8]) -> Result<Self, String> {
         if bytes.len() < IDENTITY_BYTES || bytes[..8] != *MAGIC {
-            return Err("the file identity is not one of a store".into());
+            return Err(format!("the file identity is not one of a store; {RESTORES}"));
         }
         let version = u32::from_le_bytes(bytes[8..12].try_into().expect("four bytes"));
         if version != FORMAT_VERSION {
             return Err(format!("it has format version {version}, known is {FORMAT_VERSION}"));
         }
-        let damaged = || "the file identity does not match its checksum".to_owned();
+        let damaged = || format!("the file identity does not match its checksum; {RESTORES}");
         let (body, crc) = bytes.split_last_chunk::<4>().ok_or_else(damaged)?;
         let owner_bytes = usize::from(u16::from_le_bytes([body[28], body[29]]));
         if body.len() != 30 + owner_bytes || crc32c::crc32c(body).to_le_bytes() != *crc {

@@ -37,7 +37,7 @@ pub enum OpenError {
     /// A segment file of the log is not there.
     #[error(
         "the log in {} has no segment that starts at {offset}; {found}. Put the file back, or give up what it \
-         held: `karman store repair`",
+         held: `karman store repair` on the directory above it",
         directory.display()
     )]
     MissingSegment {
@@ -66,7 +66,8 @@ pub enum OpenError {
     /// The log does not reach back to its beginning, and what was in front of it cannot be read either.
     #[error(
         "the log in {} begins at {log_start} and no snapshot in there is usable; restore one from a backup, or \
-         give up topics, groups and consumer progress: `karman store repair --forget-state`",
+         give up topics, groups and consumer progress: `karman store repair {} --forget-state`",
+        directory.display(),
         directory.display()
     )]
     NoSnapshot {
@@ -86,7 +87,11 @@ pub enum OpenError {
         reason: Invalid,
     },
     /// A projection did not accept its part of an intact snapshot.
-    #[error("projection {projection} cannot be restored from {}: {reason}", snapshot.display())]
+    #[error(
+        "projection {projection} cannot be restored from {}: {reason}. Use the version that wrote it, or do without: \
+         `karman store repair --set-aside-snapshot` with the number in its name",
+        snapshot.display()
+    )]
     Restore {
         /// The projection's name.
         projection: &'static str,

@@ -44,6 +44,7 @@ mod error;
 mod inbox;
 mod index;
 mod maintenance;
+pub mod offline;
 mod query;
 mod record;
 mod recovery;
@@ -334,6 +335,9 @@ impl Store {
     }
 
     fn unreadable(&self, at: u64, size: u32, reason: Invalid) -> ReadError {
+        if reason == Invalid::Lost {
+            return ReadError::Lost { from: at, to: at + u64::from(size) };
+        }
         self.log.damages.at(at).map_or(ReadError::Corrupt { offset: at, size, reason }, ReadError::from)
     }
 

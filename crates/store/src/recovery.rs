@@ -22,7 +22,7 @@ use crate::index::contents::Contents;
 use crate::index::sealed::{self, IndexedSegment, SealedIndex};
 use crate::record::{Content, HEADER_BYTES, Header, RecordKind, Seal};
 use crate::segment::{Segment, file_name};
-use crate::snapshot::{self, offset_of};
+use crate::snapshot::{self, Snapshot, offset_of};
 use scan::{Bounds, Stopped, Verdict, judge, walk};
 
 /// A log that is ready to be written and read.
@@ -52,7 +52,8 @@ pub(crate) fn recover(
     let cursor =
         Cursor::open(disk, root, directory.log).map_err(OpenError::io("open the cursor of", root))?;
     let (cursor, known) = cursor;
-    let snapshot_offset = restore_snapshot(directory, projections)?;
+    let snapshot = restore_snapshot(directory, projections)?;
+    let snapshot_offset = snapshot.as_ref().map(|snapshot| snapshot.log_offset);
     let segments = open_segments(disk, directory, config, snapshot_offset.unwrap_or(0), known)?;
     let log_start = segments[0].base();
     // Without projections there is nothing that only a snapshot could hold.
@@ -66,27 +67,29 @@ pub(crate) fn recover(
         directory,
         projections,
         snapshot_offset,
+        no_progress_below: snapshot.and_then(|snapshot| snapshot.given_up_below()).unwrap_or(0),
         bounds,
         log: directory.log.seal(),
         index: QueueIndex::new(),
         store_time_ms: 0,
         unsealed: Vec::new(),
         damage: Vec::new(),
+        given_up_bytes: 0,
     };
     replay.run(segments, cursor)
 }
 
-/// Offset of the newest usable snapshot, whose content the projections have then.
+/// The newest usable snapshot, whose content the projections have then.
 fn restore_snapshot(
     directory: &Directory,
     projections: &[Arc<dyn Projection>],
-) -> Result<Option<u64>, OpenError> {
+) -> Result<Option<Snapshot>, OpenError> {
     let snapshots = &directory.snapshots;
     let newest = snapshot::newest(snapshots, directory.log, projections);
     let Some(snapshot) = newest.map_err(OpenError::io("read a snapshot in", snapshots))? else {
         return Ok(None);
     };
-    for projection in projections {
+    for projection in projections.iter().filter(|_| snapshot.given_up_below().is_none()) {
         let section =
             snapshot.section(projection.name()).expect("only snapshots with all sections are taken");
         projection.restore(section).map_err(|reason| OpenError::Restore {
@@ -95,7 +98,10 @@ fn restore_snapshot(
             reason,
         })?;
     }
-    Ok(Some(snapshot.log_offset))
+    if snapshot.given_up_below().is_some() {
+        tracing::warn!(snapshot = %snapshot.path.display(), "the state in front of it was given up by a repair");
+    }
+    Ok(Some(snapshot))
 }
 
 /// Opens the segment files, in order and without gaps; makes the first one of a new store.
@@ -125,8 +131,10 @@ fn open_segments(
         end = segment.end();
         segments.push_back(Arc::new(segment));
     }
-    if snapshot_offset > end {
-        return Err(missing(end, format!("a snapshot says that the log reaches to {snapshot_offset}")));
+    for (who, reaches_to) in [("a snapshot", snapshot_offset), ("the cursor", known.flushed)] {
+        if reaches_to > end {
+            return Err(missing(end, format!("{who} says that the log reaches to {reaches_to}")));
+        }
     }
     if segments.is_empty() {
         let first = Segment::create(disk.clone(), directory, end, config.segment_size_bytes);
@@ -165,12 +173,16 @@ struct Replay<'a> {
     projections: &'a [Arc<dyn Projection>],
     /// Projections have seen everything in front of it.
     snapshot_offset: u64,
+    /// Projections do not see consumer progress in front of it, and nothing of dead letters.
+    no_progress_below: u64,
     bounds: Bounds,
     log: Seal,
     index: QueueIndex,
     store_time_ms: u64,
     unsealed: Vec<Arc<Segment>>,
     damage: Vec<Damage>,
+    /// By repairs: no news, but records are missing there.
+    given_up_bytes: u64,
 }
 
 impl Replay<'_> {
@@ -318,7 +330,10 @@ impl Replay<'_> {
         self.store_time_ms = self.store_time_ms.max(header.store_time_ms);
         match header.content {
             Content::Blank => return,
-            Content::Lost => return self.damage.push(lost("a repair has given it up".into())),
+            Content::Lost => {
+                self.given_up_bytes += u64::from(header.length);
+                return;
+            }
             Content::Record(_) => {}
         }
         if let Some(contents) = contents
@@ -326,9 +341,12 @@ impl Replay<'_> {
         {
             self.lost(lost(reason));
         }
-        if header.physical_offset < self.snapshot_offset
-            || header.content == Content::Record(RecordKind::Message)
-        {
+        let is_shown = match header.content {
+            Content::Record(RecordKind::Message) => false,
+            Content::Record(RecordKind::Metadata) => true,
+            _ => header.physical_offset >= self.no_progress_below,
+        };
+        if header.physical_offset < self.snapshot_offset || !is_shown {
             return;
         }
         if let Ok(record) = header.record(bytes) {
@@ -343,7 +361,8 @@ impl Replay<'_> {
 
     /// So many records can have been where something was lost.
     fn lost_max(&self) -> u64 {
-        self.damage.iter().map(|damage| damage.to - damage.from).sum::<u64>() / HEADER_BYTES as u64
+        let damaged: u64 = self.damage.iter().map(|damage| damage.to - damage.from).sum();
+        (damaged + self.given_up_bytes) / HEADER_BYTES as u64
     }
 
     fn seal(&mut self, segment: &Arc<Segment>, mut contents: Contents) -> std::io::Result<()> {

@@ -15,6 +15,8 @@ use crate::segment::file_name;
 
 const MAGIC: &[u8; 8] = b"KARMSNP1";
 const KEPT: usize = 2;
+/// The section of a snapshot that a repair wrote when none was left: in place of those of the projections.
+const GIVEN_UP: &str = "given up";
 
 /// What was read from a snapshot file.
 #[derive(Debug)]
@@ -26,6 +28,13 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
+    /// The state that this would hold was given up: the projections start empty, and see no consumer progress of the log in
+    /// front of what is returned. It may be ahead of queues of which nothing else is known any more, and nobody would get
+    /// the messages in between; without it groups get some twice.
+    pub(crate) fn given_up_below(&self) -> Option<u64> {
+        Some(u64::from_le_bytes(self.section(GIVEN_UP)?.try_into().ok()?))
+    }
+
     pub(crate) fn section(&self, name: &str) -> Option<&[u8]> {
         self.sections.iter().find(|(own, _)| own == name).map(|(_, bytes)| bytes.as_slice())
     }
@@ -39,6 +48,27 @@ pub(crate) fn write(
     log_offset: u64,
     sections: &[(&str, Vec<u8>)],
 ) -> io::Result<()> {
+    let out = encode(log, log_offset, sections);
+    disk::replace_file(disk, &directory.join(file_name(log_offset, "snap")), &out)?;
+    for (_, path) in list(directory)?.into_iter().skip(KEPT) {
+        disk.remove_file(&path)?;
+    }
+    Ok(())
+}
+
+/// Writes a snapshot that says that the state was given up which the log had at `log_start`; `below`: where it ends.
+pub(crate) fn write_given_up(
+    disk: &dyn Disk,
+    directory: &Path,
+    log: LogId,
+    log_start: u64,
+    below: u64,
+) -> io::Result<()> {
+    let out = encode(log, log_start, &[(GIVEN_UP, below.to_le_bytes().to_vec())]);
+    disk::replace_file(disk, &directory.join(file_name(log_start, "snap")), &out)
+}
+
+pub(crate) fn encode(log: LogId, log_offset: u64, sections: &[(&str, Vec<u8>)]) -> Vec<u8> {
     let mut out = Vec::new();
     out.extend_from_slice(MAGIC);
     out.extend_from_slice(&log.0);
@@ -51,11 +81,7 @@ pub(crate) fn write(
         out.extend_from_slice(bytes);
     }
     out.extend_from_slice(&crc32c::crc32c(&out).to_le_bytes());
-    disk::replace_file(disk, &directory.join(file_name(log_offset, "snap")), &out)?;
-    for (_, path) in list(directory)?.into_iter().skip(KEPT) {
-        disk.remove_file(&path)?;
-    }
-    Ok(())
+    out
 }
 
 /// The newest snapshot that is intact and has a section for each projection. Others are passed over with a warning.
@@ -70,7 +96,10 @@ pub(crate) fn newest(
             tracing::warn!(snapshot = %path.display(), "passed over a damaged snapshot");
             continue;
         };
-        if let Some(missing) = projections.iter().find(|part| snapshot.section(part.name()).is_none()) {
+        let is_missing = |part: &&std::sync::Arc<dyn Projection>| snapshot.section(part.name()).is_none();
+        if snapshot.given_up_below().is_none()
+            && let Some(missing) = projections.iter().find(is_missing)
+        {
             tracing::warn!(snapshot = %path.display(), projection = missing.name(), "passed over a snapshot without");
             continue;
         }
@@ -99,7 +128,8 @@ pub(crate) fn offset_of(path: &Path, extension: &str) -> Option<u64> {
     named_so.then(|| stem.parse().ok()).flatten()
 }
 
-fn parse(path: &Path, bytes: &[u8], log: LogId, log_offset: u64) -> Option<Snapshot> {
+/// What a file with the offset of its name holds; `None` if it is not as it was written.
+pub(crate) fn parse(path: &Path, bytes: &[u8], log: LogId, log_offset: u64) -> Option<Snapshot> {
     let (body, crc) = bytes.split_last_chunk::<4>()?;
     if crc32c::crc32c(body) != u32::from_le_bytes(*crc) {
         return None;
@@ -117,6 +147,13 @@ fn parse(path: &Path, bytes: &[u8], log: LogId, log_offset: u64) -> Option<Snaps
         sections.push((String::from_utf8(name.to_vec()).ok()?, data.to_vec()));
     }
     rest.is_empty().then(|| Snapshot { path: path.to_owned(), log_offset, sections })
+}
+
+/// The log that an intact snapshot file names.
+pub(crate) fn log_id(bytes: &[u8]) -> Option<LogId> {
+    let (body, crc) = bytes.split_last_chunk::<4>()?;
+    let log = body.strip_prefix(MAGIC)?.first_chunk::<16>()?;
+    (crc32c::crc32c(body) == u32::from_le_bytes(*crc)).then_some(LogId(*log))
 }
 
 fn take<'a>(rest: &mut &'a [u8], count: u64) -> Option<&'a [u8]> {

@@ -113,16 +113,19 @@ pub(crate) fn segment(
     Ok(verified)
 }
 
-/// Visits what lies in `range`, which starts with a record or with something that is none.
+/// Visits what lies in `range`, which starts with a record or with something that is none; `visit` ends it by `false`.
 pub(crate) fn records(
     source: &mut dyn Source,
     range: Range<u64>,
     log: Seal,
-    visit: &mut dyn FnMut(&Visited<'_>),
+    visit: &mut dyn FnMut(&Visited<'_>) -> bool,
 ) -> Result<(), Halt> {
     let mut reader = Reader::new(source, range.end);
-    let mut at = range.start;
-    while let Some(next) = reader.next(at, log, |_, visited| visit(&visited))? {
+    let (mut at, mut goes_on) = (range.start, true);
+    while let Some(next) = reader.next(at, log, |_, visited| goes_on = visit(&visited))? {
+        if !goes_on {
+            return Err(Halt::Told);
+        }
         at = next;
     }
     Ok(())

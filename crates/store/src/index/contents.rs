@@ -33,6 +33,12 @@ pub(crate) struct Marks {
 }
 
 impl Marks {
+    /// Those that were written earlier.
+    pub(crate) fn of(list: Vec<Mark>, last_store_time_ms: u64) -> Self {
+        let next = list.last().map_or(0, |last| last.physical_offset + MARK_EVERY_BYTES);
+        Self { list, next, last_store_time_ms }
+    }
+
     pub(crate) fn see(&mut self, physical_offset: u64, store_time_ms: u64) {
         self.last_store_time_ms = store_time_ms;
         if physical_offset >= self.next {

@@ -18,7 +18,7 @@ use crate::error::ReadError;
 use crate::record::PhysicalOffset;
 use crate::segment;
 
-pub(crate) use check::check_file;
+pub(crate) use check::{about, check_file};
 pub(crate) use write::write;
 
 const MAGIC: &[u8; 8] = b"KARMIDX1";

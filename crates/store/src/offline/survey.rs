@@ -76,7 +76,8 @@ pub(super) struct SnapshotFile {
 pub(super) struct Survey {
     /// `Err`: why it cannot be used.
     pub(super) identity: Result<Identity, String>,
-    /// The file is there, intact, and of another format version.
+    /// The file is intact, but another version of karman wrote it.
+    pub(super) is_of_other_version: bool,
     pub(super) log: Option<LogId>,
     pub(super) known: Known,
     /// In order.
@@ -94,8 +95,12 @@ impl Survey {
             files.push(SegmentFile { base, path, length });
         }
         let path = offline.root.join(IDENTITY);
+        let mut is_of_other_version = false;
         let identity = match fs::read(&path) {
-            Ok(bytes) => Identity::read(&bytes),
+            Ok(bytes) => {
+                is_of_other_version = Identity::is_of_other_version(&bytes);
+                Identity::read(&bytes)
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Err("the file identity is missing".to_owned())
             }
@@ -119,7 +124,7 @@ impl Survey {
             });
             SnapshotFile { log_offset, path, bytes, content }
         });
-        Ok(Self { identity, log, known, files, snapshots: snapshots.collect() })
+        Ok(Self { identity, is_of_other_version, log, known, files, snapshots: snapshots.collect() })
     }
 
     /// Where the log starts, as a start would see it.
@@ -139,15 +144,11 @@ impl Survey {
 }
 
 /// The log's id from the files that carry it as well, if they agree with a record of the log, or at least with one another.
-fn log_named_by_others(
-    cursor: &[u8],
-    snapshots: &[(u64, PathBuf)],
-    files: &[SegmentFile],
-) -> Option<LogId> {
+fn log_named_by_others(cursor: &[u8], snapshots: &[(u64, PathBuf)], files: &[SegmentFile]) -> Option<LogId> {
     let mut named: BTreeSet<[u8; 16]> = cursor::log_ids(cursor).map(|log| log.0).collect();
     let snapshots = snapshots.iter().filter_map(|(_, path)| snapshot::log_id(&fs::read(path).ok()?));
     named.extend(snapshots.map(|log| log.0));
-    named.extend(files.iter().filter_map(|file| sealed::log_id(&file.index_path())).map(|log| log.0));
+    named.extend(files.iter().filter_map(|file| sealed::about(&file.index_path())).map(|about| about.log.0));
     let proven = |id: &&[u8; 16]| files.iter().any(|file| starts_with_record_of(file, LogId(**id)));
     let proof = named.iter().find(proven).copied();
     proof.or(if named.len() == 1 { named.pop_first() } else { None }).map(LogId)

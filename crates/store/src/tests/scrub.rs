@@ -15,7 +15,9 @@ fn fill(store: &Store) {
         let record = NewRecord { keys: vec![number], ..message(QUEUE, vec![number as u8; 100_000]) };
         store.append(vec![record], Durability::Memory).unwrap().wait().unwrap();
     }
-    eventually("index files are written", || store.segments()[..2].iter().all(|s| s.store_times_ms.is_some()));
+    eventually("index files are written", || {
+        store.segments()[..2].iter().all(|s| s.store_times_ms.is_some())
+    });
 }
 
 fn filled(directory: &Path) {

@@ -3,11 +3,15 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use super::{
-    BAD_DIRECTORY, DirectoryRun, FOOTER_BYTES, HEADER_BYTES, IndexedSegment, RUN_BYTES, SealedIndex, frame,
-    partition, u32_at, u64_at,
+    BAD_DIRECTORY, DirectoryRun, FOOTER_BYTES, HEADER_BYTES, IndexedSegment, MARK_BYTES, RUN_BYTES,
+    SealedIndex, frame, partition, u32_at, u64_at,
 };
+use crate::directory::LogId;
+use crate::index::contents::{KeyAt, Mark, key_offset};
 use crate::record::{Header, PhysicalOffset};
 use crate::verify::Halt;
 
@@ -53,6 +57,17 @@ pub(crate) fn check_file(
     Ok(Ok(Ok(())))
 }
 
+/// What an intact index file is about.
+pub(crate) fn about(path: &Path) -> Option<IndexedSegment> {
+    let file = File::open(path).ok()?;
+    let mut header = [0; HEADER_BYTES];
+    file.read_exact_at(&mut header, 0).ok()?;
+    let log = LogId(header[16..32].try_into().expect("sixteen bytes"));
+    let about = IndexedSegment { log, base: u64_at(&header, 32), length: u64_at(&header, 40) };
+    let checked = check_file(&file, about, &mut |at, into: &mut [u8]| Ok(file.read_exact_at(into, at)));
+    matches!(checked, Ok(Ok(Ok(())))).then_some(about)
+}
+
 fn checksum(
     part: Range<usize>,
     read: &mut dyn FnMut(u64, &mut [u8]) -> Result<io::Result<()>, Halt>,
@@ -78,7 +93,8 @@ impl SealedIndex {
             let mut found = Vec::new();
             let run = self.run(queue.0);
             let number = run.and_then(|run| header.queue_offset.checked_sub(run.first_queue_offset));
-            if let Some((run, number)) = run.zip(number).filter(|(run, number)| *number < u64::from(run.count))
+            if let Some((run, number)) =
+                run.zip(number).filter(|(run, number)| *number < u64::from(run.count))
                 && let Err(error) = self.entries(run.position + number as u32, 1, &mut found)
             {
                 return Some(error.to_string());
@@ -97,6 +113,20 @@ impl SealedIndex {
             Err(_) => true,
         });
         unfound.map(|key| format!("key {key:016x} does not lead to the record at {at}"))
+    }
+
+    /// All keys, each with the physical offset of its record.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = (u64, KeyAt)> + '_ {
+        let hashes = self.bytes[self.layout.hashes.clone()].chunks_exact(8).map(|hash| u64_at(hash, 0));
+        let positions =
+            self.bytes[self.layout.positions.clone()].chunks_exact(4).map(|place| u32_at(place, 0));
+        hashes.zip(positions).map(|key| (key_offset(self.about.base, key.1), key))
+    }
+
+    /// All time marks.
+    pub(crate) fn marks(&self) -> impl Iterator<Item = Mark> + '_ {
+        let marks = self.bytes[self.layout.marks.clone()].chunks_exact(MARK_BYTES);
+        marks.map(|mark| Mark { store_time_ms: u64_at(mark, 0), physical_offset: u64_at(mark, 8) })
     }
 
     fn run(&self, queue: u32) -> Option<DirectoryRun> {
