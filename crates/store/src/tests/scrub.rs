@@ -178,8 +178,8 @@ fn verifying_a_running_store_tells_how_far_it_is_and_ends_when_told() {
     // The last segment as well.
     flip(&segment_path(scratch.path(), 2 * MIB), LENGTH + 80);
     let report = store.verify(0, &mut |_| true).unwrap();
-    let damage: Vec<_> = report.damage().map(|damage| damage.from..damage.to).collect();
-    assert_eq!(damage, [2 * MIB + LENGTH..2 * MIB + 2 * LENGTH]);
+    let damage: Vec<_> = report.damage().map(|damage| (damage.from, damage.to)).collect();
+    assert_eq!(damage, [(2 * MIB + LENGTH, 2 * MIB + 2 * LENGTH)]);
     store.close().unwrap();
     assert!(store.verify(0, &mut |_| true).is_none(), "it is closed");
 }

@@ -15,6 +15,9 @@ use crate::index::contents::{KeyAt, Mark, key_offset};
 use crate::record::{Header, PhysicalOffset};
 use crate::verify::Halt;
 
+/// Fills bytes from an offset of a file on.
+type ReadAt<'a> = &'a mut dyn FnMut(u64, &mut [u8]) -> Result<io::Result<()>, Halt>;
+
 /// So much of a file is read at once.
 const PIECE_BYTES: usize = 256 << 10;
 
@@ -23,7 +26,7 @@ const PIECE_BYTES: usize = 256 << 10;
 pub(crate) fn check_file(
     file: &File,
     about: IndexedSegment,
-    read: &mut dyn FnMut(u64, &mut [u8]) -> Result<io::Result<()>, Halt>,
+    read: ReadAt<'_>,
 ) -> Result<io::Result<Result<(), String>>, Halt> {
     let length = match file.metadata() {
         Ok(metadata) => metadata.len() as usize,
@@ -68,10 +71,7 @@ pub(crate) fn about(path: &Path) -> Option<IndexedSegment> {
     matches!(checked, Ok(Ok(Ok(())))).then_some(about)
 }
 
-fn checksum(
-    part: Range<usize>,
-    read: &mut dyn FnMut(u64, &mut [u8]) -> Result<io::Result<()>, Halt>,
-) -> Result<io::Result<u32>, Halt> {
+fn checksum(part: Range<usize>, read: ReadAt<'_>) -> Result<io::Result<u32>, Halt> {
     let mut buffer = vec![0; part.len().min(PIECE_BYTES)];
     let (mut crc, mut at) = (0, part.start);
     while at < part.end {

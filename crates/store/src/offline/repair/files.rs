@@ -77,7 +77,7 @@ pub(super) fn fill(offline: &Offline, log: LogId, range: Range<u64>) -> io::Resu
             }
         }
         if let Some(found) = index {
-            let mut contents = index::without(&found, &[from..to]);
+            let mut contents = index::without(&found, std::slice::from_ref(&(from..to)));
             sealed::write(&*offline.disk, found.path(), found.about(), &mut contents)?;
         }
         fill_one(offline, log, from..to)?;
