@@ -318,7 +318,7 @@ impl Store {
         let bytes = self.readable(at, size)?.slice(at..at + u64::from(size));
         let record = record::decode_record(&bytes, at, self.log.seal);
         record.map_err(|reason| {
-            if reason == Invalid::Checksum {
+            if reason == Invalid::Checksum || self.is_damaged_start(at) {
                 let (from, to) = (at, at + u64::from(size));
                 self.log.damages.add(Damage { from, to, reason: reason.to_string() });
             }

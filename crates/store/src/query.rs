@@ -30,7 +30,11 @@ impl Store {
         for (offset, entry) in (window.first..).zip(&window.entries) {
             let is_late_enough =
                 |header: Header| header.store_time_ms >= time_ms && header.queue == Some(queue);
-            if self.header(entry.physical_offset.0).is_ok_and(is_late_enough) && !entry.is_lost() {
+            // A header is not checked, so a time may be wrong; the record it belongs to is.
+            if !entry.is_lost()
+                && self.header(entry.physical_offset.0).is_ok_and(is_late_enough)
+                && self.record(entry.physical_offset, entry.size).is_ok()
+            {
                 return Ok(QueueOffset(offset));
             }
         }
@@ -123,6 +127,21 @@ impl Store {
         let segment = self.readable(at, HEADER_BYTES as u32)?;
         let bytes = segment.slice(at..segment.end().min(at + HEADER_BYTES as u64));
         record::peek(&bytes, at).map_err(|reason| self.unreadable(at, HEADER_BYTES as u32, reason))
+    }
+
+    /// Whether a record starts at `at` whose header is not what was written: the records in front of it lead there. A
+    /// place where none starts was asked for by mistake.
+    pub(crate) fn is_damaged_start(&self, at: u64) -> bool {
+        let Some(segment) = self.log.segment_of(at) else { return false };
+        let mut next = segment.base();
+        while next < at {
+            next = match self.header(next) {
+                Ok(header) => header.end(),
+                Err(ReadError::Lost { to, .. }) => to,
+                Err(_) => return false,
+            };
+        }
+        next == at && self.header(at).is_err()
     }
 
     /// What is known to be lost.

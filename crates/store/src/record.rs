@@ -285,7 +285,7 @@ pub(crate) fn encode_filler(
         physical_offset,
         store_time_ms,
         queue: None,
-        payload_length: 0,
+        payload_length: length - HEADER_BYTES as u32,
         queue_offset: 0,
         tag_hash: 0,
         mark: 0,
@@ -391,8 +391,10 @@ impl Header {
         let (padding, key_count) = (u64::from(flags & PADDING_MASK), flags >> KEYS_SHIFT);
         let keys_bytes = u64::from(key_count) * KEY_BYTES as u64;
         let sum = HEADER_BYTES as u64 + u64::from(payload_length) + padding + keys_bytes;
-        if matches!(content, Content::Record(_)) && sum != u64::from(length) {
-            return Err(Invalid::Flags(flags));
+        if sum != u64::from(length) {
+            // The checksum of a filler does not cover its length, which says where the log goes on.
+            let is_record = matches!(content, Content::Record(_));
+            return Err(if is_record { Invalid::Flags(flags) } else { Invalid::Length(length) });
         }
         let queue = u32_at(head, 32);
         Ok(Self {

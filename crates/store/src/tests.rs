@@ -1,6 +1,7 @@
 //! Tests of the store as a whole; they need its inside for the failing disk.
 
 mod append;
+mod bit_flip;
 mod codec;
 mod crash_images;
 mod damage;
@@ -8,6 +9,7 @@ mod device;
 mod fail_stop;
 mod fault_disk;
 mod faults;
+mod handmade;
 mod mixed_run;
 mod offline;
 mod projections;

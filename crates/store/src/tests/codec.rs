@@ -104,3 +104,19 @@ fn a_filler_covers_its_stretch_whatever_lies_there() {
         assert_eq!(decode_record(&bytes.into(), 4096, LOG), Err(invalid));
     }
 }
+
+/// A longer one would hide intact records behind it, a shorter one would show what lies under it.
+#[test]
+fn any_flipped_bit_of_a_filler_is_detected() {
+    for content in [Content::Blank, Content::Lost] {
+        let mut bytes = Vec::new();
+        encode_filler(content, 4096, 1000, 5, LOG, &mut bytes);
+        bytes.resize(1 << 20, 0xee);
+        for bit in 0..HEADER_BYTES * 8 {
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let found = decode(&bytes, 4096, LOG);
+            assert!(found.is_err_and(|why| !why.is_unsupported()), "bit {bit} of {content:?}");
+            bytes[bit / 8] ^= 1 << (bit % 8);
+        }
+    }
+}

@@ -135,6 +135,23 @@ fn a_flipped_bit_is_found_when_the_record_is_read() {
 }
 
 #[test]
+fn a_damaged_header_is_lost_when_it_is_read_and_a_place_where_none_is_stays_an_error() {
+    let scratch = scratch();
+    let store = ten_flushed(scratch.path());
+    for (number, byte) in [(4, 0), (5, 16), (7, 3)] {
+        overwrite(&segment_path(scratch.path(), 0), number * RECORD + byte, &[0xff]);
+        for (at, size) in [(number * RECORD + 8, 64), (RECORD, 64), (2 * RECORD, 2 * RECORD as u32)] {
+            let error = store.record(PhysicalOffset(at), size).unwrap_err();
+            assert!(matches!(error, ReadError::Corrupt { .. }), "{error}");
+        }
+        let error = store.record(PhysicalOffset(number * RECORD), RECORD as u32).unwrap_err();
+        let lost = number * RECORD..(number + 1) * RECORD;
+        assert!(matches!(error, ReadError::Lost { from, to } if (from..to) == lost), "{error}");
+    }
+    assert_eq!(store.damage().len(), 3);
+}
+
+#[test]
 fn a_store_of_another_owner_is_refused() {
     let scratch = scratch();
     let owned = |owner: &str| StoreConfig { owner: owner.into(), ..config(scratch.path()) };

@@ -31,7 +31,8 @@ fn a_log_cut_at_any_byte_keeps_exactly_its_whole_records_and_goes_on() {
     // Each start moves the cursor; a crash leaves the one that was there before.
     let (cursor, before) = (scratch.path().join("cursor"), fs::read(scratch.path().join("cursor")).unwrap());
     let mut random = Random::seeded(20_240_601);
-    for cut in starts[492]..=end {
+    // The cursor says that nothing is flushed; so does its absence.
+    for (cut, has_cursor) in (starts[492]..=end).flat_map(|cut| [(cut, true), (cut, false)]) {
         let file = OpenOptions::new().write(true).open(&path).unwrap();
         let from = starts[492] as usize;
         let mut tail = intact[from..end as usize + 4096].to_vec();
@@ -42,7 +43,10 @@ fn a_log_cut_at_any_byte_keeps_exactly_its_whole_records_and_goes_on() {
             lost.iter_mut().for_each(|byte| *byte = random.below(256) as u8);
         }
         file.write_all_at(&tail, from as u64).unwrap();
-        fs::write(&cursor, &before).unwrap();
+        match has_cursor {
+            true => fs::write(&cursor, &before).unwrap(),
+            false => fs::remove_file(&cursor).unwrap(),
+        }
 
         // A record is whole if what was lost of it looks the same: zeros of its padding.
         let whole = |index: usize| {
