@@ -7,6 +7,7 @@ pub(crate) mod sealed;
 pub(crate) mod unsealed;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -17,6 +18,29 @@ use crate::record::{HEADER_BYTES, PhysicalOffset, QueueNumber, QueueOffset};
 use contents::{Contents, Run};
 use sealed::SealedIndex;
 use unsealed::Unsealed;
+
+/// By queue, cheap to look up: each append does it several times.
+pub(crate) type ByQueue<T> = HashMap<QueueNumber, T, BuildHasherDefault<QueueHasher>>;
+
+/// The broker numbers its queues, no stranger does: nobody can choose numbers that collide.
+#[derive(Debug, Default)]
+pub(crate) struct QueueHasher(u64);
+
+impl Hasher for QueueHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u32(u32::from(*byte)));
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        // By the golden ratio, as Fibonacci hashing does; the table uses the high and the low bits.
+        let spread = (self.0 ^ u64::from(number)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = spread ^ spread >> 32;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
 
 /// Queues share this many locks, so that readers of one do not meet the writer of another.
 const SHARDS: usize = 64;
@@ -46,7 +70,7 @@ impl Entry {
 
 #[derive(Debug)]
 pub(crate) struct QueueIndex {
-    shards: Box<[RwLock<HashMap<QueueNumber, Queue>>]>,
+    shards: Box<[RwLock<ByQueue<Queue>>]>,
     /// The files, by where their segment starts.
     files: RwLock<BTreeMap<u64, Arc<SealedIndex>>>,
     pub(crate) unsealed: Unsealed,
@@ -98,7 +122,7 @@ impl QueueIndex {
         Self { shards, files: RwLock::default(), unsealed: Unsealed::default() }
     }
 
-    fn shard(&self, queue: QueueNumber) -> &RwLock<HashMap<QueueNumber, Queue>> {
+    fn shard(&self, queue: QueueNumber) -> &RwLock<ByQueue<Queue>> {
         &self.shards[queue.0 as usize % SHARDS]
     }
 
@@ -315,8 +339,8 @@ impl QueueIndex {
     }
 
     /// For every queue the offset of its next record.
-    pub(crate) fn ends(&self) -> HashMap<QueueNumber, u64> {
-        let mut ends = HashMap::new();
+    pub(crate) fn ends(&self) -> ByQueue<u64> {
+        let mut ends = ByQueue::default();
         for shard in &self.shards {
             ends.extend(shard.read().iter().map(|(queue, state)| (*queue, state.end())));
         }

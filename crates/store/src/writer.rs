@@ -3,7 +3,7 @@
 //!
 //! Group commit has no timer: what arrives during a flush is the next batch.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -12,10 +12,8 @@ use crate::commit_log::{CommitLog, PanicGuard};
 use crate::cursor::REACH_BYTES;
 use crate::error::AppendError;
 use crate::inbox::{Answer, Reply, Request};
-use crate::index::Entry;
-use crate::record::{
-    self, Content, HEADER_BYTES, NewRecord, PhysicalOffset, Place, QueueNumber, QueueOffset, RecordKind,
-};
+use crate::index::{ByQueue, Entry};
+use crate::record::{self, Content, HEADER_BYTES, NewRecord, PhysicalOffset, Place, QueueOffset, RecordKind};
 use crate::segment::{PAGE_BYTES, Segment};
 use crate::{Appended, Durability};
 
@@ -45,7 +43,7 @@ pub(crate) struct LogWriter {
     buffer_base: u64,
     /// Blocks in front of this were written before, if only with zeros.
     initialised: u64,
-    next_queue_offsets: HashMap<QueueNumber, u64>,
+    next_queue_offsets: ByQueue<u64>,
     store_time_ms: u64,
     /// Requests of this batch that have their place, in log order.
     placed: Vec<Placed>,
