@@ -110,8 +110,10 @@ struct Found {
 }
 
 /// Looks at every place where a record may start.
-struct Search<'a> {
-    segment: &'a Segment,
+struct Search {
+    /// From `from` to the end of the segment.
+    bytes: Bytes,
+    from: u64,
     log: Seal,
     at: u64,
     end: u64,
@@ -119,11 +121,12 @@ struct Search<'a> {
     here: Range<u64>,
 }
 
-impl<'a> Search<'a> {
-    fn new(segment: &'a Segment, from: u64, limit: u64, log: Seal) -> io::Result<Self> {
+impl Search {
+    fn new(segment: &Segment, from: u64, limit: u64, log: Seal) -> io::Result<Self> {
         let end = limit.min(segment.end());
         let data = if from < end { segment.data_in(from..end)? } else { Vec::new() };
-        Ok(Self { segment, log, at: from, end, data: data.into_iter(), here: from..from })
+        let bytes = segment.slice(from..segment.end());
+        Ok(Self { bytes, from, log, at: from, end, data: data.into_iter(), here: from..from })
     }
 
     fn next(&mut self) -> Option<Found> {
@@ -133,9 +136,9 @@ impl<'a> Search<'a> {
                 self.at = self.at.max(self.here.start).next_multiple_of(ALIGN as u64);
                 continue;
             }
-            let (at, bytes) = (self.at, self.segment.slice(self.at..self.segment.end()));
+            let (at, bytes) = (self.at, &self.bytes[(self.at - self.from) as usize..]);
             self.at += ALIGN as u64;
-            match record::decode(&bytes, at, self.log) {
+            match record::decode(bytes, at, self.log) {
                 Ok(header) => {
                     self.at = header.end();
                     return Some(Found { at, end: header.end(), flushed_before: header.flushed_before });
