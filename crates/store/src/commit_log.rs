@@ -25,6 +25,11 @@ use crate::segment::Segment;
 use crate::watermark::Progress;
 use crate::{Listener, Projection};
 
+/// The next segment is made when the active one is so full. Its blocks are initialised while the rest is filled.
+pub(crate) const PREPARE_AT: u64 = 2;
+/// What is initialised at once. The log writer cannot roll meanwhile.
+pub(crate) const INITIALISE_BYTES: u64 = 2 << 20;
+
 /// How long a failed attempt to make the next segment answers for further ones.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
@@ -165,6 +170,33 @@ impl CommitLog {
                 }
                 next.failed = Some((Instant::now(), error.clone()));
                 Err(error)
+            }
+        }
+    }
+
+    /// Initialises some more of the next segment's blocks, unless the log has that much time yet: all are to be done when
+    /// the active one is full. `false`: there is nothing to do for now.
+    ///
+    /// A flush into blocks that were never written waits for the file system's journal, and on the log writer's thread
+    /// zeros would cost as much time as records.
+    pub(crate) fn initialise_next(&self) -> Result<bool, AppendError> {
+        // Keeps the log writer from writing records to it.
+        let next = self.next.lock();
+        let Some(segment) = &next.ready else { return Ok(false) };
+        let active = self.active();
+        let start = active.base() + active.length() / PREPARE_AT;
+        let behind_start = self.progress.written().saturating_sub(start) + INITIALISE_BYTES;
+        let wanted =
+            u128::from(segment.length()) * u128::from(behind_start) / u128::from(active.end() - start);
+        if u128::from(segment.initialised() - segment.base()) >= wanted.min(segment.length().into()) {
+            return Ok(false);
+        }
+        match segment.initialise(INITIALISE_BYTES) {
+            // It can be written all the same, a little slower.
+            Err(error) if disk::is_no_space(&error) => Ok(false),
+            initialised => {
+                initialised.map_err(|error| self.poison("write zeros to", segment.path(), &error))?;
+                Ok(true)
             }
         }
     }

@@ -36,6 +36,7 @@ pub(crate) struct Wishes {
 #[derive(Debug, Default)]
 struct Wanted {
     prepare: bool,
+    initialise: bool,
     flush: bool,
     /// Filled segments, in order.
     seal: VecDeque<Arc<Segment>>,
@@ -47,7 +48,7 @@ struct Wanted {
 impl Wanted {
     fn is_something(&self) -> bool {
         let lists = !self.seal.is_empty() || !self.rebuild.is_empty();
-        self.prepare || self.flush || lists || self.stop.is_some()
+        self.prepare || self.initialise || self.flush || lists || self.stop.is_some()
     }
 }
 
@@ -63,6 +64,10 @@ pub(crate) enum Stop {
 impl Wishes {
     pub(crate) fn prepare(&self) {
         self.wish(|wanted| wanted.prepare = true);
+    }
+
+    pub(crate) fn initialise(&self) {
+        self.wish(|wanted| wanted.initialise = true);
     }
 
     pub(crate) fn flush(&self) {
@@ -88,6 +93,10 @@ impl Wishes {
     fn wish(&self, what: impl FnOnce(&mut Wanted)) {
         what(&mut self.state.lock());
         self.changed.notify_one();
+    }
+
+    fn are_there(&self) -> bool {
+        self.state.lock().is_something()
     }
 
     fn wait_until(&self, deadline: Instant) -> Wanted {
@@ -165,6 +174,15 @@ impl Maintenance {
         if self.is_snapshot_due() {
             self.last_snapshot = Instant::now();
             self.take_snapshot()?.unwrap_or_else(|error| tracing::warn!(%error, "no room for a snapshot"));
+        }
+        if wanted.prepare || wanted.initialise {
+            while self.log.initialise_next()? {
+                if self.log.wishes.are_there() {
+                    // The rest comes after them.
+                    self.log.wishes.initialise();
+                    break;
+                }
+            }
         }
         Ok(())
     }

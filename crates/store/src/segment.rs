@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use memmap2::Mmap;
@@ -21,6 +22,8 @@ use crate::disk::{self, Disk};
 /// Unit of writing: a partial page that is not cached would have to be read before it can be written.
 pub(crate) const PAGE_BYTES: u64 = 4096;
 
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
 /// A segment file of fixed length.
 #[derive(Debug)]
 pub(crate) struct Segment {
@@ -29,6 +32,8 @@ pub(crate) struct Segment {
     path: PathBuf,
     file: File,
     map: Bytes,
+    /// Physical offset up to which all blocks were written before, if only with zeros.
+    initialised: AtomicU64,
     disk: Arc<dyn Disk>,
 }
 
@@ -43,7 +48,7 @@ impl Segment {
         }
         let created = Self::create_aside(&*disk, &aside, &path, length);
         match created {
-            Ok(file) => Self::map(disk, path, file, base, length),
+            Ok(file) => Self::map(disk, path, file, base, length, base),
             Err(error) => {
                 // Gives the space back; a leftover is removed by the next start.
                 let _ = disk.remove_file(&aside);
@@ -70,12 +75,21 @@ impl Segment {
                 format!("{length} bytes is no segment length"),
             ));
         }
-        Self::map(disk, path, file, base, length)
+        // A block that was reserved but never written is a hole to this.
+        let initialised = base + rustix::fs::seek(&file, SeekFrom::Hole(0))?;
+        Self::map(disk, path, file, base, length, initialised)
     }
 
-    fn map(disk: Arc<dyn Disk>, path: PathBuf, file: File, base: u64, length: u64) -> io::Result<Self> {
+    fn map(
+        disk: Arc<dyn Disk>,
+        path: PathBuf,
+        file: File,
+        base: u64,
+        length: u64,
+        initialised: u64,
+    ) -> io::Result<Self> {
         let map = map_read_only(&file)?;
-        Ok(Self { base, length, path, file, map, disk })
+        Ok(Self { base, length, path, file, map, initialised: initialised.into(), disk })
     }
 
     /// Physical offset of its first byte.
@@ -94,6 +108,24 @@ impl Segment {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Where the first block lies that was never written.
+    pub(crate) fn initialised(&self) -> u64 {
+        self.initialised.load(Ordering::Acquire)
+    }
+
+    /// Writes zeros to the next `bytes` of blocks that were never written, durably. Not once records are written to it.
+    pub(crate) fn initialise(&self, bytes: u64) -> io::Result<()> {
+        let (mut at, end) = (self.initialised(), (self.initialised() + bytes).min(self.end()));
+        while at < end {
+            let step = (end - at).min(ZEROS.len() as u64);
+            self.disk.write_at(&self.file, &ZEROS[..step as usize], at - self.base)?;
+            at += step;
+        }
+        self.flush()?;
+        self.initialised.store(end, Ordering::Release);
+        Ok(())
     }
 
     /// The bytes of a range of the log inside this segment, shared. While the log is being written the range must
@@ -153,7 +185,6 @@ impl Segment {
 
     /// Overwrites `range` with zeros, durably. Only while nobody reads there: in recovery.
     pub(crate) fn erase(&self, range: Range<u64>) -> io::Result<()> {
-        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
         let mut at = range.start;
         while at < range.end {
             let step = (range.end - at).min(ZEROS.len() as u64);

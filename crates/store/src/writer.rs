@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use crate::commit_log::{CommitLog, PanicGuard};
+use crate::commit_log::{CommitLog, INITIALISE_BYTES, PREPARE_AT, PanicGuard};
 use crate::cursor::REACH_BYTES;
 use crate::error::AppendError;
 use crate::inbox::{Answer, Reply, Request};
@@ -19,8 +19,8 @@ use crate::{Appended, Durability};
 
 /// The maintenance thread is asked to flush when this much is not: a later flush would take long.
 const DIRTY_BYTES: u64 = 32 << 20;
-/// A flush into blocks that were never written has to wait for the file system's journal as well, which doubles its
-/// time. So now and then more zeros than the batch needs are written behind it; `examples/store_report` measures.
+/// Where the maintenance thread has not initialised the blocks ahead of the log, as in the first segment: now and then
+/// more zeros than the batch needs are written behind it, so that not each flush waits for the file system's journal.
 const ZERO_AHEAD_BYTES: u64 = 1 << 20;
 /// At the end of a segment this part, at most `MAX_RESERVE_BYTES`, takes messages only when the next segment is
 /// there: on a full disk consumers go on recording their progress in it.
@@ -49,8 +49,8 @@ pub(crate) struct LogWriter {
     placed: Vec<Placed>,
     /// Segments filled in this batch.
     filled: Vec<Arc<Segment>>,
-    /// Base of the segment behind which the next one was asked for.
-    prepare_asked_for: Option<u64>,
+    /// Where the log ended when the next segment, or more of its blocks, were asked for last.
+    prepare_asked_at: u64,
     /// Limit of the cursor when it was asked to move on.
     advance_asked_at: u64,
 }
@@ -99,12 +99,12 @@ impl LogWriter {
         Self {
             buffer: active.slice(buffer_base..position).to_vec(),
             buffer_base,
-            initialised: position.next_multiple_of(PAGE_BYTES),
+            initialised: active.initialised().max(position.next_multiple_of(PAGE_BYTES)),
             next_queue_offsets: log.index.ends(),
             store_time_ms,
             placed: Vec::new(),
             filled: Vec::new(),
-            prepare_asked_for: None,
+            prepare_asked_at: 0,
             advance_asked_at: 0,
             position,
             active,
@@ -198,7 +198,7 @@ impl LogWriter {
         let filled = std::mem::replace(&mut self.active, self.log.activate_next());
         self.filled.push(filled);
         self.buffer.clear();
-        (self.buffer_base, self.initialised) = (self.position, self.position);
+        (self.buffer_base, self.initialised) = (self.position, self.active.initialised());
         Ok(())
     }
 
@@ -286,10 +286,14 @@ impl LogWriter {
 
     fn ask_maintenance(&mut self) {
         let log = &self.log;
-        let half = self.active.base() + self.active.length() / 2;
-        if self.position > half && self.prepare_asked_for != Some(self.active.base()) {
-            self.prepare_asked_for = Some(self.active.base());
+        let start = self.active.base() + self.active.length() / PREPARE_AT;
+        if self.position > start && self.prepare_asked_at < start {
+            self.prepare_asked_at = self.position;
             log.wishes.prepare();
+        }
+        if self.position > start && self.position - self.prepare_asked_at >= INITIALISE_BYTES {
+            self.prepare_asked_at = self.position;
+            log.wishes.initialise();
         }
         if self.position - log.progress.flushed() > DIRTY_BYTES {
             log.wishes.flush();

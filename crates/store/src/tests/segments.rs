@@ -144,3 +144,31 @@ fn the_segment_size_may_change_between_starts() {
     let sizes: Vec<_> = read_all(&store, QUEUE).iter().map(|payload| payload.len() as u64 / MIB).collect();
     assert_eq!(sizes, [0, 0, 0, 0, 0, 0, 2, 2, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1]);
 }
+
+#[test]
+fn the_blocks_of_the_next_segment_are_written_before_the_log_needs_them() {
+    let scratch = scratch();
+    let mut expected = vec![Vec::new()];
+    let store = open(scratch.path());
+    let length = config(scratch.path()).segment_size_bytes;
+    // Blocks that were reserved but never written are a hole.
+    let written = || {
+        let next = fs::File::open(segment_path(scratch.path(), length)).ok()?;
+        rustix::fs::seek(&next, rustix::fs::SeekFrom::Hole(0)).ok()
+    };
+    let mut random = Random::seeded(11);
+    while store.watermarks().written < length * 7 / 10 {
+        write_many(&store, &mut random, 1, &mut expected);
+    }
+    eventually("all blocks of the next segment are written", || written() == Some(length));
+    let next = fs::read(segment_path(scratch.path(), length)).unwrap();
+    assert!(next.iter().all(|byte| *byte == 0), "and hold nothing");
+    drop(store);
+
+    let store = open(scratch.path());
+    while store.watermarks().written < length * 3 / 2 {
+        write_many(&store, &mut random, 1, &mut expected);
+    }
+    drop(store);
+    check(&open(scratch.path()), &expected);
+}
