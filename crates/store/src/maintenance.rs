@@ -175,7 +175,7 @@ impl Maintenance {
             self.last_snapshot = Instant::now();
             self.take_snapshot()?.unwrap_or_else(|error| tracing::warn!(%error, "no room for a snapshot"));
         }
-        if wanted.prepare || wanted.initialise {
+        if wanted.initialise {
             while self.log.initialise_next()? {
                 if self.log.wishes.are_there() {
                     // The rest comes after them.

@@ -145,8 +145,8 @@ impl LogWriter {
                 Err(refused) => request.refuse(refused),
             }
         }
+        let wants_disk = self.placed.iter().any(|placed| placed.durability == Durability::Disk);
         if !self.placed.is_empty() {
-            let wants_disk = self.placed.iter().any(|placed| placed.durability == Durability::Disk);
             self.write(wants_disk)?;
             if wants_disk {
                 let placed = self.placed.iter_mut().filter(|placed| placed.is_answered_when_written());
@@ -155,7 +155,7 @@ impl LogWriter {
             }
         }
         self.publish();
-        self.ask_maintenance();
+        self.ask_maintenance(wants_disk);
         Ok(())
     }
 
@@ -284,14 +284,16 @@ impl LogWriter {
         });
     }
 
-    fn ask_maintenance(&mut self) {
+    fn ask_maintenance(&mut self, wants_disk: bool) {
         let log = &self.log;
         let start = self.active.base() + self.active.length() / PREPARE_AT;
         if self.position > start && self.prepare_asked_at < start {
             self.prepare_asked_at = self.position;
             log.wishes.prepare();
         }
-        if self.position > start && self.position - self.prepare_asked_at >= INITIALISE_BYTES {
+        // Who does not wait for flushes gains nothing by it.
+        let step = INITIALISE_BYTES.min(self.active.length() / 16);
+        if wants_disk && self.position > start && self.position - self.prepare_asked_at >= step {
             self.prepare_asked_at = self.position;
             log.wishes.initialise();
         }

@@ -11,13 +11,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use karman_store::{AppendError, Durability, HEADER_BYTES, Listener, QueueNumber, Store};
+use karman_store::{AppendError, Durability, HEADER_BYTES, Listener, QueueNumber, Store, StoreConfig};
 use tokio::runtime::Runtime;
 
 use crate::allocations::{self, Allocations};
 use crate::options::Options;
 use crate::process::{self, CpuTime};
-use crate::{Outcome, message, open};
+use crate::{Outcome, config, message, open};
 
 const PAGE_BYTES: usize = 4096;
 const BARE_FILE_BYTES: usize = 256 << 20;
@@ -25,6 +25,9 @@ const BARE_FILE_BYTES: usize = 256 << 20;
 const SEQUENTIAL_WRITE_BYTES: usize = 2 << 20;
 /// Turns that store and bare loop take in one round.
 const TURNS: u32 = 4;
+/// So small that a round sees the log roll, and what is done for that.
+const SEGMENT_BYTES: u64 = 128 << 20;
+const LONGEST_WARM_UP: Duration = Duration::from_secs(10);
 /// Queues the producers share.
 const QUEUES: u32 = 8;
 
@@ -128,12 +131,16 @@ async fn produce_until(
 pub(crate) fn round(options: &Options, load: Load) -> Outcome<Vec<f64>> {
     let (directory, runtime) = (options.scratch()?, runtime()?);
     let counter = Arc::new(BatchCounter::default());
-    let store = Arc::new(open(directory.path(), counter.clone())?);
+    let config = StoreConfig { segment_size_bytes: SEGMENT_BYTES, ..config(directory.path()) };
+    let store = Arc::new(Store::open(config, Vec::new(), counter.clone())?);
     counter.store.get_or_init(|| Arc::downgrade(&store));
     let bare = BareLoop::new(options)?;
     let turn = options.duration / TURNS;
-    // The first appends find everything cold.
-    produce(&runtime, &store, load, turn / 2, &mut Produced::default())?;
+    // The first segment of a store is not like the others, and the first appends find everything cold.
+    let warm = Instant::now();
+    while store.watermarks().written < SEGMENT_BYTES && warm.elapsed() < LONGEST_WARM_UP {
+        produce(&runtime, &store, load, turn / 2, &mut Produced::default())?;
+    }
 
     let (mut produced, mut bare_messages, mut bare_seconds, mut batches) = (Produced::default(), 0.0, 0.0, 0);
     let mut writer_ns = 0;

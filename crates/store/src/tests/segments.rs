@@ -157,8 +157,10 @@ fn the_blocks_of_the_next_segment_are_written_before_the_log_needs_them() {
         rustix::fs::seek(&next, rustix::fs::SeekFrom::Hole(0)).ok()
     };
     let mut random = Random::seeded(11);
+    let flushed = || put_in(&store, QueueNumber(1), "flushed", Durability::Disk).unwrap();
     while store.watermarks().written < length * 7 / 10 {
         write_many(&store, &mut random, 1, &mut expected);
+        flushed();
     }
     eventually("all blocks of the next segment are written", || written() == Some(length));
     let next = fs::read(segment_path(scratch.path(), length)).unwrap();
