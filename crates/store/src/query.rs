@@ -38,7 +38,21 @@ impl Store {
                 return Ok(QueueOffset(offset));
             }
         }
-        Ok(QueueOffset(window.or_else))
+        self.first_kept(queue, window.or_else)
+    }
+
+    /// The first offset from `at` on whose record was not lost; the end of the queue if there is none.
+    fn first_kept(&self, queue: QueueNumber, mut at: u64) -> Result<QueueOffset, ReadError> {
+        let mut entries = Vec::new();
+        loop {
+            entries.clear();
+            self.entries(queue, QueueOffset(at), 32, &mut entries)?;
+            match entries.iter().position(|entry| !entry.is_lost()) {
+                Some(lost) => return Ok(QueueOffset(at + lost as u64)),
+                None if entries.is_empty() => return Ok(QueueOffset(at)),
+                None => at += entries.len() as u64,
+            }
+        }
     }
 
     /// How many entries of `queue` in `range` have one of the tag hashes; all that are not lost if there are none.

@@ -11,6 +11,8 @@ mod fault_disk;
 mod faults;
 mod handmade;
 mod mixed_run;
+mod model;
+mod model_queries;
 mod offline;
 mod projections;
 mod queries;

@@ -19,6 +19,8 @@ use crate::record::PhysicalOffset;
 use crate::segment;
 
 pub(crate) use check::{about, check_file};
+#[cfg(test)]
+pub(crate) use write::encode;
 pub(crate) use write::write;
 
 const MAGIC: &[u8; 8] = b"KARMIDX1";

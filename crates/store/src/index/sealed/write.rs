@@ -17,12 +17,14 @@ pub(crate) fn write(
     segment: IndexedSegment,
     contents: &mut Contents,
 ) -> io::Result<()> {
-    contents.keys.sort_unstable();
-    contents.keys.dedup();
     disk::replace_file(disk, path, &encode(segment, contents))
 }
 
-fn encode(segment: IndexedSegment, contents: &Contents) -> Vec<u8> {
+/// The bytes of the file; sorts the keys.
+pub(crate) fn encode(segment: IndexedSegment, contents: &mut Contents) -> Vec<u8> {
+    contents.keys.sort_unstable();
+    contents.keys.dedup();
+    let contents = &*contents;
     let Contents { runs, keys, marks } = contents;
     let counts = Counts {
         runs: runs.len() as u32,
