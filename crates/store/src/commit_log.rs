@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::config::StoreConfig;
 use crate::cursor::{Cursor, Promise, REACH_BYTES};
@@ -16,14 +16,14 @@ use crate::damage::Damages;
 use crate::directory::Directory;
 use crate::disk::{self, Disk};
 use crate::error::AppendError;
-use crate::inbox::Inbox;
+use crate::inbox::{Inbox, Request};
 use crate::index::QueueIndex;
 use crate::maintenance::Wishes;
-use crate::record::Seal;
+use crate::record::{NewRecord, Seal};
 use crate::scrub::Scrub;
-use crate::segment::Segment;
+use crate::segment::{Discarded, Segment};
 use crate::watermark::Progress;
-use crate::{Listener, Projection};
+use crate::{Append, Durability, Listener, Projection};
 
 /// The next segment is made when the active one is so full. Its blocks are initialised while the rest is filled.
 pub(crate) const PREPARE_AT: u64 = 2;
@@ -54,6 +54,8 @@ pub(crate) struct CommitLog {
     pub(crate) listener: Arc<dyn Listener>,
     /// Records shown to the projections since the start.
     pub(crate) projected: AtomicU64,
+    /// Why no messages are taken in at the moment.
+    pub(crate) refusing: ArcSwapOption<AppendError>,
     pub(crate) poisoned: watch::Sender<Option<Arc<str>>>,
     pub(crate) next: Mutex<NextSegment>,
     /// One flush at a time: the kernel reports a write-back error to one caller only, and whoever flushes after that
@@ -91,6 +93,27 @@ pub(crate) struct CursorState {
 }
 
 impl CommitLog {
+    /// Hands records that were checked, of `bytes` in all, to the log writer.
+    pub(crate) fn append(
+        &self,
+        records: Vec<NewRecord>,
+        bytes: usize,
+        durability: Durability,
+    ) -> Result<Append, AppendError> {
+        let (what, limit_bytes) = ("an append with its headers", self.config.max_append_bytes());
+        if bytes as u64 > limit_bytes {
+            return Err(AppendError::TooLarge { what, bytes: bytes as u64, limit_bytes });
+        }
+        if let Some(refusal) = &*self.refusing.load()
+            && !records.iter().all(|record| record.kind.may_use_reserve())
+        {
+            return Err(AppendError::clone(refusal));
+        }
+        let (reply, answer) = oneshot::channel();
+        self.inbox.push(Request { records, bytes, durability, arrived: Instant::now(), reply })?;
+        Ok(Append { answer })
+    }
+
     /// The segment that is being written.
     pub(crate) fn active(&self) -> Arc<Segment> {
         let segments = self.segments.load();
@@ -212,11 +235,33 @@ impl CommitLog {
         ready
     }
 
+    /// The segment in front leaves the log; only the maintenance thread does that.
+    pub(crate) fn drop_oldest(&self) {
+        // Not while another one is added at the end.
+        let _next = self.next.lock();
+        let segments = self.segments.load();
+        self.segments.store(Arc::new(segments[1..].to_vec()));
+    }
+
+    /// Lets a file become the next segment, if there is none and if it has the right length; else gives it back.
+    pub(crate) fn recycle(&self, file: Discarded) -> Result<Option<Discarded>, AppendError> {
+        let mut next = self.next.lock();
+        if next.ready.is_some() || file.length() != self.config.segment_size_bytes {
+            return Ok(Some(file));
+        }
+        let directory = &self.directory.commit_log;
+        let segment = file.recycle(self.active().end());
+        let segment = segment.map_err(|error| self.poison("recycle a segment in", directory, &error))?;
+        *next = NextSegment::new(Some(Arc::new(segment)));
+        Ok(None)
+    }
+
     fn create_next(&self) -> Result<Segment, AppendError> {
         let (directory, length) = (&self.directory.commit_log, self.config.segment_size_bytes);
         let needed_bytes = length + self.config.disk_reserve_bytes;
-        let available = self.disk.available_bytes(directory);
-        let available_bytes = available.map_err(|error| self.poison("look at", directory, &error))?;
+        let space = self.disk.space(directory);
+        let available_bytes =
+            space.map_err(|error| self.poison("look at", directory, &error))?.available_bytes;
         if available_bytes < needed_bytes {
             return Err(AppendError::DiskFull { needed_bytes, available_bytes });
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::directory::MAX_OWNER_BYTES;
 use crate::error::OpenError;
+use crate::retention::Retention;
 use crate::segment::PAGE_BYTES;
 
 /// Smallest segment: small enough for tests that roll often.
@@ -40,6 +41,10 @@ pub struct StoreConfig {
     pub scrub_bytes_per_second: u64,
     /// From the beginning of one such pass to that of the next, unless a pass takes longer. Default: 24 h.
     pub scrub_interval: Duration,
+    /// How long and how much is kept.
+    pub retention: Retention,
+    /// How often that is looked at. RocketMQ's `cleanResourceInterval`. Default: 10 s.
+    pub cleanup_interval: Duration,
 }
 
 impl StoreConfig {
@@ -58,6 +63,8 @@ impl StoreConfig {
             snapshot_interval: Duration::from_secs(60),
             scrub_bytes_per_second: 8_000_000,
             scrub_interval: Duration::from_secs(24 * 3600),
+            retention: Retention::default(),
+            cleanup_interval: Duration::from_secs(10),
         }
     }
 
@@ -77,6 +84,7 @@ impl StoreConfig {
             let value = format!("{} and {}", self.inbox_bytes, self.batch_bytes);
             return refuse("inbox_bytes and batch_bytes", value, "more than 0");
         }
+        self.retention.check(self.segment_size_bytes)?;
         if self.flush_interval.is_zero() || self.snapshot_interval.is_zero() {
             let value = format!("{:?} and {:?}", self.flush_interval, self.snapshot_interval);
             return refuse("flush_interval and snapshot_interval", value, "more than 0");

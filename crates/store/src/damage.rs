@@ -84,6 +84,11 @@ impl Damages {
         list.get(behind.checked_sub(1)?).cloned()
     }
 
+    /// What lies below `log_start` is no more.
+    pub(crate) fn forget_below(&self, log_start: u64) {
+        self.list.write().retain(|known| known.to > log_start);
+    }
+
     pub(crate) fn list(&self) -> Vec<Damage> {
         self.list.read().clone()
     }

@@ -11,6 +11,8 @@ use std::path::Path;
 
 use rustix::fs::FallocateFlags;
 
+use crate::retention::Space;
+
 /// What the store does to its files. Implemented by [`SystemDisk`] and by the tests' failing disk.
 pub(crate) trait Disk: Debug + Send + Sync {
     /// Makes an empty file, or empties the one that is there, to read and write. Its name is durable after
@@ -30,8 +32,8 @@ pub(crate) trait Disk: Debug + Send + Sync {
     fn create_directory(&self, path: &Path) -> io::Result<()>;
     /// Makes names in `directory` durable.
     fn sync_directory(&self, directory: &Path) -> io::Result<()>;
-    /// Free bytes of the file system that `directory` is on, without root's reserve.
-    fn available_bytes(&self, directory: &Path) -> io::Result<u64>;
+    /// How much of the file system that `directory` is on is used.
+    fn space(&self, directory: &Path) -> io::Result<Space>;
 }
 
 /// The operating system's files.
@@ -71,9 +73,13 @@ impl Disk for SystemDisk {
         File::open(directory)?.sync_all()
     }
 
-    fn available_bytes(&self, directory: &Path) -> io::Result<u64> {
+    fn space(&self, directory: &Path) -> io::Result<Space> {
         let statistics = rustix::fs::statvfs(directory)?;
-        Ok(statistics.f_bavail.saturating_mul(statistics.f_frsize))
+        let bytes = |blocks: u64| blocks.saturating_mul(statistics.f_frsize);
+        Ok(Space {
+            used_bytes: bytes(statistics.f_blocks.saturating_sub(statistics.f_bfree)),
+            available_bytes: bytes(statistics.f_bavail),
+        })
     }
 }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::record::Invalid;
+use crate::record::{Invalid, QueueNumber};
 
 /// Why a store did not open.
 #[derive(Debug, thiserror::Error)]
@@ -159,6 +159,21 @@ pub enum AppendError {
         /// What the file system has for us.
         available_bytes: u64,
     },
+    /// The file system is so full that it takes no more messages; appends succeed again when there is room. What
+    /// consumers and operators record is still taken.
+    #[error(
+        "no room for messages: {used_percent} % of the disk is used, at most {limit_percent} may be; {available_bytes} bytes are available, {reserve_bytes} must be"
+    )]
+    DiskLow {
+        /// Of the file system, rounded up.
+        used_percent: u8,
+        /// `diskSpaceWarningLevelRatio`.
+        limit_percent: u8,
+        /// What the file system has for us.
+        available_bytes: u64,
+        /// What is left to others.
+        reserve_bytes: u64,
+    },
     /// The store met an I/O error and takes no more records. Whether those of this call survive is not known.
     #[error("the store stopped taking records: {0}")]
     Poisoned(Arc<str>),
@@ -182,6 +197,16 @@ pub enum ReadError {
         log_start: u64,
         /// Where its confirmed part ends.
         confirmed: u64,
+    },
+    /// The entries asked for were deleted when their time had come; the queue goes on at `minimum`.
+    #[error("queue {} begins at {minimum}; what lay at {offset} has been deleted", queue.0)]
+    BelowMinimum {
+        /// The queue asked for.
+        queue: QueueNumber,
+        /// Queue offset asked for.
+        offset: u64,
+        /// The first queue offset there is; the end of the queue when it is empty.
+        minimum: u64,
     },
     /// The bytes there are not the record they should be.
     #[error("no intact record of {size} bytes at {offset}: {reason}")]
@@ -209,6 +234,17 @@ pub enum ReadError {
         /// Physical offset of its segment.
         segment: u64,
     },
+}
+
+impl ReadError {
+    /// Whether what was asked for is no more, because its time was over or by damage: asking again cannot help.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::BelowMinimum { .. } | Self::Lost { .. } => true,
+            Self::OutOfRange { offset, log_start, .. } => offset < log_start,
+            _ => false,
+        }
+    }
 }
 
 /// Why a store did not close in order. What was answered with OK is safe all the same.

@@ -3,6 +3,7 @@
 //! thread moves entries from memory to a file when one was written, everyone reads.
 
 pub(crate) mod contents;
+pub(crate) mod removal;
 pub(crate) mod sealed;
 pub(crate) mod unsealed;
 
@@ -80,6 +81,8 @@ pub(crate) struct QueueIndex {
 struct Queue {
     /// In sealed segments, in order, followed by `recent`. What is missing between two was lost.
     sealed: Vec<SealedRun>,
+    /// What lies in front of it is no more, though its segment may still be there.
+    floor: u64,
     first_recent: u64,
     recent: VecDeque<Entry>,
 }
@@ -102,6 +105,8 @@ impl SealedRun {
 /// Where a read goes on.
 enum Source {
     Done,
+    /// What was asked for is no more; the queue begins here.
+    Deleted(u64),
     /// Up to this queue offset nothing is left; the next record of the queue lies at or behind the physical offset.
     Lost(u64, PhysicalOffset),
     Sealed(SealedRun),
@@ -180,6 +185,11 @@ impl QueueIndex {
             // A file is read without the lock: a page that has to come from the device must not stop the writer.
             match self.read_recent(queue, &mut next, end, out) {
                 Source::Done => return Ok(()),
+                // Deleted meanwhile, behind what was read.
+                Source::Deleted(_) if next > from.0 => return Ok(()),
+                Source::Deleted(minimum) => {
+                    return Err(ReadError::BelowMinimum { queue, offset: from.0, minimum });
+                }
                 Source::Lost(upto, behind) => {
                     out.extend((next..upto).map(|_| Entry::lost(behind)));
                     next = upto;
@@ -198,7 +208,10 @@ impl QueueIndex {
         let shard = self.shard(queue).read();
         let Some(state) = shard.get(&queue) else { return Source::Done };
         let end = end.min(state.end());
-        if *next >= end || *next < state.start() {
+        if *next < state.start() {
+            return Source::Deleted(state.start());
+        }
+        if *next >= end {
             return Source::Done;
         }
         if *next < state.first_recent {
@@ -340,11 +353,7 @@ impl QueueIndex {
 
     /// For every queue the offset of its next record.
     pub(crate) fn ends(&self) -> ByQueue<u64> {
-        let mut ends = ByQueue::default();
-        for shard in &self.shards {
-            ends.extend(shard.read().iter().map(|(queue, state)| (*queue, state.end())));
-        }
-        ends
+        self.all_ends().into_iter().map(|ends| (ends.queue, ends.end)).collect()
     }
 }
 
@@ -355,7 +364,7 @@ impl Queue {
     }
 
     fn start(&self) -> u64 {
-        self.sealed.first().map_or(self.first_recent, |run| run.first_queue_offset)
+        self.floor.max(self.sealed.first().map_or(self.first_recent, |run| run.first_queue_offset))
     }
 
     fn end(&self) -> u64 {

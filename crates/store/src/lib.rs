@@ -34,6 +34,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod cleanup;
 mod commit_log;
 mod config;
 mod cursor;
@@ -46,9 +47,11 @@ mod index;
 mod maintenance;
 pub mod offline;
 mod query;
+mod read;
 mod record;
 mod recovery;
 mod report;
+mod retention;
 mod scrub;
 mod segment;
 mod snapshot;
@@ -65,7 +68,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot::{self, error::RecvError};
@@ -81,6 +84,7 @@ pub use record::{
     Record, RecordKind, key_hash,
 };
 pub use report::{Finding, IndexState, Progress, Report, SegmentReport, Severity};
+pub use retention::Retention;
 pub use scrub::ScrubStatus;
 pub use watermark::Watermarks;
 
@@ -88,9 +92,8 @@ use commit_log::{CommitLog, CursorState, NextSegment};
 use damage::Damages;
 use directory::Directory;
 use disk::{Disk, SystemDisk};
-use inbox::{Answer, Inbox, Request};
+use inbox::{Answer, Inbox};
 use maintenance::{Maintenance, Stop, Wishes};
-use segment::Segment;
 use writer::LogWriter;
 
 /// What a record survives once its append was answered.
@@ -127,12 +130,25 @@ pub trait Projection: Send + Sync {
     fn snapshot(&self) -> Vec<u8>;
     /// Replaces the state by that of a snapshot. An error stops the start and should say what cannot be read.
     fn restore(&self, bytes: &[u8]) -> Result<(), String>;
+    /// Places of records below `below` that it will have to read again, at most `max` of them. Before the segment with
+    /// them is deleted they are appended once more, as they are, and shown by [`Projection::apply`]; they must be found at
+    /// the new place then. Only records without a queue can be moved; while others are named their segment stays.
+    /// Called on the maintenance thread.
+    fn pinned(&self, below: PhysicalOffset, max: usize) -> Vec<PhysicalOffset> {
+        let _ = (below, max);
+        Vec::new()
+    }
 }
 
-/// Hears of new messages.
+/// Whose queues they are: hears of new messages, and says how long they are kept.
 pub trait Listener: Send + Sync {
     /// `count` further entries of `queue` are readable. On the log writer's thread; must not block.
     fn confirmed(&self, queue: QueueNumber, count: u32);
+    /// How long the entries of `queue` are kept, if not as long as [`Retention::reserved`] says. On the maintenance thread.
+    fn reserved(&self, queue: QueueNumber) -> Option<Duration> {
+        let _ = queue;
+        None
+    }
 }
 
 /// The listener of those who do not listen.
@@ -226,6 +242,7 @@ impl Store {
             wishes: Wishes::default(),
             scrub: Default::default(),
             projected: Default::default(),
+            refusing: Default::default(),
             poisoned: watch::Sender::new(None),
             next: Mutex::new(NextSegment::new(recovered.next)),
             flushing: Mutex::default(),
@@ -236,7 +253,9 @@ impl Store {
             listener,
         });
         recovered.unsealed.into_iter().for_each(|segment| log.wishes.seal(segment));
-        let threads = start_threads(&log, recovered.end, recovered.store_time_ms, recovered.snapshot_offset)?;
+        let maintenance = Maintenance::new(log.clone(), recovered.snapshots);
+        let writer = LogWriter::new(log.clone(), recovered.end, recovered.store_time_ms);
+        let threads = start_threads(maintenance, writer, &log)?;
         let store = Self { log, threads: Mutex::new(Some(threads)) };
         store.start_scrub()?;
         Ok(store)
@@ -248,45 +267,12 @@ impl Store {
     /// When the answer comes the records are readable and the projections have seen them. Only an append of nothing but
     /// messages with [`Durability::Memory`] may be answered a little earlier, while others' records are flushed.
     pub fn append(&self, records: Vec<NewRecord>, durability: Durability) -> Result<Append, AppendError> {
-        let bytes = self.check(&records)?;
-        let (reply, answer) = oneshot::channel();
-        self.log.inbox.push(Request { records, bytes, durability, arrived: Instant::now(), reply })?;
-        Ok(Append { answer })
+        let bytes = check(&records)?;
+        self.log.append(records, bytes, durability)
     }
 
-    fn check(&self, records: &[NewRecord]) -> Result<usize, AppendError> {
-        let queue = records.iter().find_map(|record| record.queue);
-        if records.is_empty() {
-            return Err(AppendError::Invalid("there are none"));
-        }
-        if queue == Some(QueueNumber(u32::MAX)) {
-            return Err(AppendError::Invalid("queue number 4294967295 means no queue"));
-        }
-        let too_large = |what, bytes, limit_bytes| Err(AppendError::TooLarge { what, bytes, limit_bytes });
-        let mut bytes = 0;
-        for record in records {
-            if record.kind.has_queue() != record.queue.is_some() {
-                return Err(AppendError::Invalid("exactly messages and dead letters name a queue"));
-            }
-            if record.queue.is_some() && record.queue != queue {
-                return Err(AppendError::Invalid("records of one call name different queues"));
-            }
-            if record.payload.len() > MAX_PAYLOAD_BYTES {
-                return too_large("a payload", record.payload.len() as u64, MAX_PAYLOAD_BYTES as u64);
-            }
-            if record.keys.len() > MAX_KEYS {
-                return Err(AppendError::Invalid("a record has more than 4095 keys"));
-            }
-            bytes += record.encoded_bytes();
-        }
-        match self.log.config.max_append_bytes() {
-            limit if bytes as u64 > limit => too_large("an append with its headers", bytes as u64, limit),
-            _ => Ok(bytes),
-        }
-    }
-
-    /// Appends to `out` up to `max` confirmed entries of `queue`, from `from` on; none if there are none. Offsets in
-    /// front of the queue's first give nothing.
+    /// Appends to `out` up to `max` confirmed entries of `queue`, from `from` on; none if there are none. `Err` with the
+    /// first offset there is when those in front of it were asked for.
     pub fn entries(
         &self,
         queue: QueueNumber,
@@ -294,7 +280,7 @@ impl Store {
         max: usize,
         out: &mut Vec<Entry>,
     ) -> Result<(), ReadError> {
-        self.healing(self.log.index.read(queue, from, max, out))
+        self.log.healing(self.log.index.read(queue, from, max, out))
     }
 
     /// Offset of the first entry of `queue` and the one behind the last confirmed; 0..0 if it never had any.
@@ -310,35 +296,7 @@ impl Store {
     /// Reads the confirmed record of `size` bytes at `at`. Its own offset, version and checksum are checked; its payload
     /// shares memory with the log.
     pub fn record(&self, at: PhysicalOffset, size: u32) -> Result<Record, ReadError> {
-        let at = at.0;
-        if size == 0 {
-            let lost = self.log.damages.in_front_of(at);
-            return Err(lost.map_or(ReadError::Lost { from: at, to: at }, ReadError::from));
-        }
-        let bytes = self.readable(at, size)?.slice(at..at + u64::from(size));
-        let record = record::decode_record(&bytes, at, self.log.seal);
-        record.map_err(|reason| {
-            if reason == Invalid::Checksum || self.is_damaged_start(at) {
-                let (from, to) = (at, at + u64::from(size));
-                self.log.damages.add(Damage { from, to, reason: reason.to_string() });
-            }
-            self.unreadable(at, size, reason)
-        })
-    }
-
-    /// The segment with a range of the log that may be read.
-    fn readable(&self, at: u64, size: u32) -> Result<Arc<Segment>, ReadError> {
-        let Watermarks { log_start, confirmed, .. } = self.watermarks();
-        let end = at.checked_add(u64::from(size)).filter(|end| *end <= confirmed && at >= log_start);
-        let segment = end.and_then(|end| self.log.segment_of(at).filter(|segment| end <= segment.end()));
-        segment.ok_or(ReadError::OutOfRange { offset: at, size, log_start, confirmed })
-    }
-
-    fn unreadable(&self, at: u64, size: u32, reason: Invalid) -> ReadError {
-        if reason == Invalid::Lost {
-            return ReadError::Lost { from: at, to: at + u64::from(size) };
-        }
-        self.log.damages.at(at).map_or(ReadError::Corrupt { offset: at, size, reason }, ReadError::from)
+        self.log.record(at.0, size)
     }
 
     /// How far the log is written, flushed and confirmed.
@@ -383,19 +341,41 @@ impl Drop for Store {
     }
 }
 
-fn start_threads(
-    log: &Arc<CommitLog>,
-    end: u64,
-    store_time_ms: u64,
-    snapshot_offset: u64,
-) -> Result<Threads, OpenError> {
+/// What the records of one append take in the log.
+fn check(records: &[NewRecord]) -> Result<usize, AppendError> {
+    let queue = records.iter().find_map(|record| record.queue);
+    if records.is_empty() {
+        return Err(AppendError::Invalid("there are none"));
+    }
+    if queue == Some(QueueNumber(u32::MAX)) {
+        return Err(AppendError::Invalid("queue number 4294967295 means no queue"));
+    }
+    let mut bytes = 0;
+    for record in records {
+        if record.kind.has_queue() != record.queue.is_some() {
+            return Err(AppendError::Invalid("exactly messages and dead letters name a queue"));
+        }
+        if record.queue.is_some() && record.queue != queue {
+            return Err(AppendError::Invalid("records of one call name different queues"));
+        }
+        if record.payload.len() > MAX_PAYLOAD_BYTES {
+            let (bytes, limit_bytes) = (record.payload.len() as u64, MAX_PAYLOAD_BYTES as u64);
+            return Err(AppendError::TooLarge { what: "a payload", bytes, limit_bytes });
+        }
+        if record.keys.len() > MAX_KEYS {
+            return Err(AppendError::Invalid("a record has more than 4095 keys"));
+        }
+        bytes += record.encoded_bytes();
+    }
+    Ok(bytes)
+}
+
+fn start_threads(maintenance: Maintenance, writer: LogWriter, log: &CommitLog) -> Result<Threads, OpenError> {
     let failed = |error| OpenError::io("start a thread for", &log.config.directory)(error);
-    let maintenance = Maintenance::new(log.clone(), snapshot_offset);
     let maintenance = thread::Builder::new()
         .name("store-maintenance".into())
         .spawn(|| maintenance.run())
         .map_err(failed)?;
-    let writer = LogWriter::new(log.clone(), end, store_time_ms);
     match thread::Builder::new().name("log-writer".into()).spawn(|| writer.run()) {
         Ok(writer) => Ok(Threads { writer, maintenance, scrub: None }),
         Err(error) => {

@@ -9,16 +9,18 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::cleanup::Cleanup;
 use crate::commit_log::{CommitLog, PanicGuard};
 use crate::damage::Damage;
 use crate::disk;
 use crate::error::{AppendError, CloseError};
 use crate::index::contents::Contents;
+use crate::index::removal;
 use crate::index::sealed::{self, IndexedSegment, SealedIndex};
 use crate::record::{Content, HEADER_BYTES};
 use crate::recovery::scan::{next_valid, walk};
 use crate::segment::{Segment, file_name};
-use crate::snapshot;
+use crate::snapshot::{self, Kept};
 
 /// Longest sleep: how late a snapshot or a further attempt to write an index file may be.
 const TICK: Duration = Duration::from_millis(500);
@@ -117,22 +119,24 @@ pub(crate) struct Maintenance {
     last_flush: Instant,
     last_advance: Instant,
     last_snapshot: Instant,
-    snapshot_offset: u64,
+    snapshots: Kept,
+    cleanup: Cleanup,
     /// Value of `projected` that the last snapshot covers.
     snapshot_projected: u64,
 }
 
 impl Maintenance {
-    /// `snapshot_offset`: that of the newest snapshot there is.
-    pub(crate) fn new(log: Arc<CommitLog>, snapshot_offset: u64) -> Self {
+    /// `snapshots`: those that there are.
+    pub(crate) fn new(log: Arc<CommitLog>, snapshots: Kept) -> Self {
         let now = Instant::now();
         Self {
+            cleanup: Cleanup::new(log.clone()),
             log,
             seal: VecDeque::new(),
             last_flush: now,
             last_advance: now,
             last_snapshot: now,
-            snapshot_offset,
+            snapshots,
             snapshot_projected: 0,
         }
     }
@@ -140,7 +144,8 @@ impl Maintenance {
     /// Runs until it is told to stop.
     pub(crate) fn run(mut self) -> Result<(), CloseError> {
         let _guard = PanicGuard(self.log.clone());
-        let tick = TICK.min(self.log.config.flush_interval).min(self.log.config.snapshot_interval);
+        let config = &self.log.config;
+        let tick = TICK.min(config.flush_interval).min(config.snapshot_interval).min(config.cleanup_interval);
         loop {
             let mut wanted = self.log.wishes.wait_until(Instant::now() + tick);
             self.seal.append(&mut wanted.seal);
@@ -171,7 +176,9 @@ impl Maintenance {
         self.advance_cursor()?;
         self.seal_filled()?;
         wanted.rebuild.iter().try_for_each(|&base| rebuild_index(&self.log, base))?;
-        if self.is_snapshot_due() {
+        let awaited = self.cleanup.work(self.snapshots.before)?;
+        let has_grown = self.log.progress.applied() != self.snapshots.newest;
+        if self.is_snapshot_due() || (awaited && has_grown) {
             self.last_snapshot = Instant::now();
             self.take_snapshot()?.unwrap_or_else(|error| tracing::warn!(%error, "no room for a snapshot"));
         }
@@ -195,7 +202,7 @@ impl Maintenance {
         };
         self.log.flush_written().map_err(poisoned)?;
         self.seal_filled().map_err(poisoned)?;
-        if self.log.progress.applied() != self.snapshot_offset {
+        if self.log.progress.applied() != self.snapshots.newest {
             let taken = self.take_snapshot().map_err(poisoned)?;
             taken.map_err(|error| CloseError::Snapshot(Arc::new(error)))?;
         }
@@ -229,7 +236,7 @@ impl Maintenance {
 
     fn is_snapshot_due(&self) -> bool {
         let config = &self.log.config;
-        let logged = self.log.progress.applied() - self.snapshot_offset;
+        let logged = self.log.progress.applied() - self.snapshots.newest;
         let projected = self.log.projected.load(Ordering::Acquire) != self.snapshot_projected;
         logged >= config.snapshot_interval_bytes
             || (projected && self.last_snapshot.elapsed() >= config.snapshot_interval)
@@ -240,13 +247,19 @@ impl Maintenance {
         let log = &self.log;
         // Read before the projections are asked: they may be ahead of it, never behind.
         let (offset, projected) = (log.progress.applied(), log.projected.load(Ordering::Acquire));
-        let sections: Vec<_> = log.projections.iter().map(|part| (part.name(), part.snapshot())).collect();
+        let mut sections: Vec<_> =
+            log.projections.iter().map(|part| (part.name(), part.snapshot())).collect();
+        sections.push((removal::SECTION, removal::encode(&log.index.all_ends())));
         // What the projections know must not be lost to a power cut that the snapshot survives.
         log.flush_written()?;
         let directory = &log.directory;
-        match snapshot::write(&*log.disk, &directory.snapshots, directory.log, offset, &sections) {
+        let newest = self.snapshots.newest;
+        match snapshot::write(&*log.disk, &directory.snapshots, directory.log, offset, &sections, newest) {
             Ok(()) => {
-                (self.snapshot_offset, self.snapshot_projected) = (offset, projected);
+                if offset > newest {
+                    self.snapshots = Kept { newest: offset, before: newest };
+                }
+                self.snapshot_projected = projected;
                 Ok(Ok(()))
             }
             Err(error) if disk::is_no_space(&error) => Ok(Err(error)),

@@ -3,9 +3,10 @@
 
 use std::ops::Range;
 
+use crate::commit_log::CommitLog;
 use crate::error::ReadError;
 use crate::index::Entry;
-use crate::record::{self, HEADER_BYTES, Header, PhysicalOffset, QueueNumber, QueueOffset, Record};
+use crate::record::{Header, PhysicalOffset, QueueNumber, QueueOffset, Record};
 use crate::{Damage, Store};
 
 /// Entries read at a time when many have to be looked at.
@@ -26,33 +27,7 @@ impl Store {
     /// The offset of the first entry of `queue` that was stored at `time_ms` (milliseconds since 1970) or later; the end of
     /// the queue if there is none. Exact to the entry; records that were lost have no time and are passed over.
     pub fn offset_by_time(&self, queue: QueueNumber, time_ms: u64) -> Result<QueueOffset, ReadError> {
-        let window = self.healing(self.log.index.around_time(queue, time_ms))?;
-        for (offset, entry) in (window.first..).zip(&window.entries) {
-            let is_late_enough =
-                |header: Header| header.store_time_ms >= time_ms && header.queue == Some(queue);
-            // A header is not checked, so a time may be wrong; the record it belongs to is.
-            if !entry.is_lost()
-                && self.header(entry.physical_offset.0).is_ok_and(is_late_enough)
-                && self.record(entry.physical_offset, entry.size).is_ok()
-            {
-                return Ok(QueueOffset(offset));
-            }
-        }
-        self.first_kept(queue, window.or_else)
-    }
-
-    /// The first offset from `at` on whose record was not lost; the end of the queue if there is none.
-    fn first_kept(&self, queue: QueueNumber, mut at: u64) -> Result<QueueOffset, ReadError> {
-        let mut entries = Vec::new();
-        loop {
-            entries.clear();
-            self.entries(queue, QueueOffset(at), 32, &mut entries)?;
-            match entries.iter().position(|entry| !entry.is_lost()) {
-                Some(lost) => return Ok(QueueOffset(at + lost as u64)),
-                None if entries.is_empty() => return Ok(QueueOffset(at)),
-                None => at += entries.len() as u64,
-            }
-        }
+        self.log.offset_by_time(queue, time_ms)
     }
 
     /// How many entries of `queue` in `range` have one of the tag hashes; all that are not lost if there are none.
@@ -115,7 +90,7 @@ impl Store {
                 continue;
             }
             let places = file.window(times_ms.start).start..file.window(times_ms.end).end;
-            let mut found = self.healing(file.find(key, &places))?;
+            let mut found = self.log.healing(file.find(key, &places))?;
             if !found.all(|at| take(at, out)) {
                 return Ok(());
             }
@@ -124,7 +99,7 @@ impl Store {
     }
 
     fn keyed_record(&self, at: u64, key: u64) -> Option<Record> {
-        let header = self.header(at).ok()?;
+        let header = self.log.header(at).ok()?;
         let record = self.record(PhysicalOffset(at), header.length).ok()?;
         let bytes = self.log.segment_of(at)?.slice(at..header.end());
         header.keys(&bytes).any(|own| own == key).then_some(record)
@@ -132,30 +107,8 @@ impl Store {
 
     /// Reads the confirmed record that starts at `at`.
     pub fn record_at(&self, at: PhysicalOffset) -> Result<Record, ReadError> {
-        let header = self.header(at.0)?;
+        let header = self.log.header(at.0)?;
         self.record(at, header.length)
-    }
-
-    /// The header at a place below the confirmed watermark, whose own offset is checked; its checksum is not.
-    fn header(&self, at: u64) -> Result<Header, ReadError> {
-        let segment = self.readable(at, HEADER_BYTES as u32)?;
-        let bytes = segment.slice(at..segment.end().min(at + HEADER_BYTES as u64));
-        record::peek(&bytes, at).map_err(|reason| self.unreadable(at, HEADER_BYTES as u32, reason))
-    }
-
-    /// Whether a record starts at `at` whose header is not what was written: the records in front of it lead there. A
-    /// place where none starts was asked for by mistake.
-    pub(crate) fn is_damaged_start(&self, at: u64) -> bool {
-        let Some(segment) = self.log.segment_of(at) else { return false };
-        let mut next = segment.base();
-        while next < at {
-            next = match self.header(next) {
-                Ok(header) => header.end(),
-                Err(ReadError::Lost { to, .. }) => to,
-                Err(_) => return false,
-            };
-        }
-        next == at && self.header(at).is_err()
     }
 
     /// What is known to be lost.
@@ -172,12 +125,24 @@ impl Store {
         };
         self.log.segments.load().iter().map(info).collect()
     }
+}
 
-    /// A damaged part of an index file is built anew.
-    pub(crate) fn healing<T>(&self, read: Result<T, ReadError>) -> Result<T, ReadError> {
-        if let Err(ReadError::BadIndex { segment, .. }) = &read {
-            self.log.wishes.rebuild_index(*segment);
+impl CommitLog {
+    /// See [`Store::offset_by_time`].
+    pub(crate) fn offset_by_time(&self, queue: QueueNumber, time_ms: u64) -> Result<QueueOffset, ReadError> {
+        let window = self.healing(self.index.around_time(queue, time_ms))?;
+        let first = self.index.range(queue).start;
+        for (offset, entry) in (window.first..).zip(&window.entries) {
+            let is_late_enough =
+                |header: Header| header.store_time_ms >= time_ms && header.queue == Some(queue);
+            // A header is not checked, so a time may be wrong; the record it belongs to is.
+            if !entry.is_lost()
+                && self.header(entry.physical_offset.0).is_ok_and(is_late_enough)
+                && self.record(entry.physical_offset.0, entry.size).is_ok()
+            {
+                return Ok(QueueOffset(offset.max(first)));
+            }
         }
-        read
+        Ok(QueueOffset(window.or_else.max(first)))
     }
 }

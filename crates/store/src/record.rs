@@ -70,6 +70,11 @@ pub enum RecordKind {
 }
 
 impl RecordKind {
+    /// What consumers and operators record goes on when there is no room for messages.
+    pub(crate) fn may_use_reserve(self) -> bool {
+        matches!(self, Self::Metadata | Self::Progress)
+    }
+
     /// Records of this kind lie in a queue and are indexed.
     pub fn has_queue(self) -> bool {
         matches!(self, Self::Message | Self::DeadLetter)

@@ -19,10 +19,11 @@ use crate::disk::{self, Disk};
 use crate::error::OpenError;
 use crate::index::QueueIndex;
 use crate::index::contents::Contents;
+use crate::index::removal::{self, Ends};
 use crate::index::sealed::{self, IndexedSegment, SealedIndex};
 use crate::record::{Content, HEADER_BYTES, Header, RecordKind, Seal};
 use crate::segment::{Segment, file_name};
-use crate::snapshot::{self, Snapshot, offset_of};
+use crate::snapshot::{self, Kept, Snapshot, offset_of};
 use scan::{Bounds, Stopped, Verdict, judge, walk};
 
 /// A log that is ready to be written and read.
@@ -36,7 +37,7 @@ pub(crate) struct Recovered {
     pub(crate) damage: Vec<Damage>,
     pub(crate) end: u64,
     pub(crate) store_time_ms: u64,
-    pub(crate) snapshot_offset: u64,
+    pub(crate) snapshots: Kept,
     /// Filled segments without index file: there was no room for one.
     pub(crate) unsealed: Vec<Arc<Segment>>,
 }
@@ -56,18 +57,23 @@ pub(crate) fn recover(
     let snapshot_offset = snapshot.as_ref().map(|snapshot| snapshot.log_offset);
     let segments = open_segments(disk, directory, config, snapshot_offset.unwrap_or(0), known)?;
     let log_start = segments[0].base();
-    // Without projections there is nothing that only a snapshot could hold.
-    if snapshot_offset.is_none_or(|offset| offset < log_start) && log_start > 0 && !projections.is_empty() {
+    // What the deleted part of the log said: the state of the projections, and where queues ended.
+    if snapshot_offset.is_none_or(|offset| offset < log_start) && log_start > 0 {
         return Err(OpenError::NoSnapshot { directory: root.clone(), log_start });
     }
     let snapshot_offset = snapshot_offset.unwrap_or(0);
     let bounds = Bounds { durable_below: snapshot_offset.max(known.flushed), limit: known.limit };
+    let newest = snapshot_offset;
+    let older = snapshot::list(&directory.snapshots).map_err(OpenError::io("list", &directory.snapshots))?;
+    let before = older.into_iter().map(|(offset, _)| offset).find(|offset| *offset < newest).unwrap_or(0);
     let replay = Replay {
         disk,
         directory,
         projections,
         snapshot_offset,
-        no_progress_below: snapshot.and_then(|snapshot| snapshot.given_up_below()).unwrap_or(0),
+        no_progress_below: snapshot.as_ref().and_then(Snapshot::given_up_below).unwrap_or(0),
+        ends: snapshot.map(|snapshot| queue_ends(&snapshot)).transpose()?.unwrap_or_default(),
+        snapshots: Kept { newest, before },
         bounds,
         log: directory.log.seal(),
         index: QueueIndex::new(),
@@ -102,6 +108,16 @@ fn restore_snapshot(
         tracing::warn!(snapshot = %snapshot.path.display(), "the state in front of it was given up by a repair");
     }
     Ok(Some(snapshot))
+}
+
+/// Where the queues ended at the time of a snapshot.
+fn queue_ends(snapshot: &Snapshot) -> Result<Vec<Ends>, OpenError> {
+    let section = snapshot.section(removal::SECTION).unwrap_or_default();
+    removal::decode(section).ok_or_else(|| OpenError::Restore {
+        projection: removal::SECTION,
+        snapshot: snapshot.path.clone(),
+        reason: "it is no list of queues".into(),
+    })
 }
 
 /// Opens the segment files, in order and without gaps; makes the first one of a new store.
@@ -175,6 +191,9 @@ struct Replay<'a> {
     snapshot_offset: u64,
     /// Projections do not see consumer progress in front of it, and nothing of dead letters.
     no_progress_below: u64,
+    snapshots: Kept,
+    /// Where queues ended at the snapshot.
+    ends: Vec<Ends>,
     bounds: Bounds,
     log: Seal,
     index: QueueIndex,
@@ -218,7 +237,7 @@ impl Replay<'_> {
 
     /// Everything is as it should be: says so in the cursor.
     fn finish(
-        self,
+        mut self,
         segments: Vec<Arc<Segment>>,
         mut later: VecDeque<Arc<Segment>>,
         end: u64,
@@ -231,12 +250,17 @@ impl Replay<'_> {
                 format!("{} lies too far behind the end of the log at {end}", surplus.path().display());
             return Err(OpenError::MissingSegment { directory, offset: end, found });
         }
+        for ends in std::mem::take(&mut self.ends) {
+            if let Err(reason) = self.index.restore(&ends, end) {
+                self.lost(Damage { from: end, to: end, reason });
+            }
+        }
         let mut promise = Promise { log_start: segments[0].base(), flushed: end, limit: end + REACH_BYTES };
         match cursor.write(promise) {
             Err(error) if disk::is_no_space(&error) => promise.limit = self.bounds.limit,
             written => written.map_err(OpenError::io("write", cursor.path()))?,
         }
-        let Self { index, store_time_ms, unsealed, damage, snapshot_offset, .. } = self;
+        let Self { index, store_time_ms, unsealed, damage, snapshots, .. } = self;
         Ok(Recovered {
             segments,
             next,
@@ -246,7 +270,7 @@ impl Replay<'_> {
             damage,
             end,
             store_time_ms,
-            snapshot_offset,
+            snapshots,
             unsealed,
         })
     }

@@ -2,7 +2,8 @@
 //! read-only map. The only module with `unsafe`: the map.
 //!
 //! Bytes below the published `written` watermark never change (the tail page is rewritten with the bytes it has), so a
-//! reader that stays below it reads stable memory. The page cache is one: what `pwrite` put there, the map shows.
+//! reader that stays below it reads stable memory. The page cache is one: what `pwrite` put there, the map shows. A file is
+//! given another place in the log only when the last reader of its map is gone.
 #![allow(unsafe_code)]
 
 use std::fs::{File, OpenOptions};
@@ -32,9 +33,46 @@ pub(crate) struct Segment {
     path: PathBuf,
     file: File,
     map: Bytes,
+    /// Shared with the map: as long as anyone reads, there are two.
+    mapped: Arc<()>,
     /// Physical offset up to which all blocks were written before, if only with zeros.
     initialised: AtomicU64,
     disk: Arc<dyn Disk>,
+}
+
+/// A segment that is no part of the log any more. Its space is given back when it is dropped and nobody reads it.
+#[derive(Debug)]
+pub(crate) struct Discarded {
+    length: u64,
+    path: PathBuf,
+    file: File,
+    mapped: Arc<()>,
+    disk: Arc<dyn Disk>,
+}
+
+impl Discarded {
+    /// Whether somebody still reads what it held.
+    pub(crate) fn is_read(&self) -> bool {
+        Arc::strong_count(&self.mapped) > 1
+    }
+
+    pub(crate) fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Gives the file a new place in the log, durably: after a crash it has this one or the former. Only for one that is
+    /// not read.
+    pub(crate) fn recycle(self, base: u64) -> io::Result<Segment> {
+        assert!(!self.is_read(), "bytes that somebody reads do not change");
+        let Self { length, path: former, file, disk, .. } = self;
+        let directory = former.parent().expect("segments lie in the commitlog directory");
+        let path = directory.join(file_name(base, "log"));
+        refuse_to_replace(&path)?;
+        disk.rename(&former, &path)?;
+        disk.sync_directory(directory)?;
+        let initialised = base + written_front(&file)?;
+        Segment::map(disk, path, file, base, length, initialised)
+    }
 }
 
 impl Segment {
@@ -42,10 +80,7 @@ impl Segment {
     pub(crate) fn create(disk: Arc<dyn Disk>, directory: &Path, base: u64, length: u64) -> io::Result<Self> {
         let path = directory.join(file_name(base, "log"));
         let aside = path.with_added_extension(disk::ASIDE);
-        if path.try_exists()? {
-            // Renaming over it would replace records.
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a segment already"));
-        }
+        refuse_to_replace(&path)?;
         let created = Self::create_aside(&*disk, &aside, &path, length);
         match created {
             Ok(file) => Self::map(disk, path, file, base, length, base),
@@ -75,8 +110,7 @@ impl Segment {
                 format!("{length} bytes is no segment length"),
             ));
         }
-        // A block that was reserved but never written is a hole to this.
-        let initialised = base + rustix::fs::seek(&file, SeekFrom::Hole(0))?;
+        let initialised = base + written_front(&file)?;
         Self::map(disk, path, file, base, length, initialised)
     }
 
@@ -88,8 +122,15 @@ impl Segment {
         length: u64,
         initialised: u64,
     ) -> io::Result<Self> {
-        let map = map_read_only(&file)?;
-        Ok(Self { base, length, path, file, map, initialised: initialised.into(), disk })
+        let mapped = Arc::new(());
+        let map = map_shared(&file, mapped.clone())?;
+        Ok(Self { base, length, path, file, map, mapped, initialised: initialised.into(), disk })
+    }
+
+    /// The end of its life in the log; those who read it go on.
+    pub(crate) fn discard(self) -> Discarded {
+        let Self { length, path, file, mapped, disk, .. } = self;
+        Discarded { length, path, file, mapped, disk }
     }
 
     /// Physical offset of its first byte.
@@ -200,12 +241,42 @@ pub(crate) fn file_name(base: u64, extension: &str) -> String {
     format!("{base:020}.{extension}")
 }
 
+/// Bytes in front of the first block that was never written: a block that was only reserved is a hole to this.
+fn written_front(file: &File) -> io::Result<u64> {
+    Ok(rustix::fs::seek(file, SeekFrom::Hole(0))?)
+}
+
+/// Renaming over a segment would replace records.
+fn refuse_to_replace(path: &Path) -> io::Result<()> {
+    match path.try_exists()? {
+        true => Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a segment already")),
+        false => Ok(()),
+    }
+}
+
 /// Maps a whole file for reading. The `Bytes` and every slice of it keep the map alive.
 pub(crate) fn map_read_only(file: &File) -> io::Result<Bytes> {
+    map_shared(file, Arc::new(()))
+}
+
+/// A map, and what tells that it is there: dropped when the map is gone.
+struct Map {
+    map: Mmap,
+    _mapped: Arc<()>,
+}
+
+impl AsRef<[u8]> for Map {
+    fn as_ref(&self) -> &[u8] {
+        &self.map
+    }
+}
+
+fn map_shared(file: &File, mapped: Arc<()>) -> io::Result<Bytes> {
     // SAFETY: the mapped file must not be truncated, and bytes behind a live `&[u8]` must not change. Nobody shortens
     // files of a store: the directory is locked, segments keep the length they are made with, and index files are
     // replaced by rename. Of a segment that is being written, `Segment::slice` is only asked for ranges below
-    // `written`, whose bytes never change; `Bytes` keeps pointer and length, no reference to the rest.
+    // `written`, whose bytes never change; `Bytes` keeps pointer and length, no reference to the rest. A file is written
+    // anew from its start only by `Discarded::recycle`, which checks that this map is gone.
     let map = unsafe { Mmap::map(file)? };
-    Ok(Bytes::from_owner(map))
+    Ok(Bytes::from_owner(Map { map, _mapped: mapped }))
 }

@@ -14,7 +14,6 @@ use crate::disk::{self, Disk};
 use crate::segment::file_name;
 
 const MAGIC: &[u8; 8] = b"KARMSNP1";
-const KEPT: usize = 2;
 /// The section of a snapshot that a repair wrote when none was left: in place of those of the projections.
 const GIVEN_UP: &str = "given up";
 
@@ -40,18 +39,30 @@ impl Snapshot {
     }
 }
 
-/// Writes a snapshot and removes all but the newest two.
+/// The snapshots that are kept. A start uses the newest, or the one before when that turns out bad.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Kept {
+    /// Offset of the newest that is known to be good; 0 if there is none.
+    pub(crate) newest: u64,
+    /// Offset of the one before; 0 if there is none.
+    pub(crate) before: u64,
+}
+
+/// Writes a snapshot and removes all but this one and the one at `former`, which is known to be good.
 pub(crate) fn write(
     disk: &dyn Disk,
     directory: &Path,
     log: LogId,
     log_offset: u64,
     sections: &[(&str, Vec<u8>)],
+    former: u64,
 ) -> io::Result<()> {
     let out = encode(log, log_offset, sections);
     disk::replace_file(disk, &directory.join(file_name(log_offset, "snap")), &out)?;
-    for (_, path) in list(directory)?.into_iter().skip(KEPT) {
-        disk.remove_file(&path)?;
+    for (offset, path) in list(directory)? {
+        if offset != log_offset && offset != former {
+            disk.remove_file(&path)?;
+        }
     }
     Ok(())
 }

@@ -17,6 +17,8 @@ mod offline;
 mod projections;
 mod queries;
 mod repair;
+mod retention;
+mod retention_crashes;
 mod scrub;
 mod segments;
 mod support;

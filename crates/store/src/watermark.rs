@@ -18,7 +18,7 @@ pub struct Watermarks {
 
 #[derive(Debug)]
 pub(crate) struct Progress {
-    log_start: u64,
+    log_start: AtomicU64,
     written: AtomicU64,
     flushed: AtomicU64,
     confirmed: AtomicU64,
@@ -30,13 +30,19 @@ impl Progress {
     /// Everything up to `end` is flushed and applied.
     pub(crate) fn recovered(log_start: u64, end: u64) -> Self {
         let at_end = || AtomicU64::new(end);
+        let log_start = AtomicU64::new(log_start);
         Self { log_start, written: at_end(), flushed: at_end(), confirmed: at_end(), applied: at_end() }
     }
 
     /// Loaded so that `flushed <= written` and `confirmed <= written` hold in what is returned.
     pub(crate) fn load(&self) -> Watermarks {
         let (flushed, confirmed) = (self.flushed(), self.confirmed());
-        Watermarks { log_start: self.log_start, written: self.written(), flushed, confirmed }
+        Watermarks {
+            log_start: self.log_start.load(Ordering::Acquire),
+            written: self.written(),
+            flushed,
+            confirmed,
+        }
     }
 
     pub(crate) fn written(&self) -> u64 {
@@ -53,6 +59,10 @@ impl Progress {
 
     pub(crate) fn applied(&self) -> u64 {
         self.applied.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn advance_log_start(&self, to: u64) {
+        advance(&self.log_start, to);
     }
 
     pub(crate) fn advance_written(&self, to: u64) {

@@ -163,10 +163,7 @@ impl LogWriter {
     fn make_room(&mut self, request: &Request) -> Result<(), AppendError> {
         let bytes = request.bytes as u64;
         let reserve = (self.active.length() / RESERVE_PART).min(MAX_RESERVE_BYTES);
-        let may_use_reserve = request
-            .records
-            .iter()
-            .all(|record| matches!(record.kind, RecordKind::Metadata | RecordKind::Progress));
+        let may_use_reserve = request.records.iter().all(|record| record.kind.may_use_reserve());
         loop {
             let end = self.position + bytes;
             if end <= self.active.end() - if may_use_reserve { 0 } else { reserve } {

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::disk::{Disk, SystemDisk};
+use crate::retention::Space;
 
 pub(super) const EIO: i32 = 5;
 pub(super) const ENOSPC: i32 = 28;
@@ -112,6 +113,7 @@ struct State {
     stalled: u64,
     calls: Vec<Call>,
     free_bytes: Option<u64>,
+    space: Option<Space>,
     events: Option<Vec<Event>>,
     /// By inode, of the files that were made since the recording began.
     files: HashMap<u64, FileId>,
@@ -188,7 +190,7 @@ impl FaultDisk {
     pub(super) fn heal(&self) {
         let mut state = self.state.lock();
         state.rules.clear();
-        state.free_bytes = None;
+        (state.free_bytes, state.space) = (None, None);
         drop(state);
         self.changed.notify_all();
     }
@@ -196,6 +198,11 @@ impl FaultDisk {
     /// What fits on the disk from now on.
     pub(super) fn set_free_bytes(&self, bytes: u64) {
         self.state.lock().free_bytes = Some(bytes);
+    }
+
+    /// What the file system says about itself from now on; as much fits as before.
+    pub(super) fn set_space(&self, used_bytes: u64, available_bytes: u64) {
+        self.state.lock().space = Some(Space { used_bytes, available_bytes });
     }
 
     /// How often a call failed, stalled or lied as told.
@@ -429,7 +436,12 @@ impl Disk for FaultDisk {
         }
     }
 
-    fn available_bytes(&self, directory: &Path) -> io::Result<u64> {
-        self.state.lock().free_bytes.map_or_else(|| SystemDisk.available_bytes(directory), Ok)
+    fn space(&self, directory: &Path) -> io::Result<Space> {
+        let state = self.state.lock();
+        match (state.space, state.free_bytes) {
+            (Some(space), _) => Ok(space),
+            (None, Some(available_bytes)) => Ok(Space { used_bytes: 0, available_bytes }),
+            (None, None) => SystemDisk.space(directory),
+        }
     }
 }

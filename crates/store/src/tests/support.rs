@@ -27,6 +27,13 @@ pub(super) fn config(directory: &Path) -> StoreConfig {
         snapshot_interval: Duration::from_secs(3600),
         append_deadline: Duration::from_secs(3600),
         scrub_bytes_per_second: 0,
+        // Whatever the disk of this machine says.
+        retention: Retention {
+            max_used_percent: 100,
+            clean_forcibly_percent: 100,
+            warning_percent: 100,
+            ..Retention::default()
+        },
         ..StoreConfig::new(directory)
     }
 }
