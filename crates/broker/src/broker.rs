@@ -5,9 +5,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use karman_remoting::clients::ClientRegistry;
-use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::v2;
-use karman_remoting::proto::v2::MessageType;
 use karman_remoting::route_table::SharedRoutes;
 use karman_remoting::settings::DEFAULT_RETRY_MAX_TIMES;
 use karman_remoting::status::{Rejection, ok};
@@ -87,13 +85,7 @@ impl Broker {
         if !self.auto_create_topics || name.starts_with(validate::DEAD_LETTER_PREFIX) {
             return Err(Rejection::TopicNotFound { topic: name.to_owned() });
         }
-        let topic = NewTopic {
-            name: name.to_owned(),
-            message_type: MessageType::Normal,
-            durability: v1::Durability::Unspecified.into(),
-            queue_nums: self.default_queue_nums,
-        };
-        Ok(self.catalog_writer.topic(topic).await?.0)
+        Ok(self.catalog_writer.topic(NewTopic::named(name, self.default_queue_nums)).await?.0)
     }
 
     /// The door asks for the route of a topic that nobody has.

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::v2::{MessageType, Permission};
@@ -15,6 +16,7 @@ use parking_lot::RwLock;
 use prost::Message as _;
 use tokio::sync::Notify;
 
+use crate::catalog_writer::NewTopic;
 use crate::records::{Change, GroupRecord, Metadata, TopicRecord};
 
 /// A topic on this broker.
@@ -59,6 +61,12 @@ impl Topic {
         }
     }
 
+    /// How long its messages are kept, if it says so itself.
+    pub fn reserved(&self) -> Option<Duration> {
+        let hours = self.record.reserved_hours;
+        (hours > 0).then(|| Duration::from_secs(u64::from(hours) * 3600))
+    }
+
     /// Tells `reader` of every message from now on.
     pub fn add_reader(&self, reader: Arc<Notify>) {
         self.readers.write().push(reader);
@@ -90,6 +98,7 @@ impl Topic {
             message_type: self.record.message_type,
             queue_nums: u32::try_from(self.record.queues.len()).unwrap_or(u32::MAX),
             durability: self.record.durability,
+            reserved_hours: self.record.reserved_hours,
         }
     }
 }
@@ -174,21 +183,16 @@ impl Catalog {
     }
 
     /// The record of a new topic with the next free numbers.
-    pub fn next_topic(
-        &self,
-        name: &str,
-        message_type: MessageType,
-        durability: i32,
-        queue_nums: u32,
-    ) -> TopicRecord {
+    pub fn next_topic(&self, new: &NewTopic) -> TopicRecord {
         let state = self.state.read();
         let first = u32::try_from(state.queue_owners.len()).expect("queue numbers are u32");
         TopicRecord {
             number: state.next_topic,
-            name: name.to_owned(),
-            message_type: message_type.into(),
-            durability,
-            queues: (first..first + queue_nums).collect(),
+            name: new.name.clone(),
+            message_type: new.message_type.into(),
+            durability: new.durability,
+            queues: (first..first + new.queue_nums).collect(),
+            reserved_hours: new.reserved_hours,
         }
     }
 
@@ -309,7 +313,7 @@ mod tests {
     use super::*;
 
     fn make(catalog: &Catalog, name: &str) -> TopicRecord {
-        let record = catalog.next_topic(name, MessageType::Normal, 0, 2);
+        let record = catalog.next_topic(&NewTopic::named(name, 2));
         catalog.change(Change::Topic(record.clone()));
         record
     }
@@ -334,6 +338,18 @@ mod tests {
         catalog.topic("a").unwrap().add_reader(Arc::default());
         catalog.change(Change::Topic(record));
         assert_eq!(catalog.topic("a").unwrap().readers.read().len(), 1);
+    }
+
+    #[test]
+    fn the_reserve_time_of_a_topic_is_its_own_or_the_brokers_also_across_a_snapshot() {
+        let catalog = Catalog::default();
+        make(&catalog, "a");
+        let own = catalog.next_topic(&NewTopic { reserved_hours: 24, ..NewTopic::named("b", 1) });
+        catalog.change(Change::Topic(own));
+        let restored = Catalog::default();
+        restored.restore(&catalog.snapshot()).unwrap();
+        let reserved = |name| restored.topic(name).unwrap().reserved();
+        assert_eq!((reserved("a"), reserved("b")), (None, Some(Duration::from_secs(86_400))));
     }
 
     #[test]

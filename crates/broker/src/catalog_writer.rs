@@ -35,6 +35,21 @@ pub struct NewTopic {
     /// `karman.v1.Durability`
     pub durability: i32,
     pub queue_nums: u32,
+    /// 0: the broker's `fileReservedTime`.
+    pub reserved_hours: u32,
+}
+
+impl NewTopic {
+    /// For normal messages, with the broker's defaults for everything else.
+    pub fn named(name: &str, queue_nums: u32) -> Self {
+        Self {
+            name: name.to_owned(),
+            message_type: MessageType::Normal,
+            durability: v1::Durability::Unspecified.into(),
+            queue_nums,
+            reserved_hours: 0,
+        }
+    }
 }
 
 type Reply<T> = oneshot::Sender<Result<T, Rejection>>;
@@ -125,7 +140,7 @@ impl Task {
                 "this broker has {TOPICS_MAX} topics, the most it takes"
             )));
         }
-        let record = self.catalog.next_topic(&new.name, new.message_type, new.durability, new.queue_nums);
+        let record = self.catalog.next_topic(&new);
         append(&self.store, Change::Topic(record)).await?;
         let topic =
             self.catalog.topic(&new.name).expect("the record is applied before its append is answered");

@@ -1,10 +1,12 @@
 //! What a broker can be told. Keys are RocketMQ's where RocketMQ has one; units are in the key or in its comment.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use karman_remoting::config::Unusable;
 use karman_remoting::server::TlsMode;
 use karman_remoting::validate::is_node_name;
+use karman_store::Retention;
 use serde::{Deserialize, Serialize};
 
 /// The configuration of one broker.
@@ -42,6 +44,18 @@ pub struct BrokerConfig {
     pub sync_flush_timeout: u64,
     /// Size of a segment of the log. Bytes.
     pub mapped_file_size_commit_log: u64,
+    /// How long messages are kept that no topic keeps for longer or shorter. Hours.
+    pub file_reserved_time: u64,
+    /// At which hours of the day, local time, segments of the log go whose time is over: `04` or `04;16`.
+    pub delete_when: String,
+    /// Percent of the disk; beyond, segments whose time is over go at any hour.
+    pub disk_max_used_space_ratio: u8,
+    /// Percent of the disk; beyond, the oldest segments go although their time is not over.
+    pub disk_space_clean_forcibly_ratio: u8,
+    /// Percent of the disk; beyond, no messages are taken in.
+    pub disk_space_warning_level_ratio: u8,
+    /// The oldest segments go when the log takes more. Bytes; 0: no limit.
+    pub commit_log_size_limit_bytes: u64,
     /// An unknown topic is made when it is asked for. Off: a typo must not make a topic.
     pub auto_create_topic_enable: bool,
     /// A consumer group is made when it is first used.
@@ -82,6 +96,12 @@ impl Default for BrokerConfig {
             flush_interval_commit_log: 500,
             sync_flush_timeout: 5000,
             mapped_file_size_commit_log: 1 << 30,
+            file_reserved_time: 72,
+            delete_when: "04".into(),
+            disk_max_used_space_ratio: 75,
+            disk_space_clean_forcibly_ratio: 85,
+            disk_space_warning_level_ratio: 90,
+            commit_log_size_limit_bytes: 0,
             auto_create_topic_enable: false,
             auto_create_subscription_group: true,
             default_topic_queue_nums: 8,
@@ -96,7 +116,27 @@ impl Default for BrokerConfig {
     }
 }
 
+/// A topic's messages are kept for at most this long.
+pub const RESERVED_HOURS_MAX: u32 = 87_600;
+
+fn delete_hours(text: &str) -> Option<Vec<u8>> {
+    let hour = |hour: &str| hour.trim().parse().ok().filter(|hour| *hour < 24);
+    text.split(';').map(hour).collect()
+}
+
 impl BrokerConfig {
+    /// What the store is told of it. The configuration has been checked.
+    pub fn retention(&self) -> Retention {
+        Retention {
+            reserved: Duration::from_secs(self.file_reserved_time * 3600),
+            delete_hours: delete_hours(&self.delete_when).unwrap_or_default(),
+            size_limit_bytes: Some(self.commit_log_size_limit_bytes).filter(|limit| *limit > 0),
+            max_used_percent: self.disk_max_used_space_ratio,
+            clean_forcibly_percent: self.disk_space_clean_forcibly_ratio,
+            warning_percent: self.disk_space_warning_level_ratio,
+        }
+    }
+
     /// Every value that cannot be used.
     pub fn invalid(&self) -> Vec<Unusable> {
         let mut found = Vec::new();
@@ -132,6 +172,7 @@ impl BrokerConfig {
             "a multiple of 4096 from 67108864 (64 MiB) to 2147483648 (2 GiB) is allowed",
             (1 << 26..=1 << 31).contains(&size) && size.is_multiple_of(4096),
         );
+        self.check_retention(&mut check);
         let queues = self.default_topic_queue_nums;
         check(
             "defaultTopicQueueNums",
@@ -165,6 +206,44 @@ impl BrokerConfig {
         );
         found
     }
+
+    fn check_retention(&self, check: &mut impl FnMut(&'static str, String, &'static str, bool)) {
+        let hours = self.file_reserved_time;
+        check(
+            "fileReservedTime",
+            hours.to_string(),
+            "1 to 87600 hours (ten years) are allowed",
+            (1..=u64::from(RESERVED_HOURS_MAX)).contains(&hours),
+        );
+        check(
+            "deleteWhen",
+            self.delete_when.clone(),
+            "hours from 00 to 23 are allowed, with ; between them",
+            delete_hours(&self.delete_when).is_some(),
+        );
+        let (limit, least) = (self.commit_log_size_limit_bytes, 3 * self.mapped_file_size_commit_log);
+        check(
+            "commitLogSizeLimitBytes",
+            limit.to_string(),
+            "0 (no limit) or at least three times mappedFileSizeCommitLog is allowed",
+            limit == 0 || limit >= least,
+        );
+        let ladder = [
+            ("diskMaxUsedSpaceRatio", self.disk_max_used_space_ratio),
+            ("diskSpaceCleanForciblyRatio", self.disk_space_clean_forcibly_ratio),
+            ("diskSpaceWarningLevelRatio", self.disk_space_warning_level_ratio),
+        ];
+        let mut lowest = 1;
+        for (key, percent) in ladder {
+            check(
+                key,
+                percent.to_string(),
+                "percent from 1 to 100 are allowed, diskMaxUsedSpaceRatio <= diskSpaceCleanForciblyRatio <= diskSpaceWarningLevelRatio",
+                (lowest..=100).contains(&percent),
+            );
+            lowest = lowest.max(percent);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -174,6 +253,39 @@ mod tests {
     #[test]
     fn the_defaults_can_be_used() {
         assert_eq!(BrokerConfig::default().invalid(), []);
+    }
+
+    #[test]
+    fn the_store_keeps_by_default_what_it_keeps_without_being_told() {
+        assert_eq!(BrokerConfig::default().retention(), Retention::default());
+    }
+
+    #[test]
+    fn hours_are_a_list_and_the_ladder_goes_up() {
+        let config = BrokerConfig {
+            delete_when: "04; 16".into(),
+            commit_log_size_limit_bytes: 3 << 30,
+            ..BrokerConfig::default()
+        };
+        assert_eq!(config.invalid(), []);
+        let retention = config.retention();
+        assert_eq!((retention.delete_hours, retention.size_limit_bytes), (vec![4, 16], Some(3 << 30)));
+        for when in ["", "24", "4 am", "04,16", "04;"] {
+            let config = BrokerConfig { delete_when: when.into(), ..BrokerConfig::default() };
+            assert_eq!(config.invalid().len(), 1, "{when:?}");
+        }
+        let config = BrokerConfig {
+            disk_max_used_space_ratio: 80,
+            disk_space_clean_forcibly_ratio: 70,
+            disk_space_warning_level_ratio: 101,
+            commit_log_size_limit_bytes: (3 << 30) - 1,
+            ..BrokerConfig::default()
+        };
+        let keys: Vec<_> = config.invalid().iter().map(|invalid| invalid.key).collect();
+        assert_eq!(
+            keys,
+            ["commitLogSizeLimitBytes", "diskSpaceCleanForciblyRatio", "diskSpaceWarningLevelRatio"]
+        );
     }
 
     #[test]

@@ -10,13 +10,15 @@ use std::sync::Arc;
 
 use karman_store::{Entry, QueueOffset};
 
-use crate::records::{Later, QueueProgress};
+use crate::records::QueueProgress;
 
 pub mod queue;
+mod recorded;
 
 #[cfg(test)]
 use queue::BURIAL_MS;
 use queue::{InFlight, PopQueue};
+use recorded::Recorder;
 
 /// Entries looked at in one call; a filter that matches little gives way to others after that many.
 const SCAN_MAX: usize = 4096;
@@ -24,8 +26,6 @@ const SCAN_MAX: usize = 4096;
 const SCAN_STEP: usize = 64;
 /// Dead messages found in one call; each is copied before the call is answered.
 const DEAD_MAX: usize = 32;
-/// What was passed over is recorded when it has come to this many ranges, acknowledgement or not.
-const PASSED_MAX: usize = 256;
 /// Overtaken entries of the schedule that are not worth a clean-up.
 const DUE_SLACK: usize = 4096;
 /// What a client holds is renewed for at most this long.
@@ -62,11 +62,19 @@ pub struct Take {
 /// What the core needs to know and cannot hold.
 pub trait Surroundings {
     /// The index entries of a queue from an offset on, at most `max`, appended to `out`. Confirmed ones only.
-    fn entries(&self, queue_id: u32, from: QueueOffset, max: usize, out: &mut Vec<Entry>);
+    fn entries(&self, queue_id: u32, from: QueueOffset, max: usize, out: &mut Vec<Entry>)
+    -> Result<(), Gone>;
     /// Whether the filter of the caller may want a message with this tag hash.
     fn wants(&self, tag_hash: u64) -> bool;
     /// Whether a client is alive.
     fn is_alive(&self, client_id: &str) -> bool;
+}
+
+/// The message asked for was deleted when its time had come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gone {
+    /// The first offset of the queue that is still there; above the one asked for.
+    pub minimum: u64,
 }
 
 /// A message handed out.
@@ -120,15 +128,15 @@ pub struct Pop {
     due: BinaryHeap<Reverse<(u64, Position)>>,
     /// The queue to begin with, so that none is preferred.
     turn: usize,
-    /// What was passed over and is not in any record yet, as ranges: queue, start, count.
-    passed: Vec<(u32, u64, u64)>,
+    /// What was passed over and is not in any record yet.
+    recorder: Recorder,
 }
 
 impl Pop {
     /// A group that has not read anything: it begins at `starts`, one offset for each queue.
     pub fn new(starts: &[u64]) -> Self {
         let queues = starts.iter().map(|&next| PopQueue { next, ..PopQueue::default() }).collect();
-        Self { queues, due: BinaryHeap::new(), turn: 0, passed: Vec::new() }
+        Self { queues, due: BinaryHeap::new(), turn: 0, recorder: Recorder::default() }
     }
 
     /// Hands out messages: first those whose time has come again, then new ones.
@@ -159,15 +167,15 @@ impl Pop {
             }
             let Some(position) = self.next_due(ask.now_ms, &|client| around.is_alive(client)) else { return };
             entry.clear();
-            around.entries(position.queue_id, QueueOffset(position.offset), 1, &mut entry);
-            let Some(entry) = entry.first().copied() else {
+            let found = around.entries(position.queue_id, QueueOffset(position.offset), 1, &mut entry);
+            let Some(entry) = entry.first().copied().filter(|_| found.is_ok()) else {
                 // Gone from the log: nobody can have it any more.
                 self.finish(position);
                 continue;
             };
             if !around.wants(entry.tag_hash) {
                 self.finish(position);
-                self.passed.push((position.queue_id, position.offset, 1));
+                self.recorder.pass(position);
                 continue;
             }
             let inflight = self.queues[position.queue_id as usize].inflight.get_mut(&position.offset);
@@ -252,7 +260,14 @@ impl Pop {
                 }
                 let want = SCAN_STEP.min(ask.max - taken.deliveries.len());
                 entries.clear();
-                around.entries(number, QueueOffset(queue.next), want, &mut entries);
+                let found = around.entries(number, QueueOffset(queue.next), want, &mut entries);
+                if let Err(Gone { minimum }) = found
+                    && minimum > queue.next
+                {
+                    self.recorder.skip(number, queue.next..minimum);
+                    queue.next = minimum;
+                    continue;
+                }
                 if entries.is_empty() {
                     break;
                 }
@@ -261,7 +276,7 @@ impl Pop {
                     let position = Position { queue_id: number, offset: queue.next };
                     queue.next += 1;
                     if !around.wants(entry.tag_hash) {
-                        note_passed(&mut self.passed, position);
+                        self.recorder.pass(position);
                         continue;
                     }
                     let mut inflight =
@@ -357,34 +372,9 @@ impl Pop {
         self.due.peek().map(|&Reverse((at_ms, _))| at_ms)
     }
 
-    /// The record of what was passed over, when it is time for one. Empty otherwise.
-    pub fn passed_record(&mut self) -> Vec<QueueProgress> {
-        if self.passed.len() < PASSED_MAX { Vec::new() } else { self.done_record(&[]) }
-    }
-
     /// Whether some queue hands out nothing new because so much of it is not done.
     pub fn is_full(&self, inflight_max: usize) -> bool {
         self.queues.iter().any(|queue| queue.inflight.len() >= inflight_max)
-    }
-
-    /// The record of what became done: `positions`, and what was passed over since the last record.
-    pub fn done_record(&mut self, positions: &[Position]) -> Vec<QueueProgress> {
-        let mut ranges = std::mem::take(&mut self.passed);
-        ranges.extend(positions.iter().map(|position| (position.queue_id, position.offset, 1)));
-        ranges.sort_unstable();
-        let mut queues: Vec<QueueProgress> = Vec::new();
-        for (queue_id, start, count) in ranges {
-            if queues.last().is_none_or(|last| last.queue_id != queue_id) {
-                let floor = self.queues.get(queue_id as usize).map_or(0, PopQueue::floor);
-                queues.push(QueueProgress { queue_id, floor, ..Default::default() });
-            }
-            let Some(queue) = queues.last_mut() else { continue };
-            // Below the floor everything is done anyway.
-            if start + count > queue.floor {
-                queue.done.extend([start, count]);
-            }
-        }
-        queues
     }
 
     /// Takes over what a record or a snapshot says.
@@ -439,38 +429,6 @@ fn deliver(position: Position, entry: Entry, inflight: &mut InFlight, ask: &Take
         revision: inflight.revision,
         visible_at_ms: inflight.visible_at_ms,
     }
-}
-
-fn note_passed(passed: &mut Vec<(u32, u64, u64)>, position: Position) {
-    match passed.last_mut() {
-        Some((queue_id, start, count))
-            if *queue_id == position.queue_id && *start + *count == position.offset =>
-        {
-            *count += 1;
-        }
-        _ => passed.push((position.queue_id, position.offset, 1)),
-    }
-}
-
-/// What is recorded of deliveries: only second and later ones, so that attempts grow across a restart.
-pub fn redelivered(deliveries: &[Delivery]) -> Vec<QueueProgress> {
-    let mut queues: Vec<QueueProgress> = Vec::new();
-    for delivery in deliveries.iter().filter(|delivery| delivery.attempt > 1) {
-        let later = Later {
-            offset: delivery.position.offset,
-            visible_at_ms: delivery.visible_at_ms,
-            attempt: delivery.attempt,
-        };
-        match queues.iter_mut().find(|queue| queue.queue_id == delivery.position.queue_id) {
-            Some(queue) => queue.later.push(later),
-            None => queues.push(QueueProgress {
-                queue_id: delivery.position.queue_id,
-                later: vec![later],
-                ..Default::default()
-            }),
-        }
-    }
-    queues
 }
 
 #[cfg(test)]

@@ -43,6 +43,9 @@ pub struct TopicRecord {
     /// Log queue number of each queue of the topic, in order.
     #[prost(uint32, repeated, tag = "5")]
     pub queues: Vec<u32>,
+    /// How long its messages are kept; 0: as long as the broker's `fileReservedTime` says.
+    #[prost(uint32, tag = "6")]
+    pub reserved_hours: u32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -84,7 +84,7 @@ pub struct Running {
     ready: Arc<AtomicBool>,
 }
 
-/// Wakes the readers of a topic when the log says that a message is there.
+/// Wakes the readers of a topic when the log says that a message is there, and says how long its messages are kept.
 struct Arrivals(Arc<Catalog>);
 
 impl Listener for Arrivals {
@@ -92,6 +92,10 @@ impl Listener for Arrivals {
         if let Some(topic) = self.0.owner_of(queue) {
             topic.arrived();
         }
+    }
+
+    fn reserved(&self, queue: QueueNumber) -> Option<Duration> {
+        self.0.owner_of(queue)?.reserved()
     }
 }
 
@@ -165,6 +169,7 @@ fn open_store(
         owner: format!("{}/{}", config.broker_cluster_name, config.broker_name),
         segment_size_bytes: config.mapped_file_size_commit_log,
         flush_interval: Duration::from_millis(config.flush_interval_commit_log),
+        retention: config.retention(),
         ..StoreConfig::new(Path::new(&config.store_path_root_dir).join("store"))
     };
     // The catalog first: progress is about its topics and groups.

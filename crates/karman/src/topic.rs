@@ -48,6 +48,9 @@ pub(crate) struct CreateArgs {
     /// What a send that was answered OK survives; the broker's default when not given
     #[arg(long, value_enum)]
     durability: Option<DurabilityWord>,
+    /// Hours its messages are kept; as long as the brokers' fileReservedTime says when not given
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=87_600))]
+    reserved_hours: Option<u32>,
     /// Leave a topic of this name as it is
     #[arg(long)]
     if_not_exists: bool,
@@ -120,6 +123,7 @@ async fn create(args: CreateArgs, node: &Node, format: Format) -> anyhow::Result
         message_type: args.message_type.to_proto().into(),
         queue_nums: args.queues,
         durability: args.durability.map_or(v1::Durability::Unspecified, DurabilityWord::to_proto).into(),
+        reserved_hours: args.reserved_hours.unwrap_or(0),
     };
     let request = v1::CreateTopicRequest { topic: Some(topic), if_not_exists: args.if_not_exists };
     let response = node.answer(node.admin()?.create_topic(node.request(request))).await?;
@@ -175,6 +179,8 @@ struct ShownJson {
     topic: String,
     r#type: String,
     durability: &'static str,
+    /// None: as long as the broker's `fileReservedTime` says.
+    reserved_hours: Option<u32>,
     queues: Vec<QueueJson>,
 }
 
@@ -202,12 +208,20 @@ async fn show(name: String, node: &Node, format: Format) -> anyhow::Result<()> {
         topic: name,
         r#type: type_word(config.message_type()),
         durability: durability_word(config.durability()),
+        reserved_hours: Some(config.reserved_hours).filter(|hours| *hours > 0),
         queues: queues.collect(),
     };
     if format == Format::Json {
         return output::json(&shown);
     }
-    output::line(&format!("{}: {}, durability {}\n", shown.topic, shown.r#type, shown.durability))?;
+    let kept = match shown.reserved_hours {
+        Some(hours) => format!("{hours} h"),
+        None => "as long as the broker's fileReservedTime says".to_owned(),
+    };
+    output::line(&format!(
+        "{}: {}, durability {}, kept {kept}\n",
+        shown.topic, shown.r#type, shown.durability
+    ))?;
     let cells = |row: QueueJson| {
         let numbers = [row.min_offset, row.max_offset, row.messages].map(grouped);
         [row.broker, row.queue.to_string()].into_iter().chain(numbers).collect()

@@ -6,25 +6,37 @@ use karman_store::PhysicalOffset;
 use proptest::prelude::*;
 
 use super::*;
+use crate::records::Later;
 
 const ATTEMPTS_MAX: u32 = 4;
 
-/// Two queues of tagged messages, in memory. An even tag hash is wanted.
+/// Two queues of tagged messages, in memory; the first ones of each may be gone. An even tag hash is wanted.
 struct Stored {
     queues: [Vec<u64>; 2],
+    minimums: [u64; 2],
     only_even: bool,
     alive: bool,
 }
 
 impl Surroundings for Stored {
-    fn entries(&self, queue_id: u32, from: QueueOffset, max: usize, out: &mut Vec<Entry>) {
-        let queue = &self.queues[queue_id as usize];
+    fn entries(
+        &self,
+        queue_id: u32,
+        from: QueueOffset,
+        max: usize,
+        out: &mut Vec<Entry>,
+    ) -> Result<(), Gone> {
+        let (queue, minimum) = (&self.queues[queue_id as usize], self.minimums[queue_id as usize]);
+        if from.0 < minimum {
+            return Err(Gone { minimum });
+        }
         let rest = queue.iter().enumerate().skip(from.0 as usize).take(max);
         out.extend(rest.map(|(offset, &tag_hash)| Entry {
             physical_offset: PhysicalOffset(offset as u64),
             size: 1,
             tag_hash,
         }));
+        Ok(())
     }
 
     fn wants(&self, tag_hash: u64) -> bool {
@@ -38,7 +50,7 @@ impl Surroundings for Stored {
 
 fn stored(first: usize, second: usize) -> Stored {
     let tags = |count: usize| (0..count as u64).collect();
-    Stored { queues: [tags(first), tags(second)], only_even: false, alive: true }
+    Stored { queues: [tags(first), tags(second)], minimums: [0, 0], only_even: false, alive: true }
 }
 
 fn ask(now_ms: u64, max: usize) -> Take {
@@ -202,6 +214,43 @@ fn nothing_new_is_handed_out_beyond_the_threshold() {
     assert!(pop.counts().0 < 10 + 32);
 }
 
+#[test]
+fn a_group_behind_what_was_deleted_goes_on_at_what_there_is() {
+    let (mut pop, mut stored) = (Pop::new(&[0, 0]), stored(40, 3));
+    let held_one = pop.take(&ask(0, 1), &stored).deliveries.remove(0);
+    stored.minimums = [30, 3];
+    let taken = pop.take(&ask(1, 32), &stored);
+    let offsets: Vec<_> = taken.deliveries.iter().map(|delivery| delivery.position.offset).collect();
+    assert_eq!(offsets, (30..40).collect::<Vec<_>>());
+    assert_eq!(pop.check(2, &held(&held_one), &never), Ok(()), "whoever has it may still acknowledge it");
+    assert!(
+        pop.take(&ask(100, 64), &stored).deliveries.iter().all(|delivery| delivery.position.offset >= 30)
+    );
+    assert_eq!(pop.check(101, &held(&held_one), &never), Err(Void::Done), "nobody can have it again");
+}
+
+#[test]
+fn what_was_deleted_unread_does_not_wait_for_delivery_after_a_restart() {
+    const FIRST: u64 = 1_000_000;
+    let mut stored = stored(0, 0);
+    stored.queues[0] = vec![0; FIRST as usize + 10];
+    stored.minimums[0] = FIRST;
+    let mut pop = Pop::new(&[0, 0]);
+    let delivery = pop.take(&ask(0, 1), &stored).deliveries.remove(0);
+    let skipped = pop.passed_record();
+    assert!(!skipped.is_empty(), "a leap is recorded at once");
+    pop.change(&held(&delivery), 5);
+    let nacked =
+        pop.later_record(0, Later { offset: delivery.position.offset, visible_at_ms: 5, attempt: 1 });
+    let redelivered = pop.take(&ask(5, 1), &stored).deliveries;
+    for record in [skipped, nacked, pop.redelivered(&redelivered), pop.snapshot()] {
+        let mut restarted = Pop::new(&[0, 0]);
+        record.iter().for_each(|progress| restarted.apply(progress));
+        assert!(restarted.counts().0 <= 1, "{record:?}");
+        assert!(restarted.counts().1[0] >= FIRST, "{record:?}");
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Store {
@@ -224,6 +273,11 @@ enum Step {
     Pass {
         millis: u64,
     },
+    /// Retention takes the first ones of a queue.
+    Retire {
+        queue: usize,
+        count: u64,
+    },
     /// Everything that is not in a record is forgotten.
     Crash,
     /// The state is saved and read back.
@@ -238,6 +292,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (0..8_usize, 0..300_u64).prop_map(|(nth, delay_ms)| Step::Nack { nth, delay_ms }),
         1 => (0..8_usize).prop_map(|nth| Step::PutBack { nth }),
         2 => (1..150_u64).prop_map(|millis| Step::Pass { millis }),
+        1 => (0..2_usize, 1..12_u64).prop_map(|(queue, count)| Step::Retire { queue, count }),
         1 => Just(Step::Crash),
         1 => Just(Step::Snapshot),
     ];
@@ -279,8 +334,8 @@ impl Run {
                     self.pop.change(&held(&delivery), visible_at_ms);
                     self.invisible_until.insert(delivery.position, visible_at_ms);
                     let Position { queue_id, offset } = delivery.position;
-                    let later = vec![Later { offset, visible_at_ms, attempt: delivery.attempt }];
-                    self.log.push(vec![QueueProgress { queue_id, later, ..Default::default() }]);
+                    let later = Later { offset, visible_at_ms, attempt: delivery.attempt };
+                    self.log.push(self.pop.later_record(queue_id, later));
                 }
             }
             Step::PutBack { nth } => {
@@ -295,6 +350,10 @@ impl Run {
                 }
             }
             Step::Pass { millis } => self.now_ms += millis,
+            Step::Retire { queue, count } => {
+                let minimum = &mut self.stored.minimums[queue];
+                *minimum = (*minimum + count).min(self.stored.queues[queue].len() as u64);
+            }
             Step::Crash => {
                 let mut pop = Pop::new(&[0, 0]);
                 self.log.iter().flatten().for_each(|progress| pop.apply(progress));
@@ -327,19 +386,24 @@ impl Run {
     fn take(&mut self, max: usize) -> Result<(), TestCaseError> {
         let taken = self.pop.take(&ask(self.now_ms, max), &self.stored);
         prop_assert!(taken.deliveries.len() <= max);
-        let redelivered = redelivered(&taken.deliveries);
+        let redelivered = self.pop.redelivered(&taken.deliveries);
         if !redelivered.is_empty() {
             self.log.push(redelivered);
         }
         for delivery in &taken.deliveries {
             let position = delivery.position;
             prop_assert!(!self.acked.contains(&position), "{position:?} was acknowledged");
+            prop_assert!(position.offset >= self.stored.minimums[position.queue_id as usize], "it is gone");
             let until = self.invisible_until.insert(position, delivery.visible_at_ms).unwrap_or(0);
             prop_assert!(until <= self.now_ms, "{position:?} is invisible until {until}");
             if let Some(before) = self.attempts.insert(position, delivery.attempt) {
                 prop_assert_eq!(delivery.attempt, before + 1);
             }
             prop_assert!((1..=ATTEMPTS_MAX).contains(&delivery.attempt));
+        }
+        let passed = self.pop.passed_record();
+        if !passed.is_empty() {
+            self.log.push(passed);
         }
         for &dead in &taken.dead {
             prop_assert!(!self.acked.contains(&dead));
@@ -363,7 +427,9 @@ impl Run {
                 }
             }
             let stored: usize = self.stored.queues.iter().map(Vec::len).sum();
-            if self.acked.len() == stored {
+            let minimums = self.stored.minimums;
+            let there = |at: &&Position| at.offset >= minimums[at.queue_id as usize];
+            if self.acked.iter().filter(there).count() + minimums.iter().sum::<u64>() as usize == stored {
                 return Ok(());
             }
         }

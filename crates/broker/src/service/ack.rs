@@ -92,20 +92,15 @@ impl Broker {
         let row = self.row_of(request.group.as_ref(), request.topic.as_ref())?;
         let held = self.held(&row, &request.receipt_handle)?;
         let visible_at_ms = self.clock.now_ms() + invisible_ms;
-        let revision = {
+        let later = Later { offset: held.position.offset, visible_at_ms, attempt: held.attempt };
+        let (revision, queues) = {
             let mut pop = row.pop.lock();
             let alive = |client: &str| self.clients.is_alive(client);
             pop.check(self.clock.now_ms(), &held, &alive).map_err(refused)?;
-            pop.change(&held, visible_at_ms)
+            (pop.change(&held, visible_at_ms), pop.later_record(held.position.queue_id, later))
         };
         row.arrived.notify_one();
-        let later = Later { offset: held.position.offset, visible_at_ms, attempt: held.attempt };
-        let queue = QueueProgress {
-            queue_id: held.position.queue_id,
-            later: vec![later],
-            ..QueueProgress::default()
-        };
-        progress::record(&self.store, &row, vec![queue]).await?;
+        progress::record(&self.store, &row, queues).await?;
         let handle = ReceiptHandle {
             broker: self.name.clone(),
             group_id: row.group,

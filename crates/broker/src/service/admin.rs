@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status};
 use crate::broker::Broker;
 use crate::catalog::Topic;
 use crate::catalog_writer::{NewTopic, QUEUE_NUMS_MAX};
+use crate::config::RESERVED_HOURS_MAX;
 use crate::process;
 
 /// What the door calls.
@@ -129,7 +130,19 @@ impl Broker {
             )));
         }
         let name = config.name.clone();
-        let topic = NewTopic { name: config.name, message_type, durability: config.durability, queue_nums };
+        if config.reserved_hours > RESERVED_HOURS_MAX {
+            return Err(Rejection::BadRequest(format!(
+                "topic {:?} would be kept for {} hours, the limit is {RESERVED_HOURS_MAX}",
+                config.name, config.reserved_hours
+            )));
+        }
+        let topic = NewTopic {
+            name: config.name,
+            message_type,
+            durability: config.durability,
+            queue_nums,
+            reserved_hours: config.reserved_hours,
+        };
         let (_, existed) = self.catalog_writer.topic(topic).await?;
         if existed && !request.if_not_exists {
             return Err(Rejection::BadRequest(format!("topic {name:?} exists already")));
@@ -175,17 +188,16 @@ impl Broker {
             let before = summaries.len();
             summaries.extend(of_group.map(|row| {
                 let (inflight, next) = row.pop.lock().counts();
-                let ends = row
-                    .topic
-                    .record
-                    .queues
-                    .iter()
-                    .map(|&queue| self.store.queue_range(QueueNumber(queue)).end);
+                let ranges =
+                    row.topic.record.queues.iter().map(|&queue| self.store.queue_range(QueueNumber(queue)));
+                // What was deleted unread is not ready any more.
+                let ready =
+                    ranges.zip(next).map(|(range, next)| range.end.saturating_sub(next.max(range.start)));
                 v1::GroupSummary {
                     group: Some(config.clone()),
                     broker_name: self.name.to_string(),
                     topic: row.topic.record.name.clone(),
-                    ready_count: ends.zip(next).map(|(end, next)| end.saturating_sub(next)).sum(),
+                    ready_count: ready.sum(),
                     inflight_count: inflight as u64,
                 }
             }));

@@ -5,9 +5,7 @@
 use std::sync::atomic::Ordering;
 
 use karman_remoting::message::EncodedMessage;
-use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::v2;
-use karman_remoting::proto::v2::MessageType;
 use karman_remoting::status::Rejection;
 use karman_remoting::validate;
 use karman_store::{NewRecord, QueueOffset, RecordKind};
@@ -38,14 +36,14 @@ pub async fn bury_all(broker: &Broker, row: &GroupTopic, dead: &[Position]) {
 pub async fn bury(broker: &Broker, row: &GroupTopic, position: Position) -> Result<(), Rejection> {
     let group = broker.catalog.group_numbered(row.group);
     let group = group.ok_or_else(|| Rejection::Internal("the group is not in the catalog".into()))?;
-    let dead_letters = NewTopic {
-        name: validate::dead_letter_topic(&group.name),
-        message_type: MessageType::Normal,
-        durability: v1::Durability::Unspecified.into(),
-        queue_nums: 1,
-    };
+    let dead_letters = NewTopic::named(&validate::dead_letter_topic(&group.name), 1);
     let (topic, _) = broker.catalog_writer.topic(dead_letters).await?;
-    let message = copy(broker, row, position, &topic.record.name)?;
+    let Some(message) = copy(broker, row, position, &topic.record.name)? else {
+        // Trying again would not bring it back.
+        row.pop.lock().finish(position);
+        tracing::warn!(group = group.name, ?position, "a dead message was no more before it was copied");
+        return Ok(());
+    };
     let origin = Origin {
         group: row.group,
         topic: row.topic.record.number,
@@ -68,24 +66,26 @@ pub async fn bury(broker: &Broker, row: &GroupTopic, position: Position) -> Resu
     Ok(())
 }
 
-/// The message as it goes to the dead letters: it says where it came from.
+/// The message as it goes to the dead letters: it says where it came from. `None`: it is no more.
 fn copy(
     broker: &Broker,
     row: &GroupTopic,
     position: Position,
     dead_letters: &str,
-) -> Result<EncodedMessage, Rejection> {
+) -> Result<Option<EncodedMessage>, Rejection> {
     let unreadable =
         |why: String| Rejection::Internal(format!("the message at {position:?} cannot be read: {why}"));
     let queue = row.topic.queue(position.queue_id).ok_or_else(|| unreadable("no such queue".into()))?;
     let mut entries = Vec::with_capacity(1);
-    broker
-        .store
-        .entries(queue, QueueOffset(position.offset), 1, &mut entries)
-        .map_err(|error| refuse::read(&error))?;
-    let entry = entries.first().ok_or_else(|| unreadable("it is not in the log".into()))?;
-    let record =
-        broker.store.record(entry.physical_offset, entry.size).map_err(|error| refuse::read(&error))?;
+    let found = broker.store.entries(queue, QueueOffset(position.offset), 1, &mut entries).and_then(|()| {
+        let entry = entries.first();
+        entry.map(|entry| broker.store.record(entry.physical_offset, entry.size)).transpose()
+    });
+    let record = match found {
+        Ok(record) => record.ok_or_else(|| unreadable("it is not in the log".into()))?,
+        Err(error) if error.is_final() => return Ok(None),
+        Err(error) => return Err(refuse::read(&error)),
+    };
     let mut message =
         v2::Message::decode(message_of(&record)).map_err(|error| unreadable(error.to_string()))?;
     let system = message.system_properties.get_or_insert_default();
@@ -95,7 +95,8 @@ fn copy(
         message_id: system.message_id.clone(),
     });
     message.topic = Some(v2::Resource { resource_namespace: String::new(), name: dead_letters.to_owned() });
-    EncodedMessage::read(message.encode_to_vec().into()).map_err(|error| unreadable(error.to_string()))
+    let encoded = EncodedMessage::read(message.encode_to_vec().into());
+    encoded.map(Some).map_err(|error| unreadable(error.to_string()))
 }
 
 /// For messages that die while nobody receives: the sweep of [`crate::broker`] calls it every second.

@@ -31,7 +31,7 @@ use tonic::codegen::BoxStream;
 use crate::broker::Broker;
 use crate::clock::timestamp;
 use crate::mark::Mark;
-use crate::pop::{Delivery, Surroundings, Take, Taken, redelivered};
+use crate::pop::{Delivery, Gone, Surroundings, Take, Taken};
 use crate::progress::{self, GroupTopic};
 use crate::records::message_of;
 use crate::service::{dead_letter, send};
@@ -99,12 +99,20 @@ struct Around<'a> {
 }
 
 impl Surroundings for Around<'_> {
-    fn entries(&self, queue_id: u32, from: QueueOffset, max: usize, out: &mut Vec<Entry>) {
-        if let Some(queue) = self.row.topic.queue(queue_id)
-            && let Err(error) = self.broker.store.entries(queue, from, max, out)
-        {
-            tracing::warn!(?queue, ?from, %error, "index cannot be read");
+    fn entries(
+        &self,
+        queue_id: u32,
+        from: QueueOffset,
+        max: usize,
+        out: &mut Vec<Entry>,
+    ) -> Result<(), Gone> {
+        let Some(queue) = self.row.topic.queue(queue_id) else { return Ok(()) };
+        match self.broker.store.entries(queue, from, max, out) {
+            Ok(()) => {}
+            Err(ReadError::BelowMinimum { minimum, .. }) => return Err(Gone { minimum }),
+            Err(error) => tracing::warn!(?queue, ?from, %error, "index cannot be read"),
         }
+        Ok(())
     }
 
     fn wants(&self, tag_hash: u64) -> bool {
@@ -240,16 +248,18 @@ fn take(broker: &Broker, row: &GroupTopic, poll: &Polling, attempts_max: u32) ->
         revision_base: broker.revision_base,
     };
     let around = Around { broker, row, wanted: &poll.wanted };
-    let (taken, next_due_ms, passed) = {
+    let (taken, next_due_ms, records) = {
         let mut pop = row.pop.lock();
-        (pop.take(&ask, &around), pop.next_due_ms(), pop.passed_record())
+        let taken = pop.take(&ask, &around);
+        let records = [pop.passed_record(), pop.redelivered(&taken.deliveries)];
+        (taken, pop.next_due_ms(), records)
     };
-    progress::record_later(&broker.store, row, passed);
+    records.into_iter().for_each(|record| progress::record_later(&broker.store, row, record));
     (taken, next_due_ms)
 }
 
-/// Reads the records of what was taken. What turns out not to be wanted or to be lost is finished; what cannot be read
-/// at the moment stays invisible for its time and is reported.
+/// Reads the records of what was taken. What turns out not to be wanted, or to be no more, is finished; what cannot be
+/// read at the moment stays invisible for its time and is reported.
 fn read(
     broker: &Broker,
     row: &GroupTopic,
@@ -258,15 +268,14 @@ fn read(
 ) -> VecDeque<(Delivery, Record)> {
     let mut unwanted = Vec::new();
     let mut batch = VecDeque::with_capacity(deliveries.len());
-    progress::record_later(&broker.store, row, redelivered(&deliveries));
     for delivery in deliveries {
         match broker.store.record(delivery.entry.physical_offset, delivery.entry.size) {
             Ok(record) if wanted.really_wants(message_of(&record), Mark(record.mark)) => {
                 batch.push_back((delivery, record));
             }
             Ok(_) => unwanted.push(delivery.position),
-            Err(error @ ReadError::Lost { .. }) => {
-                tracing::error!(position = ?delivery.position, %error, "message is lost and passed over");
+            Err(error) if error.is_final() => {
+                tracing::warn!(position = ?delivery.position, %error, "message is no more and passed over");
                 unwanted.push(delivery.position);
             }
             Err(error) => tracing::error!(position = ?delivery.position, %error, "message cannot be read"),
