@@ -226,6 +226,10 @@ fn broker(index: usize, namesrvs: &str, more: &[String], directory: &Path) -> No
         format!("internalListenAddress={}", free_address()),
         format!("metricsListenAddress={}", free_address()),
         format!("mappedFileSizeCommitLog={SEGMENT_BYTES}"),
+        // However full the disk of this machine is: no test depends on that without saying so.
+        "diskMaxUsedSpaceRatio=100".to_owned(),
+        "diskSpaceCleanForciblyRatio=100".to_owned(),
+        "diskSpaceWarningLevelRatio=100".to_owned(),
     ];
     let arguments = sets(settings.into_iter().chain(more.iter().cloned()));
     let mut node = Node::new(&name, "karman-broker", arguments, directory);

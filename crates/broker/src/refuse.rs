@@ -9,7 +9,9 @@ pub fn append(error: AppendError) -> Rejection {
         AppendError::Overloaded { .. } | AppendError::Expired { .. } => {
             Rejection::TooManyRequests(error.to_string())
         }
-        AppendError::DiskFull { .. } | AppendError::DiskLow { .. } => Rejection::StoreFull(error.to_string()),
+        AppendError::DiskFull { .. } | AppendError::DiskUsed { .. } => {
+            Rejection::StoreFull(error.to_string())
+        }
         other => Rejection::Internal(other.to_string()),
     }
 }

@@ -120,8 +120,7 @@ impl Cleanup {
 
     /// Lets messages in, or not.
     fn admit(&self, space: Space) {
-        let config = &self.log.config;
-        let refusal = retention::refusal(&config.retention, config.disk_reserve_bytes, space);
+        let refusal = retention::refusal(&self.log.config.retention, space);
         let before = self.log.refusing.load();
         match (&refusal, before.is_some()) {
             (Some(error), false) => tracing::error!(%error, "refuses messages"),

@@ -159,20 +159,14 @@ pub enum AppendError {
         /// What the file system has for us.
         available_bytes: u64,
     },
-    /// The file system is so full that it takes no more messages; appends succeed again when there is room. What
-    /// consumers and operators record is still taken.
-    #[error(
-        "no room for messages: {used_percent} % of the disk is used, at most {limit_percent} may be; {available_bytes} bytes are available, {reserve_bytes} must be"
-    )]
-    DiskLow {
+    /// So much of the file system is used that no more messages are taken in; appends succeed again when there is room.
+    /// What consumers and operators record is still taken.
+    #[error("no room for messages: {used_percent} % of the disk is used, at most {limit_percent} % may be")]
+    DiskUsed {
         /// Of the file system, rounded up.
         used_percent: u8,
-        /// `diskSpaceWarningLevelRatio`.
+        /// [`crate::Retention::warning_percent`].
         limit_percent: u8,
-        /// What the file system has for us.
-        available_bytes: u64,
-        /// What is left to others.
-        reserve_bytes: u64,
     },
     /// The store met an I/O error and takes no more records. Whether those of this call survive is not known.
     #[error("the store stopped taking records: {0}")]

@@ -165,14 +165,9 @@ fn reason(rules: &Retention, situation: &Situation, oldest: &Oldest) -> Option<R
 }
 
 /// Why no messages are taken in, if that is so. What consumers and operators record is small and goes on.
-pub(crate) fn refusal(rules: &Retention, reserve_bytes: u64, space: Space) -> Option<AppendError> {
-    let refused = space.is_used_over(rules.warning_percent) || space.available_bytes < reserve_bytes;
-    refused.then_some(AppendError::DiskLow {
-        used_percent: space.used_percent(),
-        limit_percent: rules.warning_percent,
-        available_bytes: space.available_bytes,
-        reserve_bytes,
-    })
+pub(crate) fn refusal(rules: &Retention, space: Space) -> Option<AppendError> {
+    let (used_percent, limit_percent) = (space.used_percent(), rules.warning_percent);
+    space.is_used_over(limit_percent).then_some(AppendError::DiskUsed { used_percent, limit_percent })
 }
 
 #[cfg(test)]

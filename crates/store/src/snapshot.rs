@@ -1,4 +1,4 @@
-//! Snapshots of the projections: one file per snapshot, named by the log offset it stands for, the newest two kept.
+//! Snapshots of the projections: one file per snapshot, named by the log offset it stands for; two are kept.
 //! Written by the maintenance thread, read by the opening thread.
 //!
 //! A snapshot is only written when the log is flushed beyond everything it contains, so its offset also says how far

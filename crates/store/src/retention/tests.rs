@@ -176,17 +176,17 @@ proptest! {
 
     #[test]
     fn messages_are_refused_exactly_beyond_the_last_rung(
-        used_bytes in 0..100_000_u64,
+        used_bytes in prop_oneof![0..100_000_u64, 0..10_u64],
         available_bytes in prop_oneof![0..100_000_u64, 0..10_u64],
         warning_percent in 1..=100_u8,
-        reserve_bytes in prop_oneof![Just(0_u64), 0..100_000_u64, 0..10_u64],
     ) {
-        let rules = Retention { warning_percent, max_used_percent: 1, clean_forcibly_percent: 1, ..Retention::default() };
-        let refused = refusal(&rules, reserve_bytes, Space { used_bytes, available_bytes });
+        let rules = Retention { warning_percent, ..Retention::default() };
         let allowed_bytes = (used_bytes + available_bytes) * u64::from(warning_percent) / 100;
-        prop_assert_eq!(refused.is_some(), used_bytes > allowed_bytes || available_bytes < reserve_bytes);
-        if let Some(AppendError::DiskLow { used_percent, limit_percent, .. }) = refused {
-            prop_assert_eq!(used_percent > limit_percent, used_bytes > allowed_bytes, "what is said fits");
+        match refusal(&rules, Space { used_bytes, available_bytes }) {
+            Some(AppendError::DiskUsed { used_percent, limit_percent }) => {
+                prop_assert!(used_bytes > allowed_bytes && used_percent > limit_percent);
+            }
+            other => prop_assert!(other.is_none() && used_bytes <= allowed_bytes),
         }
     }
 }
@@ -218,14 +218,13 @@ fn the_defaults_are_rocketmqs() {
     assert_eq!(one(0, 85, 4), Verdict::Stays);
     assert_eq!(one(0, 86, 3), Verdict::Goes(Reason::DiskUsed));
     let space = |used_bytes| Space { used_bytes, available_bytes: 100 - used_bytes };
-    assert!(refusal(&Retention::default(), 0, space(90)).is_none());
-    assert!(refusal(&Retention::default(), 0, space(91)).is_some());
+    assert!(refusal(&Retention::default(), space(90)).is_none());
+    assert!(refusal(&Retention::default(), space(91)).is_some());
 }
 
 #[test]
-fn a_file_system_without_room_for_a_byte_is_no_division_by_zero() {
-    let nothing = Space { used_bytes: 0, available_bytes: 0 };
-    assert!(refusal(&Retention::default(), 1, nothing).is_some());
+fn a_file_system_without_a_byte_is_no_division_by_zero() {
+    assert!(refusal(&Retention::default(), Space { used_bytes: 0, available_bytes: 0 }).is_none());
 }
 
 #[test]
