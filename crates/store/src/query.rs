@@ -143,6 +143,20 @@ impl CommitLog {
                 return Ok(QueueOffset(offset.max(first)));
             }
         }
-        Ok(QueueOffset(window.or_else.max(first)))
+        self.first_kept(queue, window.or_else.max(first))
+    }
+
+    /// The first offset from `at` on whose record was not lost; the end of the queue if there is none.
+    fn first_kept(&self, queue: QueueNumber, mut at: u64) -> Result<QueueOffset, ReadError> {
+        let mut entries = Vec::new();
+        loop {
+            entries.clear();
+            self.healing(self.index.read(queue, QueueOffset(at), 32, &mut entries))?;
+            match entries.iter().position(|entry| !entry.is_lost()) {
+                Some(lost) => return Ok(QueueOffset(at + lost as u64)),
+                None if entries.is_empty() => return Ok(QueueOffset(at)),
+                None => at += entries.len() as u64,
+            }
+        }
     }
 }
