@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use karman_remoting::proto::v2::{self, Code, FilterType, MessageType, QueryOffsetPolicy};
+use karman_remoting::proto::v2::{self, Code, FilterType, MessageType};
 use karman_tests::raw::{message, receive_request, resource, seconds};
 use karman_tests::{Cluster, Raw, until};
 use prost_types::Timestamp;
@@ -472,11 +472,5 @@ fn what_comes_later_says_so() {
         let update = v2::UpdateOffsetRequest { group: resource(GROUP), message_queue: queue(), offset: 0 };
         later(raw.update_offset(update).status);
         later(raw.get_offset(v2::GetOffsetRequest { group: resource(GROUP), message_queue: queue() }).status);
-        let query = v2::QueryOffsetRequest {
-            message_queue: queue(),
-            query_offset_policy: QueryOffsetPolicy::End.into(),
-            timestamp: None,
-        };
-        later(raw.query_offset(query).status);
     }
 }

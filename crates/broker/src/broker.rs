@@ -1,7 +1,7 @@
 //! The broker's parts, as its services share them. Put together in [`crate::start`]; any data thread.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 use karman_remoting::clients::ClientRegistry;
@@ -70,6 +70,8 @@ pub struct Broker {
     pub routes: SharedRoutes,
     /// What happened so far.
     pub counters: Counters,
+    /// An operator has the store verified.
+    pub verifying: AtomicBool,
     /// Cancelled when long polls are to end.
     pub stopping: CancellationToken,
 }

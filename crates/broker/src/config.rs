@@ -56,6 +56,8 @@ pub struct BrokerConfig {
     pub disk_space_warning_level_ratio: u8,
     /// The oldest segments go when the log takes more. Bytes; 0: no limit.
     pub commit_log_size_limit_bytes: u64,
+    /// How fast what is stored is verified in the background, once a day; 0: not at all. Bytes per second.
+    pub scrub_rate_bytes_per_second: u64,
     /// An unknown topic is made when it is asked for. Off: a typo must not make a topic.
     pub auto_create_topic_enable: bool,
     /// A consumer group is made when it is first used.
@@ -102,6 +104,7 @@ impl Default for BrokerConfig {
             disk_space_clean_forcibly_ratio: 85,
             disk_space_warning_level_ratio: 90,
             commit_log_size_limit_bytes: 0,
+            scrub_rate_bytes_per_second: 8_000_000,
             auto_create_topic_enable: false,
             auto_create_subscription_group: true,
             default_topic_queue_nums: 8,

@@ -29,6 +29,23 @@ pub fn text(broker: &Broker) -> String {
         let offset = ConstGauge::new(offset.cast_signed());
         registry.register_with_unit(name, help, Unit::Bytes, offset);
     }
+    registry.register_with_unit(
+        "store_damaged",
+        "Of the CommitLog, what is known to be lost",
+        Unit::Bytes,
+        ConstGauge::new(broker.damaged_bytes().cast_signed()),
+    );
+    let scrub = broker.store.scrub_status();
+    for (name, help, count) in [
+        (
+            "store_scrub_passes",
+            "Times that all of what is stored was verified in the background",
+            scrub.passes,
+        ),
+        ("store_scrub_verified_bytes", "Bytes verified in the background", scrub.verified_bytes),
+    ] {
+        registry.register(name, help, ConstCounter::new(count));
+    }
     registry.register("clients", "Clients heard from lately", ConstGauge::new(broker.clients.count() as i64));
     let used = process::used();
     registry.register_with_unit(

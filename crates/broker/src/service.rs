@@ -4,5 +4,7 @@ pub mod ack;
 pub mod admin;
 pub mod dead_letter;
 pub mod messaging;
+pub mod query;
 pub mod receive;
 pub mod send;
+pub mod verify;

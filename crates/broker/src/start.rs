@@ -147,6 +147,7 @@ pub fn start(config: &BrokerConfig) -> Result<Running, StartError> {
         clients,
         routes,
         counters: Counters::default(),
+        verifying: AtomicBool::new(false),
         stopping: CancellationToken::new(),
     });
     let (clients, internal) = open_doors(config, &broker, &control)?;
@@ -170,6 +171,7 @@ fn open_store(
         segment_size_bytes: config.mapped_file_size_commit_log,
         flush_interval: Duration::from_millis(config.flush_interval_commit_log),
         retention: config.retention(),
+        scrub_bytes_per_second: config.scrub_rate_bytes_per_second,
         ..StoreConfig::new(Path::new(&config.store_path_root_dir).join("store"))
     };
     // The catalog first: progress is about its topics and groups.

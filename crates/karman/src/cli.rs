@@ -1,5 +1,6 @@
 //! What can be typed, and what becomes of an error. Everything runs on the main thread; `bench` starts its own.
 
+use std::fmt;
 use std::io;
 use std::process::ExitCode;
 
@@ -8,13 +9,15 @@ use karman_client::{ClientError, Code};
 
 use crate::node::Node;
 use crate::output::Format;
-use crate::{bench, cluster, dev, group, message, topic};
+use crate::{bench, cluster, dev, group, message, store, topic};
 
 const EXIT_FAILED: u8 = 1;
 const EXIT_NOT_FOUND: u8 = 3;
+const EXIT_DAMAGED: u8 = 4;
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 a topic or group does not exist
+Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 a topic, group or message does not exist, 4 a store is
+damaged or needs a repair
 
 Example:
   karman dev --topic orders
@@ -46,9 +49,35 @@ enum Command {
     /// Run a namesrv and a broker in one process; nothing else is needed
     #[command(after_help = dev::AFTER_HELP)]
     Dev(dev::DevArgs),
+    /// Verify, look at and repair what a broker has stored
+    #[command(subcommand)]
+    Store(store::StoreCommand),
     #[command(flatten)]
     Online(OnlineCommand),
 }
+
+/// Something that was asked for does not exist; the text says what.
+#[derive(Debug)]
+pub(crate) struct NotFound(pub(crate) String);
+
+/// A store is not as it should be, which was printed; the text sums it up.
+#[derive(Debug)]
+pub(crate) struct Damaged(pub(crate) String);
+
+impl fmt::Display for NotFound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for Damaged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NotFound {}
+impl std::error::Error for Damaged {}
 
 /// What is done through a node of a cluster.
 #[derive(Debug, Subcommand)]
@@ -87,6 +116,10 @@ pub(crate) fn run() -> ExitCode {
 fn execute(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Dev(args) => dev::run(args, cli.cluster_secret),
+        Command::Store(command) => {
+            let node = Node::new(cli.endpoint, cli.cluster_secret);
+            store::run(command, &node, cli.output)
+        }
         Command::Online(command) => {
             let node = Node::new(cli.endpoint, cli.cluster_secret);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -129,6 +162,12 @@ fn hint(error: &ClientError) -> Option<&'static str> {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.is::<Damaged>() {
+        return EXIT_DAMAGED;
+    }
+    if error.is::<NotFound>() {
+        return EXIT_NOT_FOUND;
+    }
     match error.downcast_ref::<ClientError>().and_then(ClientError::code) {
         Some(Code::TopicNotFound | Code::ConsumerGroupNotFound | Code::NotFound) => EXIT_NOT_FOUND,
         _ => EXIT_FAILED,
@@ -172,5 +211,7 @@ mod tests {
             EXIT_NOT_FOUND
         );
         assert_eq!(exit_code(&anyhow::anyhow!("else")), EXIT_FAILED);
+        assert_eq!(exit_code(&NotFound(String::new()).into()), EXIT_NOT_FOUND);
+        assert_eq!(exit_code(&Damaged(String::new()).into()), EXIT_DAMAGED);
     }
 }

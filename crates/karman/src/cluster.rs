@@ -34,6 +34,8 @@ struct BrokerJson {
     log_end_offset: u64,
     cpu_micros: u64,
     resident_bytes: u64,
+    damaged_bytes: u64,
+    scrub_completed_ms: u64,
     durability: &'static str,
     code: &'static str,
     message: String,
@@ -60,6 +62,8 @@ impl From<v1::BrokerStatus> for BrokerJson {
             log_end_offset: broker.log_end_offset,
             cpu_micros: broker.cpu_micros,
             resident_bytes: broker.resident_bytes,
+            damaged_bytes: broker.damaged_bytes,
+            scrub_completed_ms: broker.scrub_completed_ms,
         }
     }
 }
@@ -74,6 +78,12 @@ pub(crate) async fn run(command: ClusterCommand, node: &Node, format: Format) ->
     }
     for row in rows.iter().filter(|row| row.code != "OK" && row.code != "CODE_UNSPECIFIED") {
         eprintln!("karman: broker {}: {} ({})", row.broker, row.message, row.code);
+    }
+    for row in rows.iter().filter(|row| row.damaged_bytes > 0) {
+        let (broker, bytes) = (&row.broker, grouped(row.damaged_bytes));
+        eprintln!(
+            "karman: broker {broker}: {bytes} bytes of its log are damaged; `karman store verify --live` lists them"
+        );
     }
     let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
     let now_ms = u64::try_from(now_ms).unwrap_or(u64::MAX);

@@ -11,6 +11,8 @@ mod message;
 mod node;
 mod output;
 mod signals;
+mod store;
+mod time;
 mod topic;
 
 /// Buffers are made on a data thread and freed on the log writer; glibc's arenas contend for that.

@@ -1,5 +1,7 @@
 //! `karman message`: what a producer and a consumer do, by hand.
 
+mod get;
+
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -34,6 +36,9 @@ With -o json each message is one line: an object with body, or body_base64 when 
 Without a message the command says so on stderr and exits 0."
     )]
     Receive(ReceiveArgs),
+    /// Look at stored messages, by id, key or place
+    #[command(after_help = get::AFTER_HELP)]
+    Get(get::GetArgs),
 }
 
 #[derive(Args, Debug)]
@@ -86,6 +91,7 @@ pub(crate) async fn run(command: MessageCommand, node: &Node, format: Format) ->
     match command {
         MessageCommand::Send(args) => send(args, node, format).await,
         MessageCommand::Receive(args) => receive(args, node, format).await,
+        MessageCommand::Get(args) => get::run(args, node, format).await,
     }
 }
 

@@ -10,6 +10,7 @@ use karman_remoting::proto::karman::admin_client::AdminClient;
 use karman_remoting::proto::karman::{self as v1, BrokerResult};
 use karman_remoting::proto::v2;
 use karman_remoting::proto::v2::messaging_service_client::MessagingServiceClient;
+use karman_remoting::server::MAX_DECODING_SIZE_BYTES;
 use serde::Serialize;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::transport::Channel;
@@ -54,7 +55,7 @@ impl Node {
     }
 
     pub(crate) fn admin(&self) -> anyhow::Result<AdminClient<Channel>> {
-        Ok(AdminClient::new(self.channel()?))
+        Ok(AdminClient::new(self.channel()?).max_decoding_message_size(MAX_DECODING_SIZE_BYTES))
     }
 
     /// The masters of a topic, each once.
@@ -104,7 +105,7 @@ impl Node {
         Ok(response)
     }
 
-    fn failure(&self, status: &Status) -> ClientError {
+    pub(crate) fn failure(&self, status: &Status) -> ClientError {
         let endpoint = self.endpoint.clone();
         match status.code() {
             tonic::Code::Unavailable => {
@@ -118,7 +119,7 @@ impl Node {
         }
     }
 
-    fn check(&self, status: Option<&v2::Status>, brokers: &[BrokerResult]) -> anyhow::Result<()> {
+    pub(crate) fn check(&self, status: Option<&v2::Status>, brokers: &[BrokerResult]) -> anyhow::Result<()> {
         let endpoint = self.endpoint.clone();
         let Some(status) = status else {
             return Err(ClientError::Protocol { endpoint, why: "the answer has no status".into() }.into());
@@ -193,6 +194,7 @@ macro_rules! answers {
 
 answers! {
     v1::ListTopicsResponse, v1::DescribeTopicResponse, v1::ListGroupsResponse, v1::DescribeClusterResponse,
+    v1::QueryMessagesResponse,
     v2::QueryRouteResponse;
     v1::CreateTopicResponse, v1::DeleteTopicResponse, v1::CreateGroupResponse
 }

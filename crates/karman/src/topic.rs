@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::node::{Node, print_changed};
 use crate::output::{self, Format, grouped, number, text};
+use crate::time;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum TopicCommand {
@@ -19,10 +20,19 @@ pub(crate) enum TopicCommand {
     #[command(after_help = "Example:\n  karman topic list")]
     List,
     /// Show a topic and its queues
-    #[command(after_help = "Example:\n  karman topic show orders")]
+    #[command(after_help = "\
+With --at, OFFSET AT is that of the first message stored then or later: milliseconds since 1970, 90s, 15m, 2h or 3d
+ago, or 2026-11-21T13:12:34 in UTC.
+
+Example:
+  karman topic show orders
+  karman topic show orders --at 2h")]
     Show {
         /// The topic
         name: String,
+        /// Also show which offset each queue had at this time
+        #[arg(long, value_name = "TIME", value_parser = time::parse)]
+        at: Option<u64>,
     },
     /// Delete a topic and all its messages on all brokers
     #[command(after_help = "Example:\n  karman topic delete orders --yes")]
@@ -108,7 +118,7 @@ pub(crate) async fn run(command: TopicCommand, node: &Node, format: Format) -> a
     match command {
         TopicCommand::Create(args) => create(args, node, format).await,
         TopicCommand::List => list(node, format).await,
-        TopicCommand::Show { name } => show(name, node, format).await,
+        TopicCommand::Show { name, at } => show(name, at, node, format).await,
         TopicCommand::Delete { name, yes: _ } => {
             let request = node.request(v1::DeleteTopicRequest { name: name.clone() });
             let response = node.answer(node.admin()?.delete_topic(request)).await?;
@@ -191,10 +201,12 @@ struct QueueJson {
     min_offset: u64,
     max_offset: u64,
     messages: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    offset_at: Option<u64>,
 }
 
-async fn show(name: String, node: &Node, format: Format) -> anyhow::Result<()> {
-    let request = node.request(v1::DescribeTopicRequest { name: name.clone() });
+async fn show(name: String, at_ms: Option<u64>, node: &Node, format: Format) -> anyhow::Result<()> {
+    let request = node.request(v1::DescribeTopicRequest { name: name.clone(), at_ms });
     let response = node.answer(node.admin()?.describe_topic(request)).await?;
     let config = response.topics.into_iter().next().unwrap_or_default();
     let queues = response.queues.into_iter().map(|queue| QueueJson {
@@ -203,6 +215,7 @@ async fn show(name: String, node: &Node, format: Format) -> anyhow::Result<()> {
         queue: queue.queue_id,
         min_offset: queue.min_offset,
         max_offset: queue.max_offset,
+        offset_at: queue.offset_at,
     });
     let shown = ShownJson {
         topic: name,
@@ -224,9 +237,11 @@ async fn show(name: String, node: &Node, format: Format) -> anyhow::Result<()> {
     ))?;
     let cells = |row: QueueJson| {
         let numbers = [row.min_offset, row.max_offset, row.messages].map(grouped);
-        [row.broker, row.queue.to_string()].into_iter().chain(numbers).collect()
+        let offset_at = row.offset_at.map(grouped);
+        [row.broker, row.queue.to_string()].into_iter().chain(numbers).chain(offset_at).collect()
     };
-    let columns =
-        [text("BROKER"), number("QUEUE"), number("MIN OFFSET"), number("MAX OFFSET"), number("MESSAGES")];
+    let mut columns =
+        vec![text("BROKER"), number("QUEUE"), number("MIN OFFSET"), number("MAX OFFSET"), number("MESSAGES")];
+    columns.extend(at_ms.map(|_| number("OFFSET AT")));
     Ok(output::table(&columns, shown.queues.into_iter().map(cells).collect())?)
 }

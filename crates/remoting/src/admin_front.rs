@@ -8,7 +8,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use futures_util::future::join_all;
+use futures_util::stream::select_all;
+use tonic::codegen::BoxStream;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
@@ -20,9 +23,14 @@ use crate::proto::v2::Code;
 use crate::relay::{Peers, failure};
 use crate::route_table::SharedRoutes;
 use crate::status::{Rejection, ok, summary};
+use crate::validate;
 
 /// How long one broker may take before its row says so.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Messages of a query that does not say how many it wants, and bytes of those of one answer.
+const QUERY_MAX_DEFAULT: usize = 32;
+const QUERY_MAX_BYTES: usize = 4 << 20;
 
 /// How often, and for how long, the routes of a new topic are waited for.
 const ROUTES_POLL: Duration = Duration::from_millis(2);
@@ -116,6 +124,52 @@ impl AdminFront {
 }
 
 impl AdminFront {
+    /// Refuses a topic that nobody has and a broker that is not there.
+    fn check_place(&self, topic: &str, broker: &str) -> Result<(), Rejection> {
+        validate::topic(topic)?;
+        let routes = self.routes.read();
+        if !broker.is_empty() && routes.broker(broker).is_none() {
+            return Err(Rejection::UnknownBroker { broker: validate::shortened(broker) });
+        }
+        match routes.masters_of(topic).next() {
+            Some(_) => Ok(()),
+            None => Err(Rejection::TopicNotFound { topic: topic.to_owned() }),
+        }
+    }
+
+    /// What one broker says while it verifies; how it failed becomes the last answer.
+    async fn verify_one(
+        &self,
+        broker: BrokerIdentity,
+        came_with: &MetadataMap,
+        message: v1::VerifyStoreRequest,
+    ) -> BoxStream<v1::VerifyStoreResponse> {
+        let request = self.peers.request(came_with, message);
+        let call = async {
+            match &self.local {
+                Some((name, service)) if *name == broker.broker_name => {
+                    service.verify_store(request).await.map(Response::into_inner)
+                }
+                _ => match self.peers.admin(&broker) {
+                    Ok(mut client) => {
+                        let stream = client.verify_store(request).await?.into_inner();
+                        Ok(Box::pin(stream) as BoxStream<v1::VerifyStoreResponse>)
+                    }
+                    Err(rejection) => Err(Status::unavailable(rejection.to_string())),
+                },
+            }
+        };
+        let opened = tokio::time::timeout(BROKER_TIMEOUT, call).await;
+        let opened = opened.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer within 5 s")));
+        let stream = opened.unwrap_or_else(|status| Box::pin(tokio_stream::once(Err(status))));
+        Box::pin(stream.map(move |answer| {
+            Ok(answer.unwrap_or_else(|status| v1::VerifyStoreResponse {
+                broker_name: broker.broker_name.clone(),
+                ..failure(&broker, &status).into()
+            }))
+        }))
+    }
+
     /// A topic that was made can be used at this door when the answer comes: the routes of the other brokers arrive by
     /// their registration, a moment later. Gives up after a while; the topic is there all the same.
     async fn wait_for_routes(&self, topic: &str, brokers: &[v1::BrokerResult]) {
@@ -168,6 +222,26 @@ fn collected<T, R>(
         rows.extend(rows_of(answer?)?);
     }
     Ok(rows)
+}
+
+/// The answers of several brokers as one: the last stored first, no more than were asked for or fit an answer.
+fn merged(parts: Vec<v1::QueryMessagesResponse>, max: u32) -> v1::QueryMessagesResponse {
+    let max = if max == 0 { QUERY_MAX_DEFAULT } else { max as usize };
+    let mut truncated = parts.iter().any(|part| part.truncated);
+    let mut messages: Vec<_> = parts.into_iter().flat_map(|part| part.messages).collect();
+    messages.sort_by_key(|message| std::cmp::Reverse((message.store_time_ms, message.physical_offset)));
+    let (mut bytes, mut kept) = (0, 0);
+    for message in messages.iter().take(max) {
+        bytes += message.message.len();
+        // A single one may be larger.
+        if kept > 0 && bytes > QUERY_MAX_BYTES {
+            break;
+        }
+        kept += 1;
+    }
+    truncated |= kept < messages.len();
+    messages.truncate(kept);
+    v1::QueryMessagesResponse { status: Some(ok()), messages, truncated }
 }
 
 #[tonic::async_trait]
@@ -241,6 +315,51 @@ impl Admin for AdminFront {
             groups.sort_by_key(|row| (name(row), row.broker_name.clone(), row.topic.clone()));
             v1::ListGroupsResponse { status: Some(ok()), groups }
         }))
+    }
+
+    async fn query_messages(
+        &self,
+        request: Request<v1::QueryMessagesRequest>,
+    ) -> Result<Response<v1::QueryMessagesResponse>, Status> {
+        let (topic, broker) = (request.get_ref().topic.clone(), request.get_ref().broker_name.clone());
+        let max = request.get_ref().max;
+        let answers: Vec<Answered<v1::QueryMessagesResponse>> = door!(self, query_messages, request);
+        let whole = self.check_place(&topic, &broker).and_then(|()| {
+            // Here a broker may refuse in the body.
+            collected(answers, |answer| match answer.status {
+                Some(status) if status.code() != Code::Ok => Err(Rejection::BadRequest(status.message)),
+                _ => Ok(vec![answer]),
+            })
+        });
+        crate::status::answer(whole.map(|parts| merged(parts, max)))
+    }
+
+    async fn verify_store(
+        &self,
+        request: Request<v1::VerifyStoreRequest>,
+    ) -> Result<Response<BoxStream<v1::VerifyStoreResponse>>, Status> {
+        self.admit(request.metadata())?;
+        if metadata::is_relayed(request.metadata()) {
+            return match &self.local {
+                Some((_, service)) => service.verify_store(request).await,
+                None => {
+                    Err(Status::failed_precondition("a relayed admin call reached a node without a broker"))
+                }
+            };
+        }
+        let (metadata, _, message) = request.into_parts();
+        let is_asked = |name: &str| message.broker_name.is_empty() || message.broker_name == name;
+        let all: Vec<BrokerIdentity> = self.routes.read().brokers().cloned().collect();
+        let brokers: Vec<_> = all.into_iter().filter(|broker| is_asked(&broker.broker_name)).collect();
+        if brokers.is_empty() {
+            let rejection = match message.broker_name.is_empty() {
+                true => no_broker(),
+                false => Rejection::UnknownBroker { broker: validate::shortened(&message.broker_name) },
+            };
+            return Ok(Response::new(Box::pin(tokio_stream::once(Ok(rejection.into())))));
+        }
+        let streams = brokers.into_iter().map(|broker| self.verify_one(broker, &metadata, message.clone()));
+        Ok(Response::new(Box::pin(select_all(join_all(streams).await))))
     }
 
     async fn describe_cluster(

@@ -179,16 +179,7 @@ impl Front {
         request: Request<v2::ReceiveMessageRequest>,
     ) -> Result<Response<BoxStream<v2::ReceiveMessageResponse>>, Rejection> {
         let relayed = self.heard(&request)?.relayed;
-        let queue = request.get_ref().message_queue.clone().unwrap_or_default();
-        let broker = queue.broker.unwrap_or_default().name;
-        let owner = if broker.is_empty() {
-            let topic = validate::topic_of(queue.topic.as_ref())?;
-            let owner = self.owners_of_topic(topic, relayed).pop();
-            owner.ok_or_else(|| Rejection::TopicNotFound { topic: topic.to_owned() })?
-        } else {
-            self.owner_named(&broker, relayed)?
-        };
-        match owner {
+        match self.owner_of_queue(request.get_ref().message_queue.as_ref(), relayed)? {
             Owner::Here(service) => {
                 service.receive_message(request).await.map_err(|status| failure_here(&status))
             }
@@ -199,6 +190,30 @@ impl Front {
                 Ok(stream.map(|inbound| Box::pin(inbound) as BoxStream<_>))
             }
         }
+    }
+
+    async fn offset_of_queue(
+        &self,
+        request: Request<v2::QueryOffsetRequest>,
+    ) -> Result<Response<v2::QueryOffsetResponse>, Rejection> {
+        let relayed = self.heard(&request)?.relayed;
+        let owner = self.owner_of_queue(request.get_ref().message_queue.as_ref(), relayed)?;
+        call!(self, owner, query_offset, request)
+    }
+
+    /// The broker that a queue names; one that has the topic if it names none.
+    fn owner_of_queue(
+        &self,
+        queue: Option<&v2::MessageQueue>,
+        relayed: bool,
+    ) -> Result<Owner<'_>, Rejection> {
+        let broker = queue.and_then(|queue| queue.broker.as_ref()).map_or("", |broker| broker.name.as_str());
+        if !broker.is_empty() {
+            return self.owner_named(broker, relayed);
+        }
+        let topic = validate::topic_of(queue.and_then(|queue| queue.topic.as_ref()))?;
+        let owner = self.owners_of_topic(topic, relayed).pop();
+        owner.ok_or_else(|| Rejection::TopicNotFound { topic: topic.to_owned() })
     }
 
     async fn change_invisible(
@@ -390,7 +405,7 @@ impl MessagingService for Front {
         &self,
         request: Request<v2::QueryOffsetRequest>,
     ) -> Result<Response<v2::QueryOffsetResponse>, Status> {
-        answer(self.later(&request, "querying the offsets of a queue"))
+        respond(self.offset_of_queue(request).await)
     }
 
     async fn end_transaction(

@@ -171,6 +171,7 @@ answers! {
     v2::ChangeInvisibleDurationResponse, v2::RecallMessageResponse, v2::SyncLiteSubscriptionResponse,
     v1::CreateTopicResponse, v1::DeleteTopicResponse, v1::ListTopicsResponse, v1::DescribeTopicResponse,
     v1::CreateGroupResponse, v1::ListGroupsResponse, v1::DescribeClusterResponse,
+    v1::QueryMessagesResponse, v1::VerifyStoreResponse,
 }
 
 /// What a handler's result says to the client: its answer, or a refusal in the same form.

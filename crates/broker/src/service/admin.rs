@@ -10,6 +10,7 @@ use karman_remoting::settings::DEFAULT_RETRY_MAX_TIMES;
 use karman_remoting::status::{Rejection, answer, ok};
 use karman_remoting::validate;
 use karman_store::{Durability, QueueNumber};
+use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use crate::broker::Broker;
@@ -17,6 +18,8 @@ use crate::catalog::Topic;
 use crate::catalog_writer::{NewTopic, QUEUE_NUMS_MAX};
 use crate::config::RESERVED_HOURS_MAX;
 use crate::process;
+use crate::refuse;
+use crate::service::verify;
 
 /// What the door calls.
 #[derive(Debug)]
@@ -60,21 +63,7 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::DescribeTopicRequest>,
     ) -> Result<Response<v1::DescribeTopicResponse>, Status> {
-        let broker = &self.0;
-        let mut response = v1::DescribeTopicResponse { status: Some(ok()), ..Default::default() };
-        if let Some(topic) = broker.catalog.topic(&request.get_ref().name) {
-            response.topics.push(topic.config());
-            for (queue_id, &queue) in (0..).zip(&topic.record.queues) {
-                let range = broker.store.queue_range(QueueNumber(queue));
-                response.queues.push(v1::QueueState {
-                    broker_name: broker.name.to_string(),
-                    queue_id,
-                    min_offset: range.start,
-                    max_offset: range.end,
-                });
-            }
-        }
-        Ok(Response::new(response))
+        answer(self.0.describe_topic(request.get_ref()))
     }
 
     async fn create_group(
@@ -91,6 +80,23 @@ impl Admin for AdminService {
         Ok(Response::new(v1::ListGroupsResponse { status: Some(ok()), groups: self.0.group_summaries() }))
     }
 
+    async fn query_messages(
+        &self,
+        request: Request<v1::QueryMessagesRequest>,
+    ) -> Result<Response<v1::QueryMessagesResponse>, Status> {
+        let (broker, request) = (self.0.clone(), request.into_inner());
+        // What is asked for may have to come from the device.
+        let found = tokio::task::spawn_blocking(move || broker.query_messages(&request)).await;
+        answer(found.unwrap_or_else(|error| Err(Rejection::Internal(error.to_string()))))
+    }
+
+    async fn verify_store(
+        &self,
+        request: Request<v1::VerifyStoreRequest>,
+    ) -> Result<Response<BoxStream<v1::VerifyStoreResponse>>, Status> {
+        Ok(Response::new(verify::verify(&self.0, &request.into_inner())))
+    }
+
     async fn describe_cluster(
         &self,
         _: Request<v1::DescribeClusterRequest>,
@@ -103,6 +109,29 @@ impl Admin for AdminService {
 }
 
 impl Broker {
+    fn describe_topic(
+        &self,
+        request: &v1::DescribeTopicRequest,
+    ) -> Result<v1::DescribeTopicResponse, Rejection> {
+        let mut response = v1::DescribeTopicResponse { status: Some(ok()), ..Default::default() };
+        let Some(topic) = self.catalog.topic(&request.name) else { return Ok(response) };
+        response.topics.push(topic.config());
+        for (queue_id, &queue) in (0..).zip(&topic.record.queues) {
+            let queue = QueueNumber(queue);
+            let range = self.store.queue_range(queue);
+            let offset_at = request.at_ms.map(|at_ms| self.store.offset_by_time(queue, at_ms)).transpose();
+            let offset_at = offset_at.map_err(|error| refuse::read(&error))?.map(|offset| offset.0);
+            response.queues.push(v1::QueueState {
+                broker_name: self.name.to_string(),
+                queue_id,
+                min_offset: range.start,
+                max_offset: range.end,
+                offset_at,
+            });
+        }
+        Ok(response)
+    }
+
     /// Makes a topic on this broker.
     pub async fn create_topic(
         &self,
@@ -239,6 +268,8 @@ impl Broker {
             resident_bytes: used.resident_bytes,
             durability: durability.into(),
             status: Some(ok()),
+            damaged_bytes: self.damaged_bytes(),
+            scrub_completed_ms: self.store.scrub_status().last_completed_ms.unwrap_or(0),
         }
     }
 }

@@ -83,6 +83,13 @@ impl MessagingService for Messaging {
         run!(self, request, forward_to_dead_letters)
     }
 
+    async fn query_offset(
+        &self,
+        request: Request<v2::QueryOffsetRequest>,
+    ) -> Result<Response<v2::QueryOffsetResponse>, Status> {
+        run!(self, request, query_offset)
+    }
+
     async fn notify_client_termination(
         &self,
         request: Request<v2::NotifyClientTerminationRequest>,

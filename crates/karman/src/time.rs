@@ -1,0 +1,116 @@
+//! Points in time as people type and read them, in UTC.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+const DAY_MS: u64 = 86_400_000;
+
+/// `2026-11-21 13:12:34` of milliseconds since 1970.
+pub(crate) fn format_ms(millis: u64) -> String {
+    let (days, seconds) = (millis / DAY_MS, millis % DAY_MS / 1000);
+    let (year, month, day) = civil(days);
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
+}
+
+/// Milliseconds since 1970 of what was typed: that number itself, `90s`, `15m`, `2h` or `3d` ago, or a date in UTC with or
+/// without a time.
+pub(crate) fn parse(text: &str) -> Result<u64, String> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    parse_at(text, u64::try_from(now).unwrap_or(u64::MAX))
+}
+
+fn parse_at(text: &str, now_ms: u64) -> Result<u64, String> {
+    let refused = || {
+        format!(
+            "{text:?} is no time: milliseconds since 1970, 90s, 15m, 2h or 3d ago, or 2026-11-21T13:12:34 in UTC are"
+        )
+    };
+    if let Ok(millis) = text.parse() {
+        return Ok(millis);
+    }
+    let unit_ms = match text.chars().last() {
+        Some('s') => 1000,
+        Some('m') => 60_000,
+        Some('h') => 3_600_000,
+        Some('d') => DAY_MS,
+        _ => 0,
+    };
+    if unit_ms > 0 {
+        let count: u64 = text[..text.len() - 1].parse().map_err(|_| refused())?;
+        return Ok(now_ms.saturating_sub(count.saturating_mul(unit_ms)));
+    }
+    let text = text.strip_suffix('Z').unwrap_or(text);
+    let (date, time) = text.split_once(['T', ' ']).unwrap_or((text, "0:0:0"));
+    let numbers =
+        |text: &str, sep| text.split(sep).map(|part| part.parse().ok()).collect::<Option<Vec<u64>>>();
+    let (date, time) = (numbers(date, '-').ok_or_else(refused)?, numbers(time, ':').ok_or_else(refused)?);
+    let ([year, month, day], [hour, minute, rest @ ..]) = (&date[..], &time[..]) else {
+        return Err(refused());
+    };
+    let second = rest.first().copied().unwrap_or(0);
+    let is_date = (1970..=9999).contains(year) && (1..=12).contains(month) && (1..=31).contains(day);
+    if !is_date || *hour > 23 || *minute > 59 || second > 59 || rest.len() > 1 {
+        return Err(refused());
+    }
+    let days = days(*year, *month, *day);
+    match civil(days) == (*year, *month, *day) {
+        true => Ok(days * DAY_MS + (hour * 3600 + minute * 60 + second) * 1000),
+        false => Err(refused()),
+    }
+}
+
+/// Days since 1970 of a date of the Gregorian calendar. Years begin in March here, so that a leap day is the last of one.
+fn days(year: u64, month: u64, day: u64) -> u64 {
+    let year = if month < 3 { year - 1 } else { year };
+    let months = (month + 9) % 12;
+    let leap_days = year / 4 - year / 100 + year / 400;
+    // 719,468 days lie between the first of March of the year 0 and 1970.
+    year * 365 + leap_days + (153 * months + 2) / 5 + day - 1 - 719_468
+}
+
+/// Year, month and day.
+fn civil(days_since_1970: u64) -> (u64, u64, u64) {
+    let mut year = 1970 + days_since_1970 / 366;
+    while days(year + 1, 1, 1) <= days_since_1970 {
+        year += 1;
+    }
+    let month = (1..=12).rev().find(|month| days(year, *month, 1) <= days_since_1970).unwrap_or(1);
+    (year, month, days_since_1970 - days(year, month, 1) + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_as_they_are_written() {
+        for (text, millis) in [
+            ("1970-01-01", 0),
+            ("2000-02-29T00:00:01Z", 951_782_401_000),
+            ("2026-11-21 13:12:34", 1_795_266_754_000),
+            ("2100-03-01T00:00", 4_107_542_400_000),
+        ] {
+            assert_eq!(parse_at(text, 0), Ok(millis), "{text}");
+        }
+        for day in (0..200_000).step_by(13) {
+            let text = format_ms(day * DAY_MS + 3_723_000);
+            assert_eq!(parse_at(&text, 0), Ok(day * DAY_MS + 3_723_000), "{text}");
+        }
+    }
+
+    #[test]
+    fn times_may_be_relative_or_millis() {
+        assert_eq!(parse_at("1795266754000", 0), Ok(1_795_266_754_000));
+        assert_eq!(parse_at("2h", 10_000_000), Ok(2_800_000));
+        assert_eq!(parse_at("3d", 10), Ok(0));
+    }
+
+    #[test]
+    fn other_texts_are_refused() {
+        for text in
+            ["", "h", "yesterday", "2026-02-30", "2026-13-01", "2026-11-21T24:00", "1969-01-01", "-5", "1:2"]
+        {
+            assert!(parse_at(text, 0).unwrap_err().contains("is no time"), "{text}");
+        }
+    }
+}

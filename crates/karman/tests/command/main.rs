@@ -1,0 +1,8 @@
+//! The command as people and scripts use it: what it prints where, and how it exits.
+
+#![allow(clippy::unwrap_used, unreachable_pub, reason = "a test that cannot go on fails")]
+
+mod basics;
+mod get;
+mod store;
+mod support;

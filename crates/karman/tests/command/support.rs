@@ -1,0 +1,81 @@
+//! The command, and a node to use it on.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Output, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+pub fn karman(endpoint: &str, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_karman"));
+    command
+        .env_remove("KARMAN_CLUSTER_SECRET")
+        .env("KARMAN_ENDPOINT", endpoint)
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+pub fn json(output: &Output) -> Value {
+    assert!(output.status.success(), "{}", stderr(output));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// `karman dev` on free ports; killed if the test fails.
+pub struct Dev {
+    child: Child,
+    pub endpoint: String,
+    pub metrics: String,
+}
+
+impl Dev {
+    pub fn start(data: &std::path::Path) -> Self {
+        let any = "127.0.0.1:0";
+        let mut child = Command::new(env!("CARGO_BIN_EXE_karman"))
+            .args([
+                "dev",
+                "--grpc",
+                any,
+                "--namesrv",
+                any,
+                "--internal",
+                any,
+                "--metrics",
+                any,
+                "--topic",
+                "orders:normal:2",
+            ])
+            .arg("--data")
+            .arg(data)
+            .env("KARMAN_LOG", "warn")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let ["karman", "ready", endpoint, namesrv, metrics] = words[..] else {
+            panic!("not ready: {line:?}")
+        };
+        assert!(namesrv.starts_with("namesrv=127.0.0.1:") && metrics.starts_with("metrics=127.0.0.1:"));
+        let value = |word: &str| word.split_once('=').unwrap().1.to_owned();
+        Self { child, endpoint: value(endpoint), metrics: value(metrics) }
+    }
+
+    pub fn stop(mut self) -> Option<i32> {
+        kill_process(Pid::from_raw(self.child.id().cast_signed()).unwrap(), Signal::TERM).unwrap();
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        // Gone already when the test stopped it.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
