@@ -82,10 +82,10 @@ pub(crate) struct VerifyArgs {
     #[arg(long)]
     live: bool,
     /// Only this broker
-    #[arg(long, value_name = "NAME", requires = "live")]
+    #[arg(long, value_name = "NAME", conflicts_with = "directory")]
     broker: Option<String>,
     /// At most so many MB per second; else as fast as the device is
-    #[arg(long, value_name = "MB", requires = "live", value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    #[arg(long, value_name = "MB", conflicts_with = "directory", value_parser = clap::value_parser!(u64).range(1..=100_000))]
     rate: Option<u64>,
 }
 
