@@ -1,5 +1,5 @@
-//! The row about what else happens: how long appends take while segments roll and snapshots are taken, next to a run
-//! in which nothing of the kind happens.
+//! The row about what else happens: how long appends take while segments roll, snapshots are taken and segments are
+//! deleted, next to a run in which nothing of the kind happens.
 //!
 //! Appends come at a fixed rate, whether the ones before were answered or not, and their time runs from when they were
 //! due: a stall is seen by all who would have come during it.
@@ -19,8 +19,9 @@ use crate::rows::Rounds;
 use crate::{Outcome, config, message, process};
 
 const APPENDS_PER_SECOND: u32 = 20_000;
-/// So small that one is filled every one and a half seconds.
-const SEGMENT_BYTES: u64 = 32 << 20;
+/// So small that one is filled, and another deleted, more than once a second.
+const SEGMENT_BYTES: u64 = 16 << 20;
+const CLEANUP_INTERVAL: Duration = Duration::from_millis(100);
 const SNAPSHOT_INTERVAL: Duration = Duration::from_millis(250);
 /// About the progress of 100,000 groups and queues.
 const SNAPSHOT_BYTES: usize = 8 << 20;
@@ -30,13 +31,19 @@ const PROGRESS_EVERY: u32 = 1000;
 const PHASE: u32 = 3;
 const STEP: Duration = Duration::from_micros(50);
 
-/// Each round: [p99.9 in us of an undisturbed run; how many times that while segments roll, while snapshots are taken].
+/// Each round: [p99.9 in us of an undisturbed run; how many times that while segments roll, while snapshots are taken,
+/// while segments roll and the oldest are deleted].
 pub(crate) fn measure(options: &Options, round: Rounds<'_>) -> Outcome<()> {
     for _ in 0..options.rounds {
         let calm = p999_us(options, |_| {})?;
         let rolling = p999_us(options, |config| config.segment_size_bytes = SEGMENT_BYTES)?;
         let snapshots = p999_us(options, |config| config.snapshot_interval = SNAPSHOT_INTERVAL)?;
-        round(vec![calm, rolling / calm, snapshots / calm]);
+        let deleting = p999_us(options, |config| {
+            config.segment_size_bytes = SEGMENT_BYTES;
+            config.retention.size_limit_bytes = Some(3 * SEGMENT_BYTES);
+            config.cleanup_interval = CLEANUP_INTERVAL;
+        })?;
+        round(vec![calm, rolling / calm, snapshots / calm, deleting / calm]);
     }
     Ok(())
 }
@@ -46,11 +53,16 @@ fn p999_us(options: &Options, change: impl Fn(&mut StoreConfig)) -> Outcome<f64>
     let mut config = config(directory.path());
     config.snapshot_interval_bytes = u64::MAX;
     change(&mut config);
+    let is_deleting = config.retention.size_limit_bytes.is_some();
     let store = Store::open(config, vec![Arc::new(State)], Arc::new(Silent))?;
     // The first appends find everything cold.
     append_at_rate(&store, options, options.duration / 2)?;
     let mut latencies_us = append_at_rate(&store, options, options.duration * PHASE)?;
+    let log_start = store.watermarks().log_start;
     store.close()?;
+    if is_deleting && log_start == 0 {
+        return Err("nothing was deleted: the phase is too short".into());
+    }
     latencies_us.sort_unstable();
     Ok(process::quantile(&latencies_us, 0.999))
 }

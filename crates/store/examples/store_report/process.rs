@@ -47,7 +47,7 @@ impl Processors {
         let all = ticks(all.lines().next().unwrap_or_default(), 1..9)?;
         let own = fs::read_to_string("/proc/self/stat")?;
         // Behind the name, which may hold spaces: user and system time, of this process and of children that ended.
-        let own = ticks(own.rsplit(')').next().unwrap_or_default(), 12..16)?;
+        let own = ticks(own.rsplit(')').next().unwrap_or_default(), 11..15)?;
         Ok(Self { all: all.iter().sum(), idle: all[3] + all[4], own: own.iter().sum() })
     }
 

@@ -152,6 +152,7 @@ pub(crate) const ROWS: &[Row] = &[
             told("undisturbed, us"),
             at_most("segments roll, times that", 2.0),
             at_most("snapshots, times that", 2.0),
+            at_most("segments are deleted, times that", 2.0),
         ],
         one_goal_suffices: false,
         measure: disturbance::measure,
