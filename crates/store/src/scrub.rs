@@ -164,9 +164,11 @@ impl Source for Live<'_> {
     }
 
     fn index_file(&self) -> io::Result<Option<File>> {
-        match self.log.index.file_of(self.base) {
-            Some(index) => File::open(index.path()).map(Some),
-            None => Ok(None),
+        let Some(index) = self.log.index.file_of(self.base) else { return Ok(None) };
+        match File::open(index.path()) {
+            // Deleted just now, with its segment.
+            Err(_) if self.log.index.file_of(self.base).is_none() => Ok(None),
+            opened => opened.map(Some),
         }
     }
 
