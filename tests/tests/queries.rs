@@ -88,7 +88,7 @@ fn the_offsets_of_a_queue_are_answered_on_every_node() {
     let cluster = Cluster::builder().namesrvs(1).brokers(2).start();
     cluster.create_topic(TOPIC);
     let owner = Raw::connect(&cluster.brokers[1].endpoint());
-    // One for each of the eight queues, and one more.
+    // Two for each of the four queues, and one more.
     for number in 0..9 {
         owner.send(&[message(TOPIC, &format!("id-{number}"))]);
     }
@@ -105,10 +105,10 @@ fn the_offsets_of_a_queue_are_answered_on_every_node() {
             answer.offset
         };
         assert_eq!(ask(QueryOffsetPolicy::Beginning, None), 0);
-        assert_eq!(ask(QueryOffsetPolicy::End, None), 2);
+        assert_eq!(ask(QueryOffsetPolicy::End, None), 3);
         assert_eq!(ask(QueryOffsetPolicy::Timestamp, Some(0)), 0);
-        assert!(ask(QueryOffsetPolicy::Timestamp, Some(stored)) <= 1);
-        assert_eq!(ask(QueryOffsetPolicy::Timestamp, Some(stored + 1)), 2);
+        assert!(ask(QueryOffsetPolicy::Timestamp, Some(stored)) <= 2);
+        assert_eq!(ask(QueryOffsetPolicy::Timestamp, Some(stored + 1)), 3);
         let refused = |broker, id, policy| query(&raw, broker, id, policy, None).status.unwrap().code;
         assert_eq!(refused("broker-b", 99, QueryOffsetPolicy::End), Code::BadRequest as i32);
         assert_eq!(refused("broker-b", -1, QueryOffsetPolicy::End), Code::BadRequest as i32);
