@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::retention::{by_size, eventually_gone, fill as fill_queue, quick};
 use super::support::*;
 use crate::*;
 
@@ -182,4 +183,31 @@ fn verifying_a_running_store_tells_how_far_it_is_and_ends_when_told() {
     assert_eq!(damage, [(2 * MIB + LENGTH, 2 * MIB + 2 * LENGTH)]);
     store.close().unwrap();
     assert!(store.verify(0, &mut |_| true).is_none(), "it is closed");
+}
+
+#[test]
+fn a_segment_that_is_deleted_while_it_is_scrubbed_is_neither_damage_nor_kept() {
+    // So slow that it is in the first segment when that goes; so fast that it is everywhere.
+    for rate in [100_000, u64::MAX] {
+        let scratch = scratch();
+        let config = StoreConfig {
+            scrub_bytes_per_second: rate,
+            scrub_interval: Duration::from_millis(1),
+            ..quick(scratch.path(), by_size(4))
+        };
+        let filled = StoreConfig { scrub_bytes_per_second: 0, ..config.clone() };
+        let store = Store::open(filled, Vec::new(), Arc::new(Silent)).unwrap();
+        fill_queue(&store, QUEUE, 2);
+        store.close().unwrap();
+        drop(store);
+        let store = Store::open(config, Vec::new(), Arc::new(Silent)).unwrap();
+        eventually("the scrub has begun", || store.scrub_status().verified_bytes > 0);
+        fill_queue(&store, QUEUE, 20);
+        eventually_gone("the first segments are gone", &store, || {
+            store.watermarks().log_start >= 10 * MIB && !segment_path(scratch.path(), 0).exists()
+        });
+        assert_eq!(store.damage(), [], "at {rate} bytes/s");
+        assert!(store.poisoned().borrow().is_none());
+        store.close().unwrap();
+    }
 }
