@@ -61,7 +61,8 @@ struct State {
 }
 
 impl State {
-    /// Moves about `batch_bytes` of what waits to `batch`, at least one request.
+    /// Moves at most `batch_bytes` of what waits to `batch`, at least one request: who waits for little does not wait for
+    /// the write of a large one that came later.
     fn give(&mut self, batch: &mut VecDeque<Request>, batch_bytes: usize) {
         if self.bytes <= batch_bytes && batch.is_empty() {
             // The usual case. Producers wait for this lock: both queues keep their memory and change places.
@@ -70,8 +71,8 @@ impl State {
             return;
         }
         let mut taken = 0;
-        while taken < batch_bytes {
-            let Some(request) = self.waiting.pop_front() else { break };
+        let fits = |taken: usize, request: &mut Request| taken == 0 || taken + request.bytes <= batch_bytes;
+        while let Some(request) = self.waiting.pop_front_if(|request| fits(taken, request)) {
             taken += request.bytes;
             batch.push_back(request);
         }
@@ -100,7 +101,7 @@ impl Inbox {
         Ok(())
     }
 
-    /// Waits for requests and moves about `batch_bytes` of them, at least one, to `batch`. `false`: none will come.
+    /// Waits for requests and moves at most `batch_bytes` of them, at least one, to `batch`. `false`: none will come.
     pub(crate) fn take(&self, batch: &mut VecDeque<Request>, batch_bytes: usize) -> bool {
         let mut state = self.state.lock();
         if state.was_busy && state.waiting.is_empty() {

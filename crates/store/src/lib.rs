@@ -42,6 +42,8 @@ mod damage;
 mod directory;
 mod disk;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod inbox;
 mod index;
 mod maintenance;
