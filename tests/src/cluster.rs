@@ -14,7 +14,7 @@ use crate::process::Process;
 use crate::raw::Raw;
 
 /// A server that has not said `karman ready` by now does not start. Generous: tests share two cores with JVMs.
-const START_DEADLINE: Duration = Duration::from_secs(20);
+const START_DEADLINE: Duration = Duration::from_secs(60);
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 const ROUTE_DEADLINE: Duration = Duration::from_secs(15);
 
