@@ -109,6 +109,8 @@ struct Found {
     flushed_before: bool,
 }
 
+static ZEROS: [u8; 4096] = [0; 4096];
+
 /// Looks at every place where a record may start.
 struct Search {
     /// From `from` to the end of the segment.
@@ -137,6 +139,11 @@ impl Search {
                 continue;
             }
             let (at, bytes) = (self.at, &self.bytes[(self.at - self.from) as usize..]);
+            if bytes.starts_with(&ZEROS) {
+                // Most of what follows a log was written ahead with zeros; no record starts with one.
+                self.at += ZEROS.len() as u64;
+                continue;
+            }
             self.at += ALIGN as u64;
             match record::decode(bytes, at, self.log) {
                 Ok(header) => {
