@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 use karman_remoting::clients::ClientRegistry;
+use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::v2;
 use karman_remoting::route_table::SharedRoutes;
-use karman_remoting::settings::DEFAULT_RETRY_MAX_TIMES;
 use karman_remoting::status::{Rejection, ok};
 use karman_remoting::token::TokenKey;
 use karman_remoting::validate;
@@ -15,7 +15,7 @@ use karman_store::{Durability, Store};
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{Catalog, Topic};
-use crate::catalog_writer::{CatalogWriter, NewTopic};
+use crate::catalog_writer::{CatalogWriter, topic_named};
 use crate::clock::Clock;
 use crate::progress::ProgressTable;
 use crate::records::GroupRecord;
@@ -87,7 +87,7 @@ impl Broker {
         if !self.auto_create_topics || name.starts_with(validate::DEAD_LETTER_PREFIX) {
             return Err(Rejection::TopicNotFound { topic: name.to_owned() });
         }
-        Ok(self.catalog_writer.topic(NewTopic::named(name, self.default_queue_nums)).await?.0)
+        Ok(self.catalog_writer.topic(topic_named(name, self.default_queue_nums)).await?.0)
     }
 
     /// The door asks for the route of a topic that nobody has.
@@ -111,6 +111,7 @@ impl Broker {
         if !self.auto_create_groups {
             return Err(Rejection::GroupNotFound { group: name.to_owned() });
         }
-        Ok(self.catalog_writer.group(name, DEFAULT_RETRY_MAX_TIMES).await?.0)
+        let group = v1::GroupConfig { name: name.to_owned(), ..Default::default() };
+        Ok(self.catalog_writer.group(group).await?.0)
     }
 }

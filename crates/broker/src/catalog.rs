@@ -8,22 +8,29 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::v2::{MessageType, Permission};
+use karman_remoting::settings::DEFAULT_RETRY_MAX_TIMES;
 use karman_remoting::token::TokenKey;
 use karman_store::{Durability, Projection, QueueNumber, Record, RecordKind};
 use parking_lot::RwLock;
 use prost::Message as _;
 use tokio::sync::Notify;
 
-use crate::catalog_writer::NewTopic;
 use crate::records::{Change, GroupRecord, Metadata, TopicRecord};
 
 /// A topic on this broker.
 #[derive(Debug)]
 pub struct Topic {
-    /// What the log says of it.
-    pub record: TopicRecord,
+    /// Stands for it in the log and in handles.
+    pub number: u32,
+    /// Log queue number of each of its queues, in order.
+    pub queues: Vec<u32>,
+    name: String,
+    message_type: MessageType,
+    /// Name and type in it never change.
+    config: ArcSwap<v1::TopicConfig>,
     /// Where the next send begins to look for a queue.
     turn: AtomicU32,
     /// One for each group that reads the topic: told whenever a message arrives.
@@ -32,38 +39,64 @@ pub struct Topic {
 
 impl Topic {
     fn new(record: TopicRecord) -> Arc<Self> {
-        Arc::new(Self { record, turn: AtomicU32::new(0), readers: RwLock::default() })
+        let message_type = match record.config.message_type() {
+            MessageType::Unspecified => MessageType::Normal,
+            known => known,
+        };
+        Arc::new(Self {
+            number: record.number,
+            queues: record.queues,
+            name: record.config.name.clone(),
+            message_type,
+            config: ArcSwap::from_pointee(record.config),
+            turn: AtomicU32::new(0),
+            readers: RwLock::default(),
+        })
+    }
+
+    /// What the log says of it.
+    fn record(&self) -> TopicRecord {
+        TopicRecord { number: self.number, queues: self.queues.clone(), config: self.config() }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The type of message it takes.
     pub fn message_type(&self) -> MessageType {
-        self.record.message_type()
+        self.message_type
+    }
+
+    /// How many queues it has here.
+    pub fn queue_nums(&self) -> u32 {
+        u32::try_from(self.queues.len()).expect("the number of queues is limited")
     }
 
     /// The log queue of one of its queues.
     pub fn queue(&self, queue_id: u32) -> Option<QueueNumber> {
-        self.record.queues.get(queue_id as usize).copied().map(QueueNumber)
+        self.queues.get(queue_id as usize).copied().map(QueueNumber)
     }
 
     /// The queue for the next send, in turns. What the client picked does not matter: every SDK picks differently.
     pub fn next_queue(&self) -> (u32, QueueNumber) {
-        let count = u32::try_from(self.record.queues.len()).expect("the number of queues is limited").max(1);
-        let queue_id = self.turn.fetch_add(1, Ordering::Relaxed) % count;
-        (queue_id, QueueNumber(self.record.queues[queue_id as usize]))
+        let queue_id = self.turn.fetch_add(1, Ordering::Relaxed) % self.queue_nums().max(1);
+        (queue_id, QueueNumber(self.queues[queue_id as usize]))
     }
 
     /// When a send to it is answered, if it has a class of its own.
     pub fn durability(&self) -> Option<Durability> {
-        match v1::Durability::try_from(self.record.durability) {
-            Ok(v1::Durability::Memory) => Some(Durability::Memory),
-            Ok(v1::Durability::Disk) => Some(Durability::Disk),
-            _ => None,
+        match self.config.load().durability() {
+            v1::Durability::Memory => Some(Durability::Memory),
+            v1::Durability::Disk => Some(Durability::Disk),
+            v1::Durability::Unspecified => None,
         }
     }
 
     /// How long its messages are kept, if it says so itself.
     pub fn reserved(&self) -> Option<Duration> {
-        let hours = self.record.reserved_hours;
+        let hours = self.config.load().reserved_hours;
         (hours > 0).then(|| Duration::from_secs(u64::from(hours) * 3600))
     }
 
@@ -81,34 +114,35 @@ impl Topic {
 
     /// As the route table has it.
     pub fn route(&self) -> v1::TopicRoute {
-        let queue_nums = u32::try_from(self.record.queues.len()).unwrap_or(u32::MAX);
         v1::TopicRoute {
-            name: self.record.name.clone(),
-            message_type: self.record.message_type,
-            read_queue_nums: queue_nums,
-            write_queue_nums: queue_nums,
+            name: self.name.clone(),
+            message_type: self.message_type.into(),
+            read_queue_nums: self.queue_nums(),
+            write_queue_nums: self.queue_nums(),
             permission: Permission::ReadWrite.into(),
         }
     }
 
     /// As operators see it.
     pub fn config(&self) -> v1::TopicConfig {
-        v1::TopicConfig {
-            name: self.record.name.clone(),
-            message_type: self.record.message_type,
-            queue_nums: u32::try_from(self.record.queues.len()).unwrap_or(u32::MAX),
-            durability: self.record.durability,
-            reserved_hours: self.record.reserved_hours,
-        }
+        (**self.config.load()).clone()
     }
 }
 
-impl TopicRecord {
-    fn message_type(&self) -> MessageType {
-        match MessageType::try_from(self.message_type) {
-            Ok(MessageType::Unspecified) | Err(_) => MessageType::Normal,
-            Ok(known) => known,
-        }
+impl GroupRecord {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// After this many deliveries a message is dead.
+    pub fn attempts_max(&self) -> u32 {
+        self.config.retry_max_times.unwrap_or(DEFAULT_RETRY_MAX_TIMES).saturating_add(1)
+    }
+
+    /// Whether it gets the messages of one message group of `topic` one by one.
+    pub fn is_orderly(&self, topic: &Topic) -> bool {
+        self.config.orderly.unwrap_or(topic.message_type() == MessageType::Fifo)
     }
 }
 
@@ -183,22 +217,17 @@ impl Catalog {
     }
 
     /// The record of a new topic with the next free numbers.
-    pub fn next_topic(&self, new: &NewTopic) -> TopicRecord {
+    pub fn next_topic(&self, config: v1::TopicConfig) -> TopicRecord {
         let state = self.state.read();
         let first = u32::try_from(state.queue_owners.len()).expect("queue numbers are u32");
-        TopicRecord {
-            number: state.next_topic,
-            name: new.name.clone(),
-            message_type: new.message_type.into(),
-            durability: new.durability,
-            queues: (first..first + new.queue_nums).collect(),
-            reserved_hours: new.reserved_hours,
-        }
+        let queues = (first..first + config.queue_nums).collect();
+        TopicRecord { number: state.next_topic, queues, config }
     }
 
     /// The record of a new group with the next free number.
-    pub fn next_group(&self, name: &str, retry_max_times: u32) -> GroupRecord {
-        GroupRecord { number: self.state.read().next_group, name: name.to_owned(), retry_max_times }
+    pub fn next_group(&self, mut config: v1::GroupConfig) -> GroupRecord {
+        config.retry_max_times.get_or_insert(DEFAULT_RETRY_MAX_TIMES);
+        GroupRecord { number: self.state.read().next_group, config }
     }
 
     fn change(&self, change: Change) {
@@ -214,30 +243,31 @@ impl Catalog {
 
 impl State {
     fn add_topic(&mut self, record: TopicRecord) {
-        // Applied again after a snapshot that has it already: the readers of the first stay.
-        if self.topics_by_number.get(&record.number).is_some_and(|known| known.record == record) {
+        // New settings, or applied again after a snapshot that has it already: the readers of the first stay.
+        if let Some(known) = self.topics_by_number.get(&record.number) {
+            known.config.store(Arc::new(record.config));
             return;
         }
         self.next_topic = self.next_topic.max(record.number + 1);
         let topic = Topic::new(record);
-        for &queue in &topic.record.queues {
+        for &queue in &topic.queues {
             let queue = queue as usize;
             if self.queue_owners.len() <= queue {
                 self.queue_owners.resize(queue + 1, None);
             }
             self.queue_owners[queue] = Some(topic.clone());
         }
-        self.topics_by_number.insert(topic.record.number, topic.clone());
-        self.topics.insert(topic.record.name.clone(), topic);
+        self.topics_by_number.insert(topic.number, topic.clone());
+        self.topics.insert(topic.name.clone(), topic);
     }
 
     fn delete_topic(&mut self, number: u32) {
         let Some(topic) = self.topics_by_number.remove(&number) else { return };
-        for &queue in &topic.record.queues {
+        for &queue in &topic.queues {
             self.queue_owners[queue as usize] = None;
         }
-        if self.topics.get(&topic.record.name).is_some_and(|named| named.record.number == number) {
-            self.topics.remove(&topic.record.name);
+        if self.topics.get(&topic.name).is_some_and(|named| named.number == number) {
+            self.topics.remove(&topic.name);
         }
     }
 
@@ -245,7 +275,7 @@ impl State {
         self.next_group = self.next_group.max(record.number + 1);
         let group = Arc::new(record);
         self.groups_by_number.insert(group.number, group.clone());
-        self.groups.insert(group.name.clone(), group);
+        self.groups.insert(group.name().to_owned(), group);
     }
 }
 
@@ -282,7 +312,7 @@ impl Projection for Catalog {
     fn snapshot(&self) -> Vec<u8> {
         let state = self.state.read();
         let snapshot = Snapshot {
-            topics: state.topics_by_number.values().map(|topic| topic.record.clone()).collect(),
+            topics: state.topics_by_number.values().map(|topic| topic.record()).collect(),
             groups: state.groups_by_number.values().map(|group| (**group).clone()).collect(),
             token_key: state.token_key.clone(),
             next_topic: state.next_topic,
@@ -311,9 +341,10 @@ impl Projection for Catalog {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalog_writer::topic_named;
 
     fn make(catalog: &Catalog, name: &str) -> TopicRecord {
-        let record = catalog.next_topic(&NewTopic::named(name, 2));
+        let record = catalog.next_topic(topic_named(name, 2));
         catalog.change(Change::Topic(record.clone()));
         record
     }
@@ -344,7 +375,7 @@ mod tests {
     fn the_reserve_time_of_a_topic_is_its_own_or_the_brokers_also_across_a_snapshot() {
         let catalog = Catalog::default();
         make(&catalog, "a");
-        let own = catalog.next_topic(&NewTopic { reserved_hours: 24, ..NewTopic::named("b", 1) });
+        let own = catalog.next_topic(v1::TopicConfig { reserved_hours: 24, ..topic_named("b", 1) });
         catalog.change(Change::Topic(own));
         let restored = Catalog::default();
         restored.restore(&catalog.snapshot()).unwrap();

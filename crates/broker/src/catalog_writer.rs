@@ -15,7 +15,7 @@ use prost::Message as _;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::catalog::{Catalog, Topic};
-use crate::records::{Change, GroupRecord, Metadata};
+use crate::records::{Change, GroupRecord, Metadata, TopicRecord};
 use crate::refuse;
 
 /// Requests that may wait.
@@ -27,28 +27,13 @@ pub const QUEUE_NUMS_MAX: u32 = 1024;
 /// Consumer groups of one broker.
 const GROUPS_MAX: usize = 200_000;
 
-/// A topic to be made.
-#[derive(Clone, Debug)]
-pub struct NewTopic {
-    pub name: String,
-    pub message_type: MessageType,
-    /// `karman.v1.Durability`
-    pub durability: i32,
-    pub queue_nums: u32,
-    /// 0: the broker's `fileReservedTime`.
-    pub reserved_hours: u32,
-}
-
-impl NewTopic {
-    /// For normal messages, with the broker's defaults for everything else.
-    pub fn named(name: &str, queue_nums: u32) -> Self {
-        Self {
-            name: name.to_owned(),
-            message_type: MessageType::Normal,
-            durability: v1::Durability::Unspecified.into(),
-            queue_nums,
-            reserved_hours: 0,
-        }
+/// A topic for normal messages, with the broker's defaults for everything else.
+pub fn topic_named(name: &str, queue_nums: u32) -> v1::TopicConfig {
+    v1::TopicConfig {
+        name: name.to_owned(),
+        message_type: MessageType::Normal.into(),
+        queue_nums,
+        ..Default::default()
     }
 }
 
@@ -57,9 +42,12 @@ type Reply<T> = oneshot::Sender<Result<T, Rejection>>;
 #[derive(Debug)]
 enum Request {
     /// `true` when the topic was there already.
-    Topic(NewTopic, Reply<(Arc<Topic>, bool)>),
+    Topic(v1::TopicConfig, Reply<(Arc<Topic>, bool)>),
+    UpdateTopic(v1::TopicConfig, Reply<Arc<Topic>>),
     DeleteTopic(String, Reply<()>),
-    Group(String, u32, Reply<(Arc<GroupRecord>, bool)>),
+    /// `true` when the group was there already.
+    Group(v1::GroupConfig, Reply<(Arc<GroupRecord>, bool)>),
+    UpdateGroup(v1::GroupConfig, Reply<Arc<GroupRecord>>),
 }
 
 /// Asks the task. Cheap to clone.
@@ -90,8 +78,13 @@ impl CatalogWriter {
     }
 
     /// Makes a topic. `true` when it was there already; it is then left as it is.
-    pub async fn topic(&self, topic: NewTopic) -> Result<(Arc<Topic>, bool), Rejection> {
+    pub async fn topic(&self, topic: v1::TopicConfig) -> Result<(Arc<Topic>, bool), Rejection> {
         self.ask(|reply| Request::Topic(topic, reply)).await
+    }
+
+    /// Replaces the settings of a topic that is there; its type and queues stay.
+    pub async fn update_topic(&self, topic: v1::TopicConfig) -> Result<Arc<Topic>, Rejection> {
+        self.ask(|reply| Request::UpdateTopic(topic, reply)).await
     }
 
     /// Deletes a topic; its messages go when the log they lie in goes.
@@ -100,12 +93,13 @@ impl CatalogWriter {
     }
 
     /// Makes a consumer group. `true` when it was there already; it is then left as it is.
-    pub async fn group(
-        &self,
-        name: &str,
-        retry_max_times: u32,
-    ) -> Result<(Arc<GroupRecord>, bool), Rejection> {
-        self.ask(|reply| Request::Group(name.to_owned(), retry_max_times, reply)).await
+    pub async fn group(&self, group: v1::GroupConfig) -> Result<(Arc<GroupRecord>, bool), Rejection> {
+        self.ask(|reply| Request::Group(group, reply)).await
+    }
+
+    /// Replaces the settings of a group that is there.
+    pub async fn update_group(&self, group: v1::GroupConfig) -> Result<Arc<GroupRecord>, Rejection> {
+        self.ask(|reply| Request::UpdateGroup(group, reply)).await
     }
 }
 
@@ -124,14 +118,14 @@ impl Task {
             match request {
                 Request::Topic(topic, reply) => drop(reply.send(self.make_topic(topic).await)),
                 Request::DeleteTopic(name, reply) => drop(reply.send(self.delete_topic(&name).await)),
-                Request::Group(name, retries, reply) => {
-                    drop(reply.send(self.make_group(&name, retries).await))
-                }
+                Request::UpdateTopic(topic, reply) => drop(reply.send(self.update_topic(topic).await)),
+                Request::Group(group, reply) => drop(reply.send(self.make_group(group).await)),
+                Request::UpdateGroup(group, reply) => drop(reply.send(self.update_group(group).await)),
             }
         }
     }
 
-    async fn make_topic(&self, new: NewTopic) -> Result<(Arc<Topic>, bool), Rejection> {
+    async fn make_topic(&self, new: v1::TopicConfig) -> Result<(Arc<Topic>, bool), Rejection> {
         if let Some(topic) = self.catalog.topic(&new.name) {
             return Ok((topic, true));
         }
@@ -140,30 +134,37 @@ impl Task {
                 "this broker has {TOPICS_MAX} topics, the most it takes"
             )));
         }
-        let record = self.catalog.next_topic(&new);
-        append(&self.store, Change::Topic(record)).await?;
-        let topic =
-            self.catalog.topic(&new.name).expect("the record is applied before its append is answered");
-        tracing::info!(topic = new.name, queue_nums = new.queue_nums, "topic made");
+        let name = new.name.clone();
+        append(&self.store, Change::Topic(self.catalog.next_topic(new))).await?;
+        let topic = self.catalog.topic(&name).expect("the record is applied before its append is answered");
+        tracing::info!(topic = name, queue_nums = topic.queue_nums(), "topic made");
         self.tell(v1::BrokerDelta { topics: vec![topic.route()], ..Default::default() });
         Ok((topic, false))
+    }
+
+    async fn update_topic(&self, new: v1::TopicConfig) -> Result<Arc<Topic>, Rejection> {
+        let unknown = || Rejection::TopicNotFound { topic: new.name.clone() };
+        let topic = self.catalog.topic(&new.name).ok_or_else(unknown)?;
+        let known = topic.config();
+        let config =
+            v1::TopicConfig { message_type: known.message_type, queue_nums: known.queue_nums, ..new };
+        let record = TopicRecord { number: topic.number, queues: topic.queues.clone(), config };
+        append(&self.store, Change::Topic(record)).await?;
+        tracing::info!(topic = topic.name(), "topic has new settings");
+        Ok(topic)
     }
 
     async fn delete_topic(&self, name: &str) -> Result<(), Rejection> {
         let topic =
             self.catalog.topic(name).ok_or_else(|| Rejection::TopicNotFound { topic: name.to_owned() })?;
-        append(&self.store, Change::TopicDeleted(topic.record.number)).await?;
+        append(&self.store, Change::TopicDeleted(topic.number)).await?;
         tracing::info!(topic = name, "topic deleted");
         self.tell(v1::BrokerDelta { removed_topics: vec![name.to_owned()], ..Default::default() });
         Ok(())
     }
 
-    async fn make_group(
-        &self,
-        name: &str,
-        retry_max_times: u32,
-    ) -> Result<(Arc<GroupRecord>, bool), Rejection> {
-        if let Some(group) = self.catalog.group(name) {
+    async fn make_group(&self, new: v1::GroupConfig) -> Result<(Arc<GroupRecord>, bool), Rejection> {
+        if let Some(group) = self.catalog.group(&new.name) {
             return Ok((group, true));
         }
         if self.catalog.groups().len() >= GROUPS_MAX {
@@ -171,12 +172,25 @@ impl Task {
                 "this broker has {GROUPS_MAX} groups, the most it takes"
             )));
         }
-        append(&self.store, Change::Group(self.catalog.next_group(name, retry_max_times))).await?;
-        let group = self.catalog.group(name).expect("the record is applied before its append is answered");
-        tracing::info!(group = name, retry_max_times, "consumer group made");
-        let policy = v1::GroupPolicy { name: name.to_owned(), retry_max_times };
-        self.tell(v1::BrokerDelta { groups: vec![policy], ..Default::default() });
+        let group = self.write_group(self.catalog.next_group(new)).await?;
+        tracing::info!(group = group.name(), "consumer group made");
         Ok((group, false))
+    }
+
+    async fn update_group(&self, new: v1::GroupConfig) -> Result<Arc<GroupRecord>, Rejection> {
+        let unknown = || Rejection::GroupNotFound { group: new.name.clone() };
+        let number = self.catalog.group(&new.name).ok_or_else(unknown)?.number;
+        let group = self.write_group(GroupRecord { number, config: new }).await?;
+        tracing::info!(group = group.name(), "consumer group has new settings");
+        Ok(group)
+    }
+
+    async fn write_group(&self, record: GroupRecord) -> Result<Arc<GroupRecord>, Rejection> {
+        let name = record.name().to_owned();
+        append(&self.store, Change::Group(record)).await?;
+        let group = self.catalog.group(&name).expect("the record is applied before its append is answered");
+        self.tell(v1::BrokerDelta { groups: vec![group.config.clone()], ..Default::default() });
+        Ok(group)
     }
 
     /// Changes the own row of the route table, then everyone else's.

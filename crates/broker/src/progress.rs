@@ -41,7 +41,7 @@ impl GroupTopic {
     }
 
     fn record(&self, queues: Vec<QueueProgress>) -> NewRecord {
-        let progress = Progress { group: self.group, topic: self.topic.record.number, queues };
+        let progress = Progress { group: self.group, topic: self.topic.number, queues };
         NewRecord {
             kind: RecordKind::Progress,
             queue: None,
@@ -94,11 +94,10 @@ impl ProgressTable {
         group: &GroupRecord,
         topic: &Arc<Topic>,
     ) -> Result<Arc<GroupTopic>, Rejection> {
-        if let Some(row) = self.get(group.number, topic.record.number) {
+        if let Some(row) = self.get(group.number, topic.number) {
             return Ok(row);
         }
         let starts: Vec<u64> = topic
-            .record
             .queues
             .iter()
             .map(|&queue| store.queue_range(karman_store::QueueNumber(queue)).start)
@@ -117,14 +116,14 @@ impl ProgressTable {
     /// The row that is there, or a new one; two that come at once get the same.
     fn insert(&self, group: u32, topic: &Arc<Topic>, starts: &[u64]) -> Arc<GroupTopic> {
         let mut rows = self.rows.write();
-        let row = rows.entry((group, topic.record.number));
+        let row = rows.entry((group, topic.number));
         row.or_insert_with(|| GroupTopic::new(group, topic.clone(), starts)).clone()
     }
 
     fn apply_progress(&self, progress: &Progress) {
         // A topic that was deleted since has no progress.
         let Some(topic) = self.catalog.topic_numbered(progress.topic) else { return };
-        let row = self.insert(progress.group, &topic, &vec![0; topic.record.queues.len()]);
+        let row = self.insert(progress.group, &topic, &vec![0; topic.queues.len()]);
         let mut pop = row.pop.lock();
         for queue in &progress.queues {
             pop.apply(queue);
@@ -184,14 +183,14 @@ impl Projection for ProgressTable {
                     self.apply_progress(&progress);
                 }
             }
-            RecordKind::Progress | RecordKind::Message => {}
+            _ => {}
         }
     }
 
     fn snapshot(&self) -> Vec<u8> {
         let rows = self.all().into_iter().map(|row| Progress {
             group: row.group,
-            topic: row.topic.record.number,
+            topic: row.topic.number,
             queues: row.pop.lock().snapshot(),
         });
         Snapshot { rows: rows.collect() }.encode_to_vec()

@@ -1,9 +1,10 @@
 //! What the broker writes into the log besides messages: metadata and consumer progress.
 //!
 //! Payloads of [`RecordKind::Metadata`] and [`RecordKind::Progress`] records are protobuf, declared here because nobody
-//! else reads them; `docs/storage-format.md` has the tables. Field numbers are never reused.
+//! else reads them, around the settings of topics and groups as operators give them. Field numbers are never reused.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use karman_remoting::proto::karman as v1;
 use karman_store::{Record, RecordKind};
 
 /// One change of the catalog.
@@ -32,30 +33,21 @@ pub enum Change {
 pub struct TopicRecord {
     #[prost(uint32, tag = "1")]
     pub number: u32,
-    #[prost(string, tag = "2")]
-    pub name: String,
-    /// `apache.rocketmq.v2.MessageType`
-    #[prost(int32, tag = "3")]
-    pub message_type: i32,
-    /// `karman.v1.Durability`
-    #[prost(int32, tag = "4")]
-    pub durability: i32,
     /// Log queue number of each queue of the topic, in order.
     #[prost(uint32, repeated, tag = "5")]
     pub queues: Vec<u32>,
-    /// How long its messages are kept; 0: as long as the broker's `fileReservedTime` says.
-    #[prost(uint32, tag = "6")]
-    pub reserved_hours: u32,
+    /// What operators set.
+    #[prost(message, required, tag = "7")]
+    pub config: v1::TopicConfig,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct GroupRecord {
     #[prost(uint32, tag = "1")]
     pub number: u32,
-    #[prost(string, tag = "2")]
-    pub name: String,
-    #[prost(uint32, tag = "3")]
-    pub retry_max_times: u32,
+    /// What operators set.
+    #[prost(message, required, tag = "4")]
+    pub config: v1::GroupConfig,
 }
 
 /// How far a group has come with a topic. It says what changed, or, in a snapshot, all there is.

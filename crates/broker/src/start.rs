@@ -261,14 +261,10 @@ fn announce(config: &BrokerConfig, broker: &Broker, clients: SocketAddr, interna
         version: env!("CARGO_PKG_VERSION").to_owned(),
         auto_create_topics: config.auto_create_topic_enable,
     };
-    let policy = |group: &Arc<crate::records::GroupRecord>| v1::GroupPolicy {
-        name: group.name.clone(),
-        retry_max_times: group.retry_max_times,
-    };
     let state = BrokerState {
         identity: Some(identity),
         topics: broker.catalog.topics().iter().map(|topic| topic.route()).collect(),
-        groups: broker.catalog.groups().iter().map(policy).collect(),
+        groups: broker.catalog.groups().iter().map(|group| group.config.clone()).collect(),
     };
     broker.routes.write().apply(RouteChange { change: Some(RouteChanged::Joined(state)) });
 }

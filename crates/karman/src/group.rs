@@ -40,7 +40,11 @@ struct GroupJson {
 pub(crate) async fn run(command: GroupCommand, node: &Node, format: Format) -> anyhow::Result<()> {
     match command {
         GroupCommand::Create { name, retry_max_times } => {
-            let group = v1::GroupConfig { name: name.clone(), retry_max_times: Some(retry_max_times) };
+            let group = v1::GroupConfig {
+                name: name.clone(),
+                retry_max_times: Some(retry_max_times),
+                ..Default::default()
+            };
             let request = node.request(v1::CreateGroupRequest { group: Some(group) });
             let response = node.answer(node.admin()?.create_group(request)).await?;
             print_changed(&name, &response.brokers, format)

@@ -134,6 +134,7 @@ async fn create(args: CreateArgs, node: &Node, format: Format) -> anyhow::Result
         queue_nums: args.queues,
         durability: args.durability.map_or(v1::Durability::Unspecified, DurabilityWord::to_proto).into(),
         reserved_hours: args.reserved_hours.unwrap_or(0),
+        ..Default::default()
     };
     let request = v1::CreateTopicRequest { topic: Some(topic), if_not_exists: args.if_not_exists };
     let response = node.answer(node.admin()?.create_topic(node.request(request))).await?;

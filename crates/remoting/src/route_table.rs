@@ -10,7 +10,7 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 use crate::proto::karman::route_change::Change;
-use crate::proto::karman::{BrokerDelta, BrokerIdentity, BrokerState, GroupPolicy, RouteChange, TopicRoute};
+use crate::proto::karman::{BrokerDelta, BrokerIdentity, BrokerState, GroupConfig, RouteChange, TopicRoute};
 use crate::proto::v2::{Assignment, Broker, MessageQueue, MessageType, Permission, Resource};
 
 /// A route table that several tasks read and one changes.
@@ -24,7 +24,7 @@ const WHOLE_BROKER: i32 = -1;
 struct BrokerEntry {
     identity: BrokerIdentity,
     topics: BTreeMap<String, TopicRoute>,
-    groups: BTreeMap<String, GroupPolicy>,
+    groups: BTreeMap<String, GroupConfig>,
 }
 
 impl BrokerEntry {
@@ -113,7 +113,7 @@ impl RouteTable {
     }
 
     /// A group's policy, from the first broker by name that knows the group.
-    pub fn group(&self, name: &str) -> Option<&GroupPolicy> {
+    pub fn group(&self, name: &str) -> Option<&GroupConfig> {
         self.brokers.values().find_map(|entry| entry.groups.get(name))
     }
 

@@ -68,6 +68,40 @@ pub fn answer(sent: &Settings, language: Language, retry_max_times: u32) -> Sett
     }
 }
 
+/// Steps of a customised back-off.
+const BACKOFF_STEPS_MAX: usize = 64;
+
+/// Why clients could not follow the back-off of a group.
+pub fn check_backoff(policy: &RetryPolicy) -> Result<(), &'static str> {
+    let is_positive = |duration: &prost_types::Duration| {
+        duration.seconds >= 0 && duration.nanos >= 0 && (duration.seconds > 0 || duration.nanos > 0)
+    };
+    match &policy.strategy {
+        Some(retry_policy::Strategy::ExponentialBackoff(backoff)) => {
+            let (Some(initial), Some(max)) = (&backoff.initial, &backoff.max) else {
+                return Err("an exponential back-off has an initial and a longest time");
+            };
+            if !is_positive(initial) || (max.seconds, max.nanos) < (initial.seconds, initial.nanos) {
+                return Err("its times must be positive, the longest at least the initial one");
+            }
+            if backoff.multiplier < 1.0 || !backoff.multiplier.is_finite() {
+                return Err("its multiplier must be at least 1");
+            }
+            Ok(())
+        }
+        Some(retry_policy::Strategy::CustomizedBackoff(backoff)) => {
+            if backoff.next.is_empty() || backoff.next.len() > BACKOFF_STEPS_MAX {
+                return Err("a customised back-off has 1 to 64 steps");
+            }
+            if !backoff.next.iter().all(is_positive) {
+                return Err("its steps must be positive");
+            }
+            Ok(())
+        }
+        None => Err("it must be exponential or customised"),
+    }
+}
+
 /// Node understands only exponential back-off, Python only the customised steps; the others know both.
 fn consumer_backoff(language: Language, retry_max_times: u32) -> RetryPolicy {
     let max_attempts = i32::try_from(retry_max_times).unwrap_or(i32::MAX).saturating_add(1);

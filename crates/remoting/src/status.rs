@@ -171,7 +171,9 @@ answers! {
     v2::ChangeInvisibleDurationResponse, v2::RecallMessageResponse, v2::SyncLiteSubscriptionResponse,
     v1::CreateTopicResponse, v1::DeleteTopicResponse, v1::ListTopicsResponse, v1::DescribeTopicResponse,
     v1::CreateGroupResponse, v1::ListGroupsResponse, v1::DescribeClusterResponse,
-    v1::QueryMessagesResponse, v1::VerifyStoreResponse,
+    v1::QueryMessagesResponse, v1::VerifyStoreResponse, v1::UpdateTopicResponse, v1::UpdateGroupResponse,
+    v1::DescribeGroupResponse, v1::ResetOffsetResponse, v1::RedriveDeadLettersResponse,
+    v1::ExplainMessageResponse, v1::ListClientsResponse,
 }
 
 /// What a handler's result says to the client: its answer, or a refusal in the same form.

@@ -101,7 +101,8 @@ impl Session {
     fn retry_max_times(&self, sent: &Settings) -> u32 {
         let Some(PubSub::Subscription(subscription)) = &sent.pub_sub else { return DEFAULT_RETRY_MAX_TIMES };
         let group = subscription.group.as_ref().map_or("", |group| group.name.as_str());
-        self.routes.read().group(group).map_or(DEFAULT_RETRY_MAX_TIMES, |policy| policy.retry_max_times)
+        let known = self.routes.read().group(group).and_then(|group| group.retry_max_times);
+        known.unwrap_or(DEFAULT_RETRY_MAX_TIMES)
     }
 }
 

@@ -355,7 +355,7 @@ fn check(records: &[NewRecord]) -> Result<usize, AppendError> {
     let mut bytes = 0;
     for record in records {
         if record.kind.has_queue() != record.queue.is_some() {
-            return Err(AppendError::Invalid("exactly messages and dead letters name a queue"));
+            return Err(AppendError::Invalid("exactly the kinds that have a queue name one"));
         }
         if record.queue.is_some() && record.queue != queue {
             return Err(AppendError::Invalid("records of one call name different queues"));

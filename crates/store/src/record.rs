@@ -67,17 +67,23 @@ pub enum RecordKind {
     Metadata = 3,
     /// Consumer progress; has no queue.
     Progress = 4,
+    /// A message that nobody may see yet; has no queue.
+    Held = 5,
+    /// A message that was held and may be seen from now on; belongs to a queue.
+    Released = 6,
+    /// What became of held messages otherwise; has no queue.
+    Settled = 7,
 }
 
 impl RecordKind {
     /// What consumers and operators record goes on when there is no room for messages.
     pub(crate) fn may_use_reserve(self) -> bool {
-        matches!(self, Self::Metadata | Self::Progress)
+        matches!(self, Self::Metadata | Self::Progress | Self::Settled)
     }
 
     /// Records of this kind lie in a queue and are indexed.
     pub fn has_queue(self) -> bool {
-        matches!(self, Self::Message | Self::DeadLetter)
+        matches!(self, Self::Message | Self::DeadLetter | Self::Released)
     }
 }
 
@@ -90,6 +96,9 @@ impl TryFrom<u8> for RecordKind {
             2 => Ok(Self::DeadLetter),
             3 => Ok(Self::Metadata),
             4 => Ok(Self::Progress),
+            5 => Ok(Self::Held),
+            6 => Ok(Self::Released),
+            7 => Ok(Self::Settled),
             other => Err(Invalid::Kind(other)),
         }
     }

@@ -367,7 +367,10 @@ impl Replay<'_> {
         }
         let is_shown = match header.content {
             Content::Record(RecordKind::Message) => false,
-            Content::Record(RecordKind::Metadata) => true,
+            // Who has not seen a message being held could not release it; a release of what is not known does nothing.
+            Content::Record(
+                RecordKind::Metadata | RecordKind::Held | RecordKind::Released | RecordKind::Settled,
+            ) => true,
             _ => header.physical_offset >= self.no_progress_below,
         };
         if header.physical_offset < self.snapshot_offset || !is_shown {

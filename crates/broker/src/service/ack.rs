@@ -104,7 +104,7 @@ impl Broker {
         let handle = ReceiptHandle {
             broker: self.name.clone(),
             group_id: row.group,
-            topic_id: row.topic.record.number,
+            topic_id: row.topic.number,
             queue_id: held.position.queue_id,
             queue_offset: held.position.offset,
             revision,
@@ -163,7 +163,7 @@ impl Broker {
         let topic = self.catalog.topic(topic);
         let topic = topic.ok_or(Rejection::InvalidReceiptHandle { why: "its topic does not exist" })?;
         let group = self.catalog.group(group);
-        let row = group.and_then(|group| self.progress.get(group.number, topic.record.number));
+        let row = group.and_then(|group| self.progress.get(group.number, topic.number));
         // Without having received, a group has no handle that could be good.
         row.ok_or(Rejection::InvalidReceiptHandle { why: "this group has not received from this topic" })
     }
@@ -176,7 +176,7 @@ impl Broker {
         if handle.broker != self.name {
             return Err(invalid("it was not made by this broker"));
         }
-        if handle.group_id != row.group || handle.topic_id != row.topic.record.number {
+        if handle.group_id != row.group || handle.topic_id != row.topic.number {
             return Err(invalid("it belongs to another group or topic"));
         }
         let memory = row.topic.durability().unwrap_or(self.durability) == Durability::Memory;

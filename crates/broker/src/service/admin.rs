@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::karman::admin_server::Admin;
 use karman_remoting::proto::v2::MessageType;
-use karman_remoting::settings::DEFAULT_RETRY_MAX_TIMES;
+use karman_remoting::settings;
 use karman_remoting::status::{Rejection, answer, ok};
 use karman_remoting::validate;
 use karman_store::{Durability, QueueNumber};
@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status};
 
 use crate::broker::Broker;
 use crate::catalog::Topic;
-use crate::catalog_writer::{NewTopic, QUEUE_NUMS_MAX};
+use crate::catalog_writer::QUEUE_NUMS_MAX;
 use crate::config::RESERVED_HOURS_MAX;
 use crate::process;
 use crate::refuse;
@@ -25,6 +25,8 @@ use crate::service::verify;
 #[derive(Debug)]
 pub struct AdminService(pub Arc<Broker>);
 
+/// A message id is remembered for at most a day.
+const DEDUP_WINDOW_MAX_MINUTES: u32 = 1440;
 /// More redeliveries than this are a mistake in the unit.
 const RETRY_MAX_TIMES_MAX: u32 = 10_000;
 
@@ -53,7 +55,7 @@ impl Admin for AdminService {
         let summary = |topic: &Arc<Topic>| v1::TopicSummary {
             topic: Some(topic.config()),
             broker_name: broker.name.to_string(),
-            message_count: topic.record.queues.iter().map(|&queue| broker.queue_len(queue)).sum(),
+            message_count: topic.queues.iter().map(|&queue| broker.queue_len(queue)).sum(),
         };
         let topics = broker.catalog.topics().iter().map(summary).collect();
         Ok(Response::new(v1::ListTopicsResponse { status: Some(ok()), topics }))
@@ -71,6 +73,20 @@ impl Admin for AdminService {
         request: Request<v1::CreateGroupRequest>,
     ) -> Result<Response<v1::CreateGroupResponse>, Status> {
         answer(self.0.create_group(request.into_inner()).await)
+    }
+
+    async fn update_topic(
+        &self,
+        request: Request<v1::UpdateTopicRequest>,
+    ) -> Result<Response<v1::UpdateTopicResponse>, Status> {
+        answer(self.0.update_topic(request.into_inner()).await)
+    }
+
+    async fn update_group(
+        &self,
+        request: Request<v1::UpdateGroupRequest>,
+    ) -> Result<Response<v1::UpdateGroupResponse>, Status> {
+        answer(self.0.update_group(request.into_inner()).await)
     }
 
     async fn list_groups(
@@ -116,7 +132,7 @@ impl Broker {
         let mut response = v1::DescribeTopicResponse { status: Some(ok()), ..Default::default() };
         let Some(topic) = self.catalog.topic(&request.name) else { return Ok(response) };
         response.topics.push(topic.config());
-        for (queue_id, &queue) in (0..).zip(&topic.record.queues) {
+        for (queue_id, &queue) in (0..).zip(&topic.queues) {
             let queue = QueueNumber(queue);
             let range = self.store.queue_range(queue);
             let offset_at = request.at_ms.map(|at_ms| self.store.offset_by_time(queue, at_ms)).transpose();
@@ -139,38 +155,15 @@ impl Broker {
     ) -> Result<v1::CreateTopicResponse, Rejection> {
         let config = request.topic.unwrap_or_default();
         validate::topic(&config.name)?;
-        let message_type = match config.message_type() {
-            MessageType::Unspecified | MessageType::Normal => MessageType::Normal,
-            MessageType::Fifo => return Err(Rejection::NotImplemented { capability: "a FIFO topic" }),
-            MessageType::Delay => return Err(Rejection::NotImplemented { capability: "a DELAY topic" }),
-            MessageType::Transaction => {
-                return Err(Rejection::NotImplemented { capability: "a TRANSACTION topic" });
-            }
-            MessageType::Lite => return Err(Rejection::NotImplemented { capability: "a LITE topic" }),
-            MessageType::Priority => {
-                return Err(Rejection::NotImplemented { capability: "a PRIORITY topic" });
-            }
-        };
-        let queue_nums = if config.queue_nums == 0 { self.default_queue_nums } else { config.queue_nums };
-        if queue_nums > QUEUE_NUMS_MAX {
-            return Err(Rejection::BadRequest(format!(
-                "topic {:?} would have {queue_nums} queues on each broker, the limit is {QUEUE_NUMS_MAX}",
-                config.name
-            )));
-        }
+        check_topic(&config)?;
         let name = config.name.clone();
-        if config.reserved_hours > RESERVED_HOURS_MAX {
-            return Err(Rejection::BadRequest(format!(
-                "topic {:?} would be kept for {} hours, the limit is {RESERVED_HOURS_MAX}",
-                config.name, config.reserved_hours
-            )));
-        }
-        let topic = NewTopic {
-            name: config.name,
-            message_type,
-            durability: config.durability,
-            queue_nums,
-            reserved_hours: config.reserved_hours,
+        let topic = v1::TopicConfig {
+            message_type: match config.message_type() {
+                MessageType::Unspecified => MessageType::Normal.into(),
+                known => known.into(),
+            },
+            queue_nums: if config.queue_nums == 0 { self.default_queue_nums } else { config.queue_nums },
+            ..config
         };
         let (_, existed) = self.catalog_writer.topic(topic).await?;
         if existed && !request.if_not_exists {
@@ -183,23 +176,48 @@ impl Broker {
         &self,
         request: v1::CreateGroupRequest,
     ) -> Result<v1::CreateGroupResponse, Rejection> {
-        let config = request.group.unwrap_or_default();
-        validate::group(&config.name)?;
-        let retry_max_times = config.retry_max_times.unwrap_or(DEFAULT_RETRY_MAX_TIMES);
-        if retry_max_times > RETRY_MAX_TIMES_MAX {
+        let mut config = request.group.unwrap_or_default();
+        check_group(&config)?;
+        config.retry_max_times.get_or_insert(settings::DEFAULT_RETRY_MAX_TIMES);
+        let (group, existed) = self.catalog_writer.group(config.clone()).await?;
+        if existed && group.config != config {
             return Err(Rejection::BadRequest(format!(
-                "group {:?} would retry {retry_max_times} times, the limit is {RETRY_MAX_TIMES_MAX}",
+                "group {:?} exists already with other settings; change them with an update",
                 config.name
             )));
         }
-        let (group, existed) = self.catalog_writer.group(&config.name, retry_max_times).await?;
-        if existed && group.retry_max_times != retry_max_times {
+        Ok(v1::CreateGroupResponse { status: Some(ok()), brokers: vec![] })
+    }
+
+    async fn update_topic(
+        &self,
+        request: v1::UpdateTopicRequest,
+    ) -> Result<v1::UpdateTopicResponse, Rejection> {
+        let config = request.topic.unwrap_or_default();
+        check_topic(&config)?;
+        let known = self.topic(&config.name)?.config();
+        let same_type = matches!(config.message_type(), MessageType::Unspecified)
+            || config.message_type == known.message_type;
+        if !same_type || ![0, known.queue_nums].contains(&config.queue_nums) {
             return Err(Rejection::BadRequest(format!(
-                "group {:?} exists already and retries {} times",
-                config.name, group.retry_max_times
+                "topic {:?} is {} with {} queues on each broker; neither can be changed",
+                config.name,
+                known.message_type().as_str_name(),
+                known.queue_nums
             )));
         }
-        Ok(v1::CreateGroupResponse { status: Some(ok()), brokers: vec![] })
+        self.catalog_writer.update_topic(config).await?;
+        Ok(v1::UpdateTopicResponse { status: Some(ok()), brokers: vec![] })
+    }
+
+    async fn update_group(
+        &self,
+        request: v1::UpdateGroupRequest,
+    ) -> Result<v1::UpdateGroupResponse, Rejection> {
+        let config = request.group.unwrap_or_default();
+        check_group(&config)?;
+        self.catalog_writer.update_group(config).await?;
+        Ok(v1::UpdateGroupResponse { status: Some(ok()), brokers: vec![] })
     }
 
     fn queue_len(&self, queue: u32) -> u64 {
@@ -211,28 +229,29 @@ impl Broker {
         let rows = self.progress.all();
         let mut summaries = Vec::new();
         for group in self.catalog.groups() {
-            let config =
-                v1::GroupConfig { name: group.name.clone(), retry_max_times: Some(group.retry_max_times) };
             let of_group = rows.iter().filter(|row| row.group == group.number);
             let before = summaries.len();
             summaries.extend(of_group.map(|row| {
                 let (inflight, next) = row.pop.lock().counts();
-                let ranges =
-                    row.topic.record.queues.iter().map(|&queue| self.store.queue_range(QueueNumber(queue)));
+                let ranges = row.topic.queues.iter().map(|&queue| self.store.queue_range(QueueNumber(queue)));
                 // What was deleted unread is not ready any more.
                 let ready =
                     ranges.zip(next).map(|(range, next)| range.end.saturating_sub(next.max(range.start)));
                 v1::GroupSummary {
-                    group: Some(config.clone()),
+                    group: Some(group.config.clone()),
                     broker_name: self.name.to_string(),
-                    topic: row.topic.record.name.clone(),
+                    topic: row.topic.name().to_owned(),
                     ready_count: ready.sum(),
                     inflight_count: inflight as u64,
                 }
             }));
             if summaries.len() == before {
                 let broker_name = self.name.to_string();
-                summaries.push(v1::GroupSummary { group: Some(config), broker_name, ..Default::default() });
+                summaries.push(v1::GroupSummary {
+                    group: Some(group.config.clone()),
+                    broker_name,
+                    ..Default::default()
+                });
             }
         }
         summaries
@@ -269,7 +288,42 @@ impl Broker {
             durability: durability.into(),
             status: Some(ok()),
             damaged_bytes: self.damaged_bytes(),
+            delayed_count: 0,
+            half_count: 0,
             scrub_completed_ms: self.store.scrub_status().last_completed_ms.unwrap_or(0),
         }
+    }
+}
+
+fn within(what: &str, name: &str, value: u64, unit: &str, limit: u64) -> Result<(), Rejection> {
+    if value <= limit {
+        return Ok(());
+    }
+    Err(Rejection::BadRequest(format!("{what} of {name:?} would be {value} {unit}, the limit is {limit}")))
+}
+
+fn check_topic(config: &v1::TopicConfig) -> Result<(), Rejection> {
+    validate::topic(&config.name)?;
+    let name = &config.name;
+    within("the number of queues", name, config.queue_nums.into(), "on each broker", QUEUE_NUMS_MAX.into())?;
+    within("the reserve time", name, config.reserved_hours.into(), "hours", RESERVED_HOURS_MAX.into())?;
+    let window = config.dedup_window_minutes.unwrap_or(0);
+    within("the dedup window", name, window.into(), "minutes", DEDUP_WINDOW_MAX_MINUTES.into())?;
+    within("the time to live", name, config.ttl_seconds, "seconds", u64::from(RESERVED_HOURS_MAX) * 3600)
+}
+
+fn check_group(config: &v1::GroupConfig) -> Result<(), Rejection> {
+    validate::group(&config.name)?;
+    let retries = config.retry_max_times.unwrap_or(0);
+    within("the number of retries", &config.name, retries.into(), "times", RETRY_MAX_TIMES_MAX.into())?;
+    if !config.lite_bind_topic.is_empty() {
+        validate::topic(&config.lite_bind_topic)?;
+    }
+    match config.retry_policy.as_ref().map(settings::check_backoff) {
+        Some(Err(rule)) => Err(Rejection::BadRequest(format!(
+            "the retry policy of group {:?} is refused: {rule}",
+            config.name
+        ))),
+        Some(Ok(())) | None => Ok(()),
     }
 }

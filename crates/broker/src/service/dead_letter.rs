@@ -12,7 +12,7 @@ use karman_store::{NewRecord, QueueOffset, RecordKind};
 use prost::Message as _;
 
 use crate::broker::Broker;
-use crate::catalog_writer::NewTopic;
+use crate::catalog_writer::topic_named;
 use crate::mark::Mark;
 use crate::pop::Position;
 use crate::progress::GroupTopic;
@@ -36,17 +36,17 @@ pub async fn bury_all(broker: &Broker, row: &GroupTopic, dead: &[Position]) {
 pub async fn bury(broker: &Broker, row: &GroupTopic, position: Position) -> Result<(), Rejection> {
     let group = broker.catalog.group_numbered(row.group);
     let group = group.ok_or_else(|| Rejection::Internal("the group is not in the catalog".into()))?;
-    let dead_letters = NewTopic::named(&validate::dead_letter_topic(&group.name), 1);
+    let dead_letters = topic_named(&validate::dead_letter_topic(group.name()), 1);
     let (topic, _) = broker.catalog_writer.topic(dead_letters).await?;
-    let Some(message) = copy(broker, row, position, &topic.record.name)? else {
+    let Some(message) = copy(broker, row, position, topic.name())? else {
         // Trying again would not bring it back.
         row.pop.lock().finish(position);
-        tracing::warn!(group = group.name, ?position, "a dead message was no more before it was copied");
+        tracing::warn!(group = group.name(), ?position, "a dead message was no more before it was copied");
         return Ok(());
     };
     let origin = Origin {
         group: row.group,
-        topic: row.topic.record.number,
+        topic: row.topic.number,
         queue_id: position.queue_id,
         offset: position.offset,
     };
@@ -55,14 +55,14 @@ pub async fn bury(broker: &Broker, row: &GroupTopic, position: Position) -> Resu
         queue: Some(topic.next_queue().1),
         tag_hash: message.system_properties.tag.as_deref().map_or(0, send::tag_hash),
         mark: Mark::of(&message.system_properties_field).0,
-        keys: send::keys_of(&message.system_properties, topic.record.number),
+        keys: send::keys_of(&message.system_properties, topic.number),
         payload: origin.before(&message.bytes),
     };
     let append = broker.store.append(vec![record], broker.durability).map_err(refuse::append)?;
     // The projection has finished the original when this is answered.
     append.await.map_err(refuse::append)?;
     broker.counters.dead_letters.fetch_add(1, Ordering::Relaxed);
-    tracing::info!(group = group.name, topic = row.topic.record.name, ?position, "message is a dead letter");
+    tracing::info!(group = group.name(), topic = row.topic.name(), ?position, "message is a dead letter");
     Ok(())
 }
 
@@ -91,7 +91,7 @@ fn copy(
     let system = message.system_properties.get_or_insert_default();
     // A letter that dies again keeps its first origin.
     system.dead_letter_queue.get_or_insert_with(|| v2::DeadLetterQueue {
-        topic: row.topic.record.name.clone(),
+        topic: row.topic.name().to_owned(),
         message_id: system.message_id.clone(),
     });
     message.topic = Some(v2::Resource { resource_namespace: String::new(), name: dead_letters.to_owned() });
@@ -102,7 +102,7 @@ fn copy(
 /// For messages that die while nobody receives: the sweep of [`crate::broker`] calls it every second.
 pub async fn sweep(broker: &Broker, row: &GroupTopic) {
     let Some(group) = broker.catalog.group_numbered(row.group) else { return };
-    let attempts_max = group.retry_max_times.saturating_add(1);
+    let attempts_max = group.attempts_max();
     let is_alive = |client: &str| broker.clients.is_alive(client);
     let dead = row.pop.lock().dead(broker.clock.now_ms(), attempts_max, SWEEP_MAX, &is_alive);
     bury_all(broker, row, &dead).await;

@@ -46,6 +46,7 @@ impl Broker {
             }
             Some(By::Queue(place)) => self.at_queue_offset(&topic, place)?.into_iter().collect(),
             Some(By::PhysicalOffset(at)) => self.at_physical_offset(*at)?.into_iter().collect(),
+            Some(By::Time(_)) => return Err(Rejection::NotImplemented { capability: "listing by time" }),
             None => {
                 let what = "a query names a message id, a key, a queue with an offset, or a physical offset";
                 return Err(Rejection::BadRequest(what.to_owned()));
@@ -88,7 +89,7 @@ impl Broker {
             )));
         }
         let end_ms = if request.end_ms == 0 { u64::MAX } else { request.end_ms };
-        let hash = key_hash(topic.record.number, name.as_bytes());
+        let hash = key_hash(topic.number, name.as_bytes());
         let is_it = |record: &Record| {
             let message = EncodedMessage::read(bytes::Bytes::copy_from_slice(message_of(record)));
             message.is_ok_and(|message| is_it(&message.system_properties))
@@ -160,13 +161,13 @@ impl Broker {
 }
 
 fn no_queue(topic: &Topic, id: i64) -> Rejection {
-    let (name, count) = (&topic.record.name, topic.record.queues.len());
+    let (name, count) = (&topic.name(), topic.queues.len());
     Rejection::BadRequest(format!("topic {name:?} has {count} queues, counted from 0, and no queue {id}"))
 }
 
 /// `None`: it is not of this topic.
 fn queue_id_of(topic: &Topic, record: &Record) -> Option<u32> {
     let queue = record.queue?.0;
-    let position = topic.record.queues.iter().position(|own| *own == queue)?;
+    let position = topic.queues.iter().position(|own| *own == queue)?;
     u32::try_from(position).ok()
 }

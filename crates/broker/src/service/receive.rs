@@ -192,7 +192,7 @@ pub async fn receive(
     let topic = broker.topic(topic_name)?;
     let group = broker.group(group_name).await?;
     let row = broker.progress.open(&broker.store, &group, &topic).await?;
-    let attempts_max = group.retry_max_times.saturating_add(1);
+    let attempts_max = group.attempts_max();
     let deadline = Instant::now() + poll.wait;
     // Whoever leaves, with messages or without, wakes another: there may be more than this consumer takes, and when
     // the next message comes back has changed.
@@ -320,7 +320,7 @@ impl Batch {
         let handle = ReceiptHandle {
             broker: self.broker.name.clone(),
             group_id: self.row.group,
-            topic_id: self.row.topic.record.number,
+            topic_id: self.row.topic.number,
             queue_id: delivery.position.queue_id,
             queue_offset: delivery.position.offset,
             revision: delivery.revision,

@@ -93,7 +93,7 @@ impl Broker {
         for (index, message) in messages.into_iter().enumerate() {
             check_type(index, &message.system_properties, &topic)?;
             let message = complete(index, message, &topic)?;
-            records.push(record(&message, queue, topic.record.number));
+            records.push(record(&message, queue, topic.number));
             message_ids.push(message.system_properties.message_id);
         }
         let count = records.len() as u64;
@@ -257,7 +257,7 @@ fn check_type(index: usize, system: &v2::SystemProperties, topic: &Topic) -> Res
     if declared != topic.message_type() {
         return Err(Rejection::TypeConflict {
             index,
-            topic: topic.record.name.clone(),
+            topic: topic.name().to_owned(),
             declared: declared.as_str_name(),
             accepted: topic.message_type().as_str_name(),
         });

@@ -48,6 +48,9 @@ fn kind_word(kind: RecordKind) -> &'static str {
         RecordKind::DeadLetter => "dead-letter",
         RecordKind::Metadata => "metadata",
         RecordKind::Progress => "progress",
+        RecordKind::Held => "held",
+        RecordKind::Released => "released",
+        RecordKind::Settled => "settled",
     }
 }
 
