@@ -27,6 +27,8 @@ pub struct Counters {
     pub messages_in: AtomicU64,
     /// Messages handed to consumers.
     pub messages_out: AtomicU64,
+    /// Messages not delivered because their time to live was over.
+    pub expired: AtomicU64,
     /// Messages copied to dead letters.
     pub dead_letters: AtomicU64,
 }

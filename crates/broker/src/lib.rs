@@ -12,6 +12,7 @@ pub mod catalog_writer;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod label;
 pub mod mark;
 pub mod metrics;
 pub mod pop;
@@ -22,6 +23,8 @@ pub mod refuse;
 pub mod registration;
 pub mod service;
 mod start;
+pub mod ttl;
+pub mod wanted;
 
 pub use config::BrokerConfig;
 pub use start::{Running, StartError, start};

@@ -17,6 +17,7 @@ pub fn text(broker: &Broker) -> String {
     for (name, help, counter) in [
         ("messages_in", "Messages stored for producers", &counters.messages_in),
         ("messages_out", "Messages handed to consumers", &counters.messages_out),
+        ("expired", "Messages not delivered because their time to live was over", &counters.expired),
         ("dead_letters", "Messages copied to dead letters", &counters.dead_letters),
     ] {
         registry.register(name, help, ConstCounter::new(counter.load(Ordering::Relaxed)));

@@ -59,6 +59,12 @@ pub struct Progress {
     pub topic: u32,
     #[prost(message, repeated, tag = "3")]
     pub queues: Vec<QueueProgress>,
+    /// Of a broadcasting group: the client whose progress this is.
+    #[prost(string, optional, tag = "4")]
+    pub client: Option<String>,
+    /// The client is gone, and its progress with it.
+    #[prost(bool, tag = "5")]
+    pub ended: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -75,6 +81,9 @@ pub struct QueueProgress {
     /// What waits for another delivery.
     #[prost(message, repeated, tag = "4")]
     pub later: Vec<Later>,
+    /// The floor was set: what was done or delivered above it is not any more, and it may lie lower than before.
+    #[prost(bool, tag = "5")]
+    pub reset: bool,
 }
 
 /// A message that was delivered and waits for another delivery.

@@ -3,6 +3,7 @@
 pub mod ack;
 pub mod admin;
 pub mod dead_letter;
+pub mod delivery;
 pub mod messaging;
 pub mod query;
 pub mod receive;

@@ -13,6 +13,7 @@ use prost::Message as _;
 
 use crate::broker::Broker;
 use crate::catalog_writer::topic_named;
+use crate::label::Label;
 use crate::mark::Mark;
 use crate::pop::Position;
 use crate::progress::GroupTopic;
@@ -53,7 +54,7 @@ pub async fn bury(broker: &Broker, row: &GroupTopic, position: Position) -> Resu
     let record = NewRecord {
         kind: RecordKind::DeadLetter,
         queue: Some(topic.next_queue().1),
-        tag_hash: message.system_properties.tag.as_deref().map_or(0, send::tag_hash),
+        tag_hash: Label::of(&message.system_properties).0,
         mark: Mark::of(&message.system_properties_field).0,
         keys: send::keys_of(&message.system_properties, topic.number),
         payload: origin.before(&message.bytes),

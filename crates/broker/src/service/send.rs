@@ -13,6 +13,7 @@ use karman_store::{NewRecord, QueueNumber, RecordKind, key_hash};
 
 use crate::broker::Broker;
 use crate::catalog::Topic;
+use crate::label::Label;
 use crate::mark::Mark;
 use crate::refuse;
 
@@ -293,7 +294,7 @@ fn record(message: &EncodedMessage, queue: QueueNumber, topic: u32) -> NewRecord
     NewRecord {
         kind: RecordKind::Message,
         queue: Some(queue),
-        tag_hash: message.system_properties.tag.as_deref().map_or(0, tag_hash),
+        tag_hash: Label::of(&message.system_properties).0,
         mark: Mark::of(&message.system_properties_field).0,
         keys: keys_of(&message.system_properties, topic),
         payload: message.bytes.clone(),
@@ -306,23 +307,4 @@ pub fn keys_of(system: &v2::SystemProperties, topic: u32) -> Vec<u64> {
     keys.push(key_hash(topic, system.message_id.as_bytes()));
     keys.extend(system.keys.iter().map(|key| key_hash(topic, key.as_bytes())));
     keys
-}
-
-/// Java's `String.hashCode`, as in RocketMQ's ConsumeQueue entries; 0 stands for no tag.
-pub fn tag_hash(tag: &str) -> u64 {
-    let hash =
-        tag.encode_utf16().fold(0_i32, |hash, unit| hash.wrapping_mul(31).wrapping_add(i32::from(unit)));
-    i64::from(hash).cast_unsigned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tags_hash_as_in_java() {
-        assert_eq!(tag_hash(""), 0);
-        assert_eq!(tag_hash("TagA"), 2_598_919);
-        assert_eq!(tag_hash("polygenelubricants"), i64::from(i32::MIN).cast_unsigned());
-    }
 }
