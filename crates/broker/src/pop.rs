@@ -206,6 +206,8 @@ impl Pop {
         let Some(queue) = self.queues.get_mut(delivery.position.queue_id as usize) else { return };
         let Some(entry) = queue.inflight.get_mut(&delivery.position.offset) else { return };
         if entry.revision == delivery.revision {
+            // Not this delivery any more, also for a client that repeats its call.
+            entry.revision += 1;
             entry.attempt = entry.attempt.saturating_sub(1);
             entry.visible_at_ms = 0;
             entry.renewed_for = None;
