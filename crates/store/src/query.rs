@@ -133,17 +133,24 @@ impl CommitLog {
         let window = self.healing(self.index.around_time(queue, time_ms))?;
         let first = self.index.range(queue).start;
         for (offset, entry) in (window.first..).zip(&window.entries) {
-            let is_late_enough =
-                |header: Header| header.store_time_ms >= time_ms && header.queue == Some(queue);
-            // A header is not checked, so a time may be wrong; the record it belongs to is.
-            if !entry.is_lost()
-                && self.header(entry.physical_offset.0).is_ok_and(is_late_enough)
-                && self.record(entry.physical_offset.0, entry.size).is_ok()
-            {
+            if !entry.is_lost() && self.is_stored_since(entry.physical_offset.0, queue, time_ms)? {
                 return Ok(QueueOffset(offset.max(first)));
             }
         }
         self.first_kept(queue, window.or_else.max(first))
+    }
+
+    /// Whether an intact record of `queue` lies at `at` that was stored at `time_ms` or later. From the file, since the
+    /// maintenance thread asks too; it shortens queues by the answer, so what the device does not give now must not count
+    /// as lost.
+    fn is_stored_since(&self, at: u64, queue: QueueNumber, time_ms: u64) -> Result<bool, ReadError> {
+        let fits = |header: Header| header.store_time_ms >= time_ms && header.queue == Some(queue);
+        // A header is not checked, so a time may be wrong; the record it belongs to is.
+        let header = self.header_from_file(at);
+        match header.and_then(|header| Ok(fits(header) && fits(self.record_from_file(at)?.0))) {
+            Err(error @ ReadError::Device { .. }) => Err(error),
+            found => Ok(found.unwrap_or(false)),
+        }
     }
 
     /// The first offset from `at` on whose record was not lost; the end of the queue if there is none.
