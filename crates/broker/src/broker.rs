@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::catalog::{Catalog, Topic};
 use crate::catalog_writer::{CatalogWriter, topic_named};
 use crate::clock::Clock;
+use crate::dedupe::Dedupe;
 use crate::progress::ProgressTable;
 use crate::records::GroupRecord;
 
@@ -50,6 +51,8 @@ pub struct Broker {
     pub inflight_max: usize,
     /// `defaultTopicQueueNums`
     pub default_queue_nums: u32,
+    /// `dedupWindowMinutes`
+    pub dedup_window_minutes: u32,
     /// `autoCreateTopicEnable`
     pub auto_create_topics: bool,
     /// `autoCreateSubscriptionGroup`
@@ -66,6 +69,8 @@ pub struct Broker {
     pub catalog_writer: CatalogWriter,
     /// How far groups have come.
     pub progress: Arc<ProgressTable>,
+    /// Which message ids were stored lately.
+    pub dedupe: Arc<Dedupe>,
     /// Who is alive.
     pub clients: Arc<ClientRegistry>,
     /// The cluster, this broker included.

@@ -110,6 +110,13 @@ impl Topic {
         (seconds > 0).then(|| seconds.saturating_mul(1000))
     }
 
+    /// A message id is not stored again that was stored in this time; 0: it is. `default_minutes`: where the topic says
+    /// nothing and its sends are answered when they are on disk. Milliseconds.
+    pub fn dedup_window_ms(&self, durability: Durability, default_minutes: u32) -> u64 {
+        let unsaid = if durability == Durability::Disk { default_minutes } else { 0 };
+        u64::from(self.config.load().dedup_window_minutes.unwrap_or(unsaid)) * 60_000
+    }
+
     /// Tells `reader` of every message from now on.
     pub fn add_reader(&self, reader: Arc<Notify>) {
         self.readers.write().push(reader);

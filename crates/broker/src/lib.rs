@@ -12,6 +12,7 @@ pub mod catalog_writer;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod dedupe;
 pub mod label;
 pub mod mark;
 pub mod metrics;

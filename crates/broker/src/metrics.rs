@@ -22,6 +22,12 @@ pub fn text(broker: &Broker) -> String {
     ] {
         registry.register(name, help, ConstCounter::new(counter.load(Ordering::Relaxed)));
     }
+    let repeated = broker.dedupe.repeated.load(Ordering::Relaxed);
+    registry.register(
+        "sends_repeated",
+        "Sends answered with an earlier result, because their message id was stored already",
+        ConstCounter::new(repeated),
+    );
     let watermarks = broker.store.watermarks();
     for (name, help, offset) in [
         ("log_start", "Where the CommitLog begins", watermarks.log_start),

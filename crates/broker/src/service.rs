@@ -2,9 +2,11 @@
 
 pub mod ack;
 pub mod admin;
+pub mod check;
 pub mod dead_letter;
 pub mod delivery;
 pub mod messaging;
+pub mod pull;
 pub mod query;
 pub mod receive;
 pub mod send;

@@ -59,7 +59,8 @@ impl Order {
     pub fn leave(&mut self, message_group: u32, offset: u64, waits: impl Fn(u64) -> bool) -> Option<u64> {
         let line = self.lines.get_mut(&message_group).filter(|line| line.front == offset)?;
         let behind = line.behind.as_mut();
-        let next = behind.and_then(|behind| std::iter::from_fn(|| behind.pop_front()).find(|&next| waits(next)));
+        let next =
+            behind.and_then(|behind| std::iter::from_fn(|| behind.pop_front()).find(|&next| waits(next)));
         match next {
             Some(next) => line.front = next,
             None => drop(self.lines.remove(&message_group)),
@@ -86,7 +87,9 @@ mod tests {
     #[test]
     fn what_was_done_out_of_its_turn_is_passed_over() {
         let mut order = Order::default();
-        [1, 2, 3, 4].map(|offset| order.join(7, offset));
+        for offset in 1..=4 {
+            order.join(7, offset);
+        }
         assert_eq!(order.leave(7, 3, |_| true), None, "it is not the front");
         assert_eq!(order.leave(7, 1, |offset| offset != 2 && offset != 3), Some(4));
         assert_eq!(order.leave(7, 4, |_| false), None);

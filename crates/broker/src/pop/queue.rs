@@ -161,11 +161,8 @@ impl PopQueue {
             }
             self.pass_to(later.offset);
             self.next = self.next.max(later.offset + 1);
-            let entry = InFlight {
-                visible_at_ms: later.visible_at_ms,
-                attempt: later.attempt,
-                ..InFlight::unseen()
-            };
+            let entry =
+                InFlight { visible_at_ms: later.visible_at_ms, attempt: later.attempt, ..InFlight::unseen() };
             self.inflight.insert(later.offset, entry);
         }
     }

@@ -255,8 +255,7 @@ impl Pop {
         let mut scan_left = ask.scan_max;
         let count = self.queues.len();
         for step in 0..count {
-            let queue_id =
-                if ask.last_queue_first { count - 1 - step } else { (self.turn + step) % count };
+            let queue_id = if ask.last_queue_first { count - 1 - step } else { (self.turn + step) % count };
             self.take_new_of(queue_id, ask, around, &mut scan_left, taken);
             if taken.deliveries.len() >= ask.max {
                 self.turn = (queue_id + 1) % count;

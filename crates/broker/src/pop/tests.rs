@@ -533,8 +533,7 @@ impl Run {
 
     /// Nobody else has had what the last receive was answered with, so its client gets just that, as the same delivery.
     fn repeat(&mut self) -> Result<(), TestCaseError> {
-        let ask =
-            Take { orderly: self.orderly, attempt_key: Some(self.key), ..ask(self.now_ms, 0) };
+        let ask = Take { orderly: self.orderly, attempt_key: Some(self.key), ..ask(self.now_ms, 0) };
         for delivery in self.pop.take(&ask, &self.stored).deliveries {
             let position = delivery.position;
             prop_assert!(!self.acked.contains(&position));

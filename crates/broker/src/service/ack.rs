@@ -134,6 +134,7 @@ impl Broker {
             row.pop.lock().check(self.clock.now_ms(), &held, &alive)
         };
         match checked {
+            Ok(()) if row.client.is_some() => dead_letter::give_up(self, &row, held.position),
             Ok(()) => dead_letter::bury(self, &row, held.position).await?,
             Err(Void::Done) => {}
             Err(void) => return Err(refused(void)),

@@ -10,7 +10,7 @@ use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use crate::broker::Broker;
-use crate::service::receive;
+use crate::service::{pull, receive};
 
 /// What the door calls.
 #[derive(Debug)]
@@ -87,6 +87,31 @@ impl MessagingService for Messaging {
         request: Request<v2::ForwardMessageToDeadLetterQueueRequest>,
     ) -> Result<Response<v2::ForwardMessageToDeadLetterQueueResponse>, Status> {
         run!(self, request, as forward_to_dead_letters)
+    }
+
+    async fn pull_message(
+        &self,
+        request: Request<v2::PullMessageRequest>,
+    ) -> Result<Response<BoxStream<v2::PullMessageResponse>>, Status> {
+        let pulled = match self.caller(&request) {
+            Ok(caller) => pull::pull(&self.0, &caller, request.into_inner()).await,
+            Err(rejection) => Err(rejection),
+        };
+        Ok(Response::new(pulled.unwrap_or_else(pull::nothing)))
+    }
+
+    async fn update_offset(
+        &self,
+        request: Request<v2::UpdateOffsetRequest>,
+    ) -> Result<Response<v2::UpdateOffsetResponse>, Status> {
+        run!(self, request, as update_offset)
+    }
+
+    async fn get_offset(
+        &self,
+        request: Request<v2::GetOffsetRequest>,
+    ) -> Result<Response<v2::GetOffsetResponse>, Status> {
+        run!(self, request, as get_offset)
     }
 
     async fn query_offset(

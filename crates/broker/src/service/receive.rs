@@ -14,8 +14,8 @@ use std::time::Duration;
 use bytes::BytesMut;
 use futures_util::Stream;
 use karman_remoting::metadata::Caller;
-use karman_remoting::proto::v2::{self, MessageType};
 use karman_remoting::proto::v2::receive_message_response::Content;
+use karman_remoting::proto::v2::{self, MessageType};
 use karman_remoting::settings::{LONG_POLLING_MAX, RECEIVE_BATCH_SIZE_MAX};
 use karman_remoting::status::{Rejection, ok};
 use karman_remoting::token::ReceiptHandle;
@@ -139,7 +139,7 @@ pub fn invisible_ms(duration: Option<&prost_types::Duration>, min_ms: i64) -> Re
 }
 
 /// How long to wait for a message: what the client asks for, but so that the answer comes before its deadline.
-fn wait(timeout: Option<Duration>, asked: Option<&prost_types::Duration>) -> Result<Duration, Rejection> {
+pub(super) fn wait(timeout: Option<Duration>, asked: Option<&prost_types::Duration>) -> Result<Duration, Rejection> {
     let asked = match asked {
         Some(asked) if asked.seconds < 0 || asked.nanos < 0 => {
             return Err(Rejection::IllegalPollingTime { seconds: asked.seconds });
