@@ -12,6 +12,7 @@ pub mod catalog_writer;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod filter;
 pub mod mark;
 pub mod metrics;
 pub mod pop;
