@@ -14,6 +14,7 @@ pub mod config;
 pub mod control;
 pub mod dedupe;
 pub mod label;
+pub mod filter;
 pub mod mark;
 pub mod metrics;
 pub mod pop;
