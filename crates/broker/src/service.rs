@@ -5,6 +5,7 @@ pub mod admin;
 pub mod check;
 pub mod dead_letter;
 pub mod delivery;
+pub mod group_state;
 pub mod messaging;
 pub mod pull;
 pub mod query;
