@@ -9,6 +9,7 @@ use karman_remoting::validate;
 use karman_store::{QueueNumber, QueueOffset};
 
 use crate::broker::Broker;
+use crate::pop::QueueState;
 use crate::progress::GroupTopic;
 
 /// Entries that are looked at for one that is not lost.
@@ -30,36 +31,37 @@ impl Broker {
         let mut rows = self.progress.all();
         let is_asked = |row: &GroupTopic| request.topic.is_empty() || row.topic.name() == request.topic;
         rows.retain(|row| row.group == group.number && is_asked(row));
-        rows.sort_by(|a, b| a.topic.name().cmp(b.topic.name()));
+        rows.sort_by(|a, b| (a.topic.name(), &a.client).cmp(&(b.topic.name(), &b.client)));
         response.queues = rows.iter().flat_map(|row| self.queue_states(row)).collect();
         Ok(response)
     }
 
     /// How far a group is with each queue of a topic.
     pub fn queue_states(&self, row: &GroupTopic) -> Vec<v1::QueueProgressState> {
-        let states = row.pop.lock().snapshot();
-        let of_queue = |(state, &queue): (&crate::records::QueueProgress, &u32)| {
+        let states: Vec<QueueState> = {
+            let pop = row.pop.lock();
+            (0..row.topic.queue_nums()).filter_map(|queue_id| pop.queue_state(queue_id)).collect()
+        };
+        let of_queue = |(queue_id, (state, &queue)): (u32, (&QueueState, &u32))| {
             let range = self.store.queue_range(QueueNumber(queue));
-            let done = state.done.chunks_exact(2).last().map_or(0, |done| done[0] + done[1]);
-            let delivered = state.later.last().map_or(0, |later| later.offset + 1);
-            let next = state.floor.max(done).max(delivered);
             // What was deleted unread is not ready any more.
-            let ready = next.max(range.start)..range.end;
+            let ready = state.next.max(range.start)..range.end;
             v1::QueueProgressState {
                 broker_name: self.name.to_string(),
                 topic: row.topic.name().to_owned(),
-                queue_id: state.queue_id,
+                queue_id,
                 min_offset: range.start,
                 max_offset: range.end,
                 committed_offset: state.floor.max(range.start),
                 ready_count: ready.end.saturating_sub(ready.start),
-                inflight_count: state.later.len() as u64,
-                withheld_count: 0,
+                inflight_count: state.inflight,
+                withheld_count: state.withheld,
                 oldest_ready_ms: self.stored_ms(QueueNumber(queue), ready.start),
-                ..Default::default()
+                lite_topic: String::new(),
+                client_id: row.client.as_deref().unwrap_or_default().to_owned(),
             }
         };
-        states.iter().zip(&row.topic.queues).map(of_queue).collect()
+        (0..).zip(states.iter().zip(&row.topic.queues)).map(of_queue).collect()
     }
 
     /// When the first message of a queue from `from` on was stored; 0 if there is none.
