@@ -92,8 +92,8 @@ fn the_offsets_of_a_queue_are_answered_on_every_node() {
     for number in 0..9 {
         owner.send(&[message(TOPIC, &format!("id-{number}"))]);
     }
-    let found =
-        lines(&karman(&cluster.brokers[1].endpoint(), &["message", "query", TOPIC, "--id", "id-8"])).remove(0);
+    let found = lines(&karman(&cluster.brokers[1].endpoint(), &["message", "query", TOPIC, "--id", "id-8"]))
+        .remove(0);
     let stored = found["store_ms"].as_i64().unwrap();
     let queue = i32::try_from(found["queue"].as_i64().unwrap()).unwrap();
     let nodes = cluster.namesrvs.iter().chain(&cluster.brokers);

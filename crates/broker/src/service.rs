@@ -10,5 +10,6 @@ pub mod messaging;
 pub mod pull;
 pub mod query;
 pub mod receive;
+pub mod reset;
 pub mod send;
 pub mod verify;

@@ -141,6 +141,8 @@ struct MoveJson {
     to: u64,
     /// Deliveries whose handles become void.
     inflight: u64,
+    /// None: the group has one progress for all its clients.
+    client: Option<String>,
 }
 
 async fn shift(place: PlaceArgs, to: To, how: &HowArgs, node: &Node, format: Format) -> anyhow::Result<()> {
@@ -159,6 +161,7 @@ async fn shift(place: PlaceArgs, to: To, how: &HowArgs, node: &Node, format: For
             from: row.from,
             to: row.to,
             inflight: row.inflight_count,
+            client: Some(row.client_id).filter(|id| !id.is_empty()),
         });
         let (group, topic) = (place.group.clone(), place.topic.clone());
         print_moves(ShiftJson { group, topic, done, moves: moves.collect() }, format)
@@ -193,9 +196,10 @@ fn print_moves(shift: ShiftJson, format: Format) -> anyhow::Result<()> {
         };
         let numbers = [row.from, row.to].map(grouped);
         let place = [row.broker, row.queue.to_string()];
-        place.into_iter().chain(numbers).chain([change, grouped(row.inflight)]).collect()
+        let cells = place.into_iter().chain(numbers).chain([change, grouped(row.inflight)]);
+        cells.chain(row.client).collect()
     };
-    let columns = [
+    let mut columns = vec![
         text("BROKER"),
         number("QUEUE"),
         number("FROM"),
@@ -203,6 +207,7 @@ fn print_moves(shift: ShiftJson, format: Format) -> anyhow::Result<()> {
         number("MESSAGES"),
         number("IN FLIGHT"),
     ];
+    columns.extend(shift.moves.iter().any(|row| row.client.is_some()).then_some(text("CLIENT")));
     output::table(&columns, shift.moves.into_iter().map(cells).collect())?;
     Ok(output::line(if shift.done { "moved" } else { "nothing was changed yet" })?)
 }

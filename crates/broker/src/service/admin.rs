@@ -106,9 +106,9 @@ impl Admin for AdminService {
 
     async fn reset_offset(
         &self,
-        _: Request<v1::ResetOffsetRequest>,
+        request: Request<v1::ResetOffsetRequest>,
     ) -> Result<Response<v1::ResetOffsetResponse>, Status> {
-        answer(Err(Rejection::NotImplemented { capability: "moving a group" }))
+        answer(self.0.reset_offset(request.into_inner()).await)
     }
 
     async fn redrive_dead_letters(

@@ -18,7 +18,7 @@ pub(super) fn retry_max_times(group: &v1::GroupConfig) -> u32 {
 }
 
 #[derive(Args, Debug)]
-pub(super) struct SettingsArgs {
+pub(crate) struct SettingsArgs {
     /// Deliveries after the first, before a message becomes a dead letter; 16 when never given
     #[arg(long, value_name = "COUNT")]
     retry_max_times: Option<u32>,
