@@ -108,5 +108,7 @@ def consume_lite(options):
                 emit("subscribed", lite=lite)
             except Exception as error:
                 emit("subscribe-failed", lite=lite, **failure(error))
+        # This client announces a new lite topic letter by letter, and all of them as they are every 30 s, or by this.
+        consumer.subscribe_lite_all()
 
     run_push(options, consumer, subscribe)
