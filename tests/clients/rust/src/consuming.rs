@@ -10,7 +10,7 @@ use rocketmq::SimpleConsumer;
 use serde_json::json;
 use tokio::time::sleep;
 
-use crate::events::{emit, failure, is_stopped, now, pause, wait_stopped, with, Countdown};
+use crate::events::{emit, failure, guarded, is_stopped, now, pause, wait_stopped, with, Countdown};
 use crate::messages::report;
 use crate::options::Options;
 use crate::Fatal;
@@ -39,28 +39,30 @@ pub async fn consume_simple(options: Options) -> Result<(), Fatal> {
 }
 
 async fn receive_until_done(
-    consumer: &SimpleConsumer,
+    consumer: &Arc<SimpleConsumer>,
     options: &Options,
     countdown: &Countdown,
 ) -> Result<(), Fatal> {
     let filter_type =
         if options.get("filter-type") == Some("sql") { FilterType::Sql } else { FilterType::Tag };
-    let filter = FilterExpression::new(filter_type, options.get("filter").unwrap_or("*"));
     let topic = options.text("topic")?;
     let batch = i32::try_from(options.number("batch", 32)?)?;
     let invisible = Duration::from_secs(options.number("invisible", 30)?);
     while !is_stopped() {
-        let views = match consumer.receive_with(&topic, &filter, batch, invisible).await {
+        let filter = FilterExpression::new(filter_type, options.get("filter").unwrap_or("*"));
+        let (receiver, topic) = (consumer.clone(), topic.clone());
+        let receive = async move { receiver.receive_with(&topic, &filter, batch, invisible).await };
+        let views = match guarded(receive).await {
             Ok(views) => views,
             Err(error) => {
-                emit("receive-failed", failure(&error.to_string()));
+                emit("receive-failed", failure(&error));
                 pause(FAILURE_PAUSE).await;
                 continue;
             }
         };
         // All at once: when a message was delivered must not hang on how long the acknowledgements of others take.
         views.iter().for_each(report);
-        for view in &views {
+        for view in views {
             sleep(options.milliseconds("work")?).await;
             handle(consumer, options, countdown, view).await?;
         }
@@ -69,21 +71,22 @@ async fn receive_until_done(
 }
 
 async fn handle(
-    consumer: &SimpleConsumer,
+    consumer: &Arc<SimpleConsumer>,
     options: &Options,
     countdown: &Countdown,
-    view: &MessageView,
+    view: MessageView,
 ) -> Result<(), Fatal> {
     if u64::try_from(view.delivery_attempt())? <= options.number("ignore-attempts", 0)? {
         return Ok(());
     }
     let fields = json!({"id": view.message_id(), "began": now()});
-    match consumer.ack(view).await {
+    let consumer = consumer.clone();
+    match guarded(async move { consumer.ack(&view).await }).await {
         Ok(()) => {
             emit("acked", fields);
             countdown.one();
         }
-        Err(error) => emit("ack-failed", with(fields, failure(&error.to_string()))),
+        Err(error) => emit("ack-failed", with(fields, failure(&error))),
     }
     Ok(())
 }

@@ -1,9 +1,11 @@
 //! What the driver says: one JSON object per line on stdout. And when it ends: when it is told to stop.
 
+use std::future::Future;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rocketmq::error::ClientError;
 use serde_json::{json, Value};
 use tokio::sync::watch;
 
@@ -50,6 +52,16 @@ pub fn with(mut first: Value, second: Value) -> Value {
 /// What is to be said of an error. The client keeps the server's code by its name only, in the text.
 pub fn failure(message: &str) -> Value {
     json!({"code": null, "message": message, "error": "ClientError"})
+}
+
+/// Waits for a call of the client, which panics where it cannot reach a broker: then that is its error.
+pub async fn guarded<T: Send + 'static>(
+    call: impl Future<Output = Result<T, ClientError>> + Send + 'static,
+) -> Result<T, String> {
+    match tokio::spawn(call).await {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(panic) => Err(format!("the client gave up: {panic}")),
+    }
 }
 
 /// Stops the driver when so many messages are done; never when it begins at 0.

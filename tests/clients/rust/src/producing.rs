@@ -11,7 +11,7 @@ use rocketmq::Producer;
 use serde_json::{json, Value};
 use tokio::task::JoinSet;
 
-use crate::events::{emit, failure, is_stopped, now, pause, wait_stopped, with};
+use crate::events::{emit, failure, guarded, is_stopped, now, pause, wait_stopped, with};
 use crate::messages::{half_message_of, message_of};
 use crate::options::Options;
 use crate::Fatal;
@@ -72,16 +72,17 @@ async fn send_all(producer: Arc<Producer>, options: Options, work: Work) -> Resu
 
 /// Sends the message of `index` until it is acknowledged. The client itself never tries again, and a message is made, with
 /// its id, for one send.
-async fn send_one(producer: &Producer, options: &Options, index: u64) -> Result<(), Fatal> {
+async fn send_one(producer: &Arc<Producer>, options: &Options, index: u64) -> Result<(), Fatal> {
     loop {
         let (message, kind) = message_of(options, index)?;
         let fields = with(json!({"index": index, "began": now()}), kind);
-        match producer.send(message).await {
+        let sender = producer.clone();
+        match guarded(async move { sender.send(message).await }).await {
             Ok(receipt) => {
                 emit("sent", with(fields, json!({"id": receipt.message_id()})));
                 return Ok(());
             }
-            Err(error) => emit("failed", with(fields, failure(&error.to_string()))),
+            Err(error) => emit("failed", with(fields, failure(&error))),
         }
         if pause(RETRY_PAUSE).await {
             return Ok(());
@@ -128,15 +129,16 @@ pub async fn transaction(options: Options) -> Result<(), Fatal> {
 }
 
 /// Sends the half message of `index` until it is acknowledged, and ends its transaction, once.
-async fn send_half(producer: &Producer, options: &Options, index: u64) -> Result<(), Fatal> {
+async fn send_half(producer: &Arc<Producer>, options: &Options, index: u64) -> Result<(), Fatal> {
     let decision = decision_of(options, index);
     loop {
         let began = now();
-        let begun = match producer.send_transaction_message(half_message_of(options, index)?).await {
+        let (sender, message) = (producer.clone(), half_message_of(options, index)?);
+        let begun = match guarded(async move { sender.send_transaction_message(message).await }).await {
             Ok(begun) => begun,
             Err(error) => {
                 let fields = json!({"index": index, "began": began});
-                emit("failed", with(fields, failure(&error.to_string())));
+                emit("failed", with(fields, failure(&error)));
                 if pause(RETRY_PAUSE).await {
                     return Ok(());
                 }
@@ -149,13 +151,13 @@ async fn send_half(producer: &Producer, options: &Options, index: u64) -> Result
         emit("sent", facts(began));
         let fields = facts(now());
         let ended = match decision.as_str() {
-            "commit" => begun.commit().await,
-            "rollback" => begun.rollback().await,
+            "commit" => guarded(begun.commit()).await,
+            "rollback" => guarded(begun.rollback()).await,
             _ => return Ok(()),
         };
         match ended {
             Ok(()) => emit("ended", fields),
-            Err(error) => emit("end-failed", with(fields, failure(&error.to_string()))),
+            Err(error) => emit("end-failed", with(fields, failure(&error))),
         }
         return Ok(());
     }
