@@ -6,6 +6,9 @@ use sha2::{Digest, Sha256};
 
 use crate::driver::Event;
 
+/// The clients wait so long for an answer to a send; then they send again, maybe to another broker, under the same id.
+const SEND_TIMEOUT_MS: u64 = 3000;
+
 const COLOURS: [&str; 3] = ["red", "green", "blue"];
 
 /// The tag of message `index`.
@@ -96,13 +99,22 @@ impl Ledger {
         self.sent.values().filter(|sent| !held.contains(id(sent))).collect()
     }
 
-    /// Panics when a message came more than once, or one came that was not acknowledged to its sender.
+    /// Panics when a message came more than once, or one came that was not acknowledged to its sender. A send that took so
+    /// long that the client tried again, as on a machine that stands still for a while, may have stored two.
     pub fn assert_exactly_once(&self) {
         self.assert_nothing_lost();
-        let twice: Vec<_> = self.delivered.values().filter(|deliveries| deliveries.len() > 1).collect();
+        let twice: Vec<_> = self
+            .delivered
+            .iter()
+            .filter(|(id, deliveries)| deliveries.len() > 1 && !self.may_be_stored_twice(id))
+            .collect();
         assert!(twice.is_empty(), "{} messages delivered more than once: {:?}", twice.len(), twice.first());
         let strange = self.delivered.keys().find(|&id| !self.sent.contains_key(id));
         assert!(strange.is_none(), "a message that nobody sent: {strange:?}");
+    }
+
+    fn may_be_stored_twice(&self, id: &str) -> bool {
+        self.sent.get(id).is_some_and(|sent| sent.at >= sent.began + SEND_TIMEOUT_MS)
     }
 
     /// Panics when a message came again after its acknowledgement was confirmed, unless a crash at one of `crashes`
@@ -198,12 +210,14 @@ impl Ledger {
         assert!(seen.is_none(), "seen, but {:?}: {seen:?}", seen.map(|(id, _)| self.decision(id)));
     }
 
-    /// Panics unless all that was committed came exactly once, and nothing else. Not for runs with crashes.
+    /// Panics unless all that was committed came exactly once, and nothing else. Not for runs with crashes. A send that
+    /// the client tried again may have stored two half messages.
     pub fn assert_commits_once(&self) {
         self.assert_only_commits_seen();
         for id in self.committed() {
             let deliveries = self.delivered.get(id).map_or(0, Vec::len);
-            assert_eq!(deliveries, 1, "deliveries of the committed {id}, {:?}", self.sent.get(id));
+            let is_right = deliveries == 1 || deliveries > 1 && self.may_be_stored_twice(id);
+            assert!(is_right, "{deliveries} deliveries of the committed {id}, {:?}", self.sent.get(id));
         }
     }
 }
