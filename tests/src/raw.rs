@@ -5,7 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use karman_remoting::proto::karman::admin_client::AdminClient;
 use karman_remoting::proto::karman::{
-    CreateGroupRequest, CreateTopicRequest, DescribeClusterRequest, GroupConfig, TopicConfig, UpdateGroupRequest,
+    CreateGroupRequest, CreateTopicRequest, DescribeClusterRequest, GroupConfig, TopicConfig,
+    UpdateGroupRequest,
 };
 use karman_remoting::proto::v2::messaging_service_client::MessagingServiceClient;
 use karman_remoting::proto::v2::{self, receive_message_response::Content};

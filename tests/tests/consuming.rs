@@ -67,11 +67,8 @@ fn ack(raw: &Raw, group: &str, message: &v2::Message) {
         receipt_handle: system(message).receipt_handle.clone().unwrap(),
         ..Default::default()
     };
-    let request = v2::AckMessageRequest {
-        group: resource(group),
-        topic: message.topic.clone(),
-        entries: vec![entry],
-    };
+    let request =
+        v2::AckMessageRequest { group: resource(group), topic: message.topic.clone(), entries: vec![entry] };
     is_ok(raw.ack_message(request).status);
 }
 
@@ -269,22 +266,30 @@ fn a_queue_is_pulled_from_any_offset_and_the_group_keeps_its_place() {
     is_ok(client.send(&[message("pulled", "m5")]).status);
     assert_eq!(ids(&waiting.join().unwrap().1), ["m5"]);
 
-    let get = || client.get_offset(v2::GetOffsetRequest {
-        group: resource("puller"),
-        message_queue: queue_of("pulled", 0),
-    });
+    let get = || {
+        client.get_offset(v2::GetOffsetRequest {
+            group: resource("puller"),
+            message_queue: queue_of("pulled", 0),
+        })
+    };
     assert_eq!(get().status.unwrap().code, Code::OffsetNotFound as i32);
-    let set = |offset| client.update_offset(v2::UpdateOffsetRequest {
-        group: resource("puller"),
-        message_queue: queue_of("pulled", 0),
-        offset,
-    });
+    let set = |offset| {
+        client.update_offset(v2::UpdateOffsetRequest {
+            group: resource("puller"),
+            message_queue: queue_of("pulled", 0),
+            offset,
+        })
+    };
     for offset in [4, 2] {
         is_ok(set(offset).status);
         assert_eq!(get().offset, offset);
     }
     assert_eq!(set(7).status.unwrap().code, Code::IllegalOffset as i32);
-    assert_eq!(ids(&take(&client, "pulled", "puller")), ["m2", "m3", "m4", "m5"], "receiving is the same progress");
+    assert_eq!(
+        ids(&take(&client, "pulled", "puller")),
+        ["m2", "m3", "m4", "m5"],
+        "receiving is the same progress"
+    );
 }
 
 #[test]
@@ -348,6 +353,51 @@ fn what_has_lived_too_long_is_not_delivered() {
         let refused = client.send(&[with_ttl("bad", bad)]).status.unwrap();
         assert_eq!(refused.code, Code::IllegalMessagePropertyKey as i32, "{refused:?}");
     }
+}
+
+fn sql(expression: &str) -> Option<v2::FilterExpression> {
+    Some(v2::FilterExpression { r#type: v2::FilterType::Sql.into(), expression: expression.into() })
+}
+
+#[test]
+fn an_expression_selects_messages_by_their_properties_and_passes_the_rest() {
+    let cluster = broker();
+    let client = raw(&cluster);
+    topic(&client, "priced", MessageType::Normal, TopicConfig::default());
+    let batch: Vec<_> = (0..2000)
+        .map(|number| {
+            let mut sent = message("priced", &format!("m{number}"));
+            sent.user_properties.insert("price".into(), number.to_string());
+            if number % 2 == 0 {
+                sent.user_properties.insert("region".into(), "north".into());
+            }
+            sent
+        })
+        .collect();
+    is_ok(client.send(&batch).status);
+    let request = |expression: &str| v2::ReceiveMessageRequest {
+        filter_expression: sql(expression),
+        ..receive_request("priced", "g", BROKER)
+    };
+    let few = "price BETWEEN 1990 AND 1999 AND region = 'north' OR price = 3 AND region IS NULL";
+    let mut got = Vec::new();
+    while got.len() < 6 {
+        let (status, some) = client.receive(request(few));
+        is_ok(Some(status));
+        some.iter().for_each(|message| ack(&client, "g", message));
+        got.extend(some);
+    }
+    assert_eq!(ids(&got), ["m1990", "m1992", "m1994", "m1996", "m1998", "m3"]);
+    // What was passed over is done: nobody of the group gets it any more.
+    assert!(take(&client, "priced", "g").is_empty());
+    for (bad, position) in [("price >", "7"), ("price = 'x", "8"), ("", "0")] {
+        let status = client.receive(request(bad)).0;
+        assert_eq!(status.code, Code::IllegalFilterExpression as i32, "{bad}: {status:?}");
+        assert!(status.message.contains(position), "{bad}: {status:?}");
+    }
+    let pulled = client
+        .pull(v2::PullMessageRequest { filter_expression: sql("price < 5"), ..pull("priced", 0, 0, 0) });
+    assert!(pulled.1.len() <= 2, "{pulled:?}");
 }
 
 #[test]

@@ -300,48 +300,6 @@ pub fn keys_of<'a>(message: &'a [u8], system_properties_field: &Range<usize>) ->
         .reduce(|keys, key| keys + " " + key)
 }
 
-/// The user properties of an encoded message, in the order sent. Of a key that occurs twice the last value counts.
-pub fn user_properties_of(message: &[u8]) -> impl Iterator<Item = (&str, &str)> {
-    (Fields { bytes: message, at: 0 })
-        .map_while(Result::ok)
-        .filter(|field| field.number == fields::USER_PROPERTIES)
-        .filter_map(|field| user_property(&message[field.content]).ok())
-}
-
-/// One user property of an encoded message. For several, [`user_properties_of`] walks over the message only once.
-pub fn user_property_of<'a>(message: &'a [u8], name: &str) -> Option<&'a str> {
-    user_properties_of(message).filter(|(key, _)| *key == name).last().map(|(_, value)| value)
-}
-
-/// What the producer set in a message's `system_properties` and RocketMQ keeps among the user's, by RocketMQ's names:
-/// `TAGS`, `KEYS` (once for each key), `UNIQ_KEY` (the message id) and `__SHARDINGKEY` (the message group).
-pub fn system_texts_of<'a>(
-    message: &'a [u8],
-    system_properties_field: &Range<usize>,
-) -> impl Iterator<Item = (&'a str, &'a str)> {
-    let content = content_of(message, system_properties_field);
-    (Fields { bytes: content, at: 0 }).map_while(Result::ok).filter_map(|field| {
-        let name = match field.number {
-            1 => "TAGS",
-            2 => KEYS,
-            3 => "UNIQ_KEY",
-            17 => "__SHARDINGKEY",
-            _ => return None,
-        };
-        Some((name, std::str::from_utf8(&content[field.content]).ok()?))
-    })
-}
-
-const KEYS: &str = "KEYS";
-
-/// The keys of an encoded message, joined by a space as RocketMQ keeps them. `None` when there are none.
-pub fn keys_of<'a>(message: &'a [u8], system_properties_field: &Range<usize>) -> Option<Cow<'a, str>> {
-    system_texts_of(message, system_properties_field)
-        .filter(|(name, _)| *name == KEYS)
-        .map(|(_, key)| Cow::Borrowed(key))
-        .reduce(|keys, key| keys + " " + key)
-}
-
 /// The content of the field that lies at `field`.
 fn content_of<'a>(message: &'a [u8], field: &Range<usize>) -> &'a [u8] {
     if field.is_empty() {
