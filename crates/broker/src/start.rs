@@ -36,12 +36,15 @@ use crate::clock::Clock;
 use crate::config::BrokerConfig;
 use crate::control::{self, Control};
 use crate::dedupe::Dedupe;
+use crate::filter::FilterCache;
 use crate::metrics;
 use crate::progress::ProgressTable;
 use crate::registration::Registrations;
 use crate::service::admin::AdminService;
 use crate::service::messaging::Messaging;
 
+/// Compiled SQL expressions that are kept.
+const FILTERS_MAX: usize = 1024;
 /// Requests in flight may take this long to finish at the end.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 /// Changes of the own row that a registration may be behind.
@@ -140,6 +143,7 @@ pub fn start(config: &BrokerConfig) -> Result<Running, StartError> {
         default_queue_nums: config.default_topic_queue_nums,
         dedup_window_minutes: config.dedup_window_minutes,
         dedupe,
+        filters: FilterCache::new(FILTERS_MAX),
         auto_create_topics: config.auto_create_topic_enable,
         auto_create_groups: config.auto_create_subscription_group,
         token_key: key,

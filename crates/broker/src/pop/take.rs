@@ -280,7 +280,7 @@ impl Pop {
         let queue = &mut self.queues[queue_id];
         let mut entries = Vec::with_capacity(SCAN_STEP);
         while *scan_left > 0 && taken.deliveries.len() < ask.max && queue.inflight.len() < ask.inflight_max {
-            let want = (ask.max - taken.deliveries.len()).max(16).min(SCAN_STEP).min(*scan_left);
+            let want = (ask.max - taken.deliveries.len()).clamp(16, SCAN_STEP).min(*scan_left);
             entries.clear();
             let found = around.entries(number, QueueOffset(queue.next), want, &mut entries);
             if let Err(Gone { minimum }) = found
