@@ -285,7 +285,7 @@ fn announce(config: &BrokerConfig, broker: &Broker, clients: SocketAddr, interna
         topics: broker.catalog.topics().iter().map(|topic| topic.route()).collect(),
         groups: broker.catalog.groups().iter().map(|group| group.config.clone()).collect(),
     };
-    broker.routes.write().apply(RouteChange { change: Some(RouteChanged::Joined(state)) });
+    broker.routes.apply(RouteChange { change: Some(RouteChanged::Joined(state)) });
 }
 
 /// Begins to register with every namesrv; cancelling what comes back ends it.

@@ -79,15 +79,20 @@ pub fn group(name: &str) -> Result<(), Rejection> {
     rule.map_or(Ok(()), |rule| Err(Rejection::IllegalGroup { name: shortened(name), rule }))
 }
 
+/// The name in an optional `Resource`, as it is.
+pub(crate) fn name_of(resource: Option<&Resource>) -> &str {
+    resource.map_or("", |resource| resource.name.as_str())
+}
+
 /// The name in an optional `Resource`, checked as a topic. The namespace is not part of the name, as in the reference.
 pub fn topic_of(resource: Option<&Resource>) -> Result<&str, Rejection> {
-    let name = resource.map_or("", |resource| resource.name.as_str());
+    let name = name_of(resource);
     topic(name).map(|()| name)
 }
 
 /// The name in an optional `Resource`, checked as a consumer group.
 pub fn group_of(resource: Option<&Resource>) -> Result<&str, Rejection> {
-    let name = resource.map_or("", |resource| resource.name.as_str());
+    let name = name_of(resource);
     group(name).map(|()| name)
 }
 
