@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::catalog::{Catalog, Topic};
 use crate::catalog_writer::{CatalogWriter, topic_named};
 use crate::clock::Clock;
+use crate::held::HeldTable;
 use crate::progress::ProgressTable;
 use crate::records::GroupRecord;
 
@@ -29,6 +30,21 @@ pub struct Counters {
     pub messages_out: AtomicU64,
     /// Messages copied to dead letters.
     pub dead_letters: AtomicU64,
+}
+
+/// How long messages may be held.
+#[derive(Clone, Copy, Debug)]
+pub struct HeldLimits {
+    /// `maxDelayTimeMills`
+    pub delay_max_ms: u64,
+    /// `transactionTimeOut`
+    pub transaction_timeout_ms: u64,
+    /// `transactionCheckInterval`
+    pub check_interval_ms: u64,
+    /// `transactionCheckMax`
+    pub checks_max: u32,
+    /// `fileReservedTime`: an undecided transaction is not kept for longer.
+    pub half_age_max_ms: u64,
 }
 
 /// See the module's comment.
@@ -64,6 +80,10 @@ pub struct Broker {
     pub catalog_writer: CatalogWriter,
     /// How far groups have come.
     pub progress: Arc<ProgressTable>,
+    /// Delayed messages and undecided transactions.
+    pub held: Arc<HeldTable>,
+    /// How long messages may be held.
+    pub limits: HeldLimits,
     /// Who is alive.
     pub clients: Arc<ClientRegistry>,
     /// The cluster, this broker included.

@@ -12,6 +12,8 @@ pub mod catalog_writer;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod delivery;
+pub mod held;
 pub mod mark;
 pub mod metrics;
 pub mod pop;

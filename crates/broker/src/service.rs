@@ -3,6 +3,8 @@
 pub mod ack;
 pub mod admin;
 pub mod dead_letter;
+pub mod delay;
+pub mod hold;
 pub mod messaging;
 pub mod query;
 pub mod receive;

@@ -15,6 +15,7 @@ use crate::broker::Broker;
 use crate::catalog::Topic;
 use crate::mark::Mark;
 use crate::refuse;
+use crate::service::hold::Receipt;
 
 /// Messages in one request.
 const BATCH_MAX: usize = 4096;
@@ -89,12 +90,13 @@ impl Broker {
         let topic = self.topic_for_send(&messages[0].topic).await?;
         let (queue_id, queue) = topic.next_queue();
         let mut records = Vec::with_capacity(messages.len());
-        let mut message_ids = Vec::with_capacity(messages.len());
+        let mut receipts = Vec::with_capacity(messages.len());
         for (index, message) in messages.into_iter().enumerate() {
             check_type(index, &message.system_properties, &topic)?;
             let message = complete(index, message, &topic)?;
-            records.push(record(&message, queue, topic.number));
-            message_ids.push(message.system_properties.message_id);
+            let (record, receipt) = self.record_of(index, &message, queue, &topic)?;
+            records.push(record);
+            receipts.push((message.system_properties.message_id, receipt));
         }
         let count = records.len() as u64;
         let durability = topic.durability().unwrap_or(self.durability);
@@ -108,13 +110,19 @@ impl Broker {
         };
         self.counters.messages_in.fetch_add(count, Ordering::Relaxed);
         tracing::trace!(queue_id, count, "stored");
-        let entry = |(message_id, index): (String, i64)| v2::SendResultEntry {
-            status: Some(ok()),
-            message_id,
-            offset: appended.queue_offset.0.cast_signed() + index,
-            ..Default::default()
+        let mut next_offset = appended.queue_offset.0.cast_signed();
+        let entry = |(message_id, receipt)| {
+            let entry = v2::SendResultEntry { status: Some(ok()), message_id, ..Default::default() };
+            match receipt {
+                Receipt::Queued => {
+                    next_offset += 1;
+                    v2::SendResultEntry { offset: next_offset - 1, ..entry }
+                }
+                Receipt::RecallHandle(recall_handle) => v2::SendResultEntry { recall_handle, ..entry },
+                Receipt::TransactionId(transaction_id) => v2::SendResultEntry { transaction_id, ..entry },
+            }
         };
-        let entries = message_ids.into_iter().zip(0_i64..).map(entry).collect();
+        let entries = receipts.into_iter().map(entry).collect();
         Ok(v2::SendMessageResponse { status: Some(ok()), entries })
     }
 
@@ -289,7 +297,8 @@ fn complete(index: usize, message: EncodedMessage, topic: &Topic) -> Result<Enco
     message.with_system_properties(&system).map_err(corrupted)
 }
 
-fn record(message: &EncodedMessage, queue: QueueNumber, topic: u32) -> NewRecord {
+/// The record of a message that is visible at once.
+pub fn record(message: &EncodedMessage, queue: QueueNumber, topic: u32) -> NewRecord {
     NewRecord {
         kind: RecordKind::Message,
         queue: Some(queue),
