@@ -21,9 +21,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .bytes(".apache.rocketmq.v2.Message.body")
         .bytes(".apache.rocketmq.v2.AdminSendMessageRequest.body")
-        // These two carry messages; `wire` declares them with the message as bytes. See its module comment.
+        // These carry messages; `wire` declares them with the message as bytes. See its module comment.
         .extern_path(".apache.rocketmq.v2.SendMessageRequest", "crate::wire::SendMessageRequest")
         .extern_path(".apache.rocketmq.v2.ReceiveMessageResponse", "crate::wire::ReceiveMessageResponse")
+        .extern_path(".apache.rocketmq.v2.PullMessageResponse", "crate::wire::PullMessageResponse")
         .generate_default_stubs(true)
         .compile_fds(descriptors)?;
     Ok(())

@@ -445,17 +445,6 @@ fn what_comes_later_says_so() {
                 ..Default::default()
             })
         };
-        later(
-            raw.end_transaction(v2::EndTransactionRequest {
-                topic: resource(TOPIC),
-                message_id: "1".to_owned(),
-                transaction_id: "1".to_owned(),
-                ..Default::default()
-            })
-            .status,
-        );
-        let recall = v2::RecallMessageRequest { topic: resource(TOPIC), recall_handle: "1".to_owned() };
-        later(raw.recall_message(recall).status);
         let sync = v2::SyncLiteSubscriptionRequest {
             topic: resource(TOPIC),
             group: resource(GROUP),
@@ -472,5 +461,23 @@ fn what_comes_later_says_so() {
         let update = v2::UpdateOffsetRequest { group: resource(GROUP), message_queue: queue(), offset: 0 };
         later(raw.update_offset(update).status);
         later(raw.get_offset(v2::GetOffsetRequest { group: resource(GROUP), message_queue: queue() }).status);
+    }
+}
+
+#[test]
+fn a_text_that_is_no_token_is_refused_by_every_door() {
+    let cluster = cluster();
+    for (door, raw) in doors(&cluster) {
+        let end = |id: &str| v2::EndTransactionRequest {
+            topic: resource(TOPIC),
+            message_id: "1".to_owned(),
+            transaction_id: id.to_owned(),
+            ..Default::default()
+        };
+        for (id, named) in [("", "blank"), (" ", "blank"), ("1", "not an id")] {
+            expect(door, raw.end_transaction(end(id)).status, Code::InvalidTransactionId, named);
+        }
+        let recall = v2::RecallMessageRequest { topic: resource(TOPIC), recall_handle: "1".to_owned() };
+        expect(door, raw.recall_message(recall).status, Code::BadRequest, "recall handle");
     }
 }

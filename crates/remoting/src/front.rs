@@ -10,20 +10,24 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 use tonic::codegen::BoxStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::clients::ClientRegistry;
-use crate::metadata::{self, Caller};
+use crate::metadata::Caller;
 use crate::proto::karman::BrokerIdentity;
 use crate::proto::v2;
 use crate::proto::v2::messaging_service_server::MessagingService;
-use crate::relay::{Peers, failure};
-use crate::route_table::SharedRoutes;
+use crate::relay::Peers;
+use crate::route_table::{RouteTable, SharedRoutes};
 use crate::status::{Rejection, answer, ok};
-use crate::{message, telemetry, token, validate};
+use crate::{telemetry, validate};
 
 mod ack;
 mod everywhere;
+mod lite;
+mod queues;
+mod send;
+mod tokens;
 
 /// The broker in the same process.
 #[derive(Clone)]
@@ -92,10 +96,14 @@ impl Front {
 
     /// An owner of a topic: this broker if it has the topic, else the masters that have it, beginning at a random one.
     fn owners_of_topic(&self, topic: &str, relayed: bool) -> Vec<Owner<'_>> {
+        self.owners_by(&self.routes.read(), topic, relayed)
+    }
+
+    /// [`Self::owners_of_topic`] for a caller that looks at `routes` anyway.
+    fn owners_by(&self, routes: &RouteTable, topic: &str, relayed: bool) -> Vec<Owner<'_>> {
         if relayed && self.local.is_none() {
             return vec![];
         }
-        let routes = self.routes.read();
         if let Some(local) = &self.local
             && (relayed || routes.has(&local.broker_name, topic))
         {
@@ -111,6 +119,14 @@ impl Front {
             owners.rotate_left(start);
         }
         owners
+    }
+
+    /// A broker of the route table: the own one, or another.
+    fn owner_of(&self, identity: &BrokerIdentity) -> Owner<'_> {
+        match self.local.as_ref().filter(|local| local.broker_name == identity.broker_name) {
+            Some(local) => Owner::Here(&*local.service),
+            None => Owner::There(identity.clone()),
+        }
     }
 }
 
@@ -133,113 +149,16 @@ macro_rules! call {
 }
 use call;
 
+/// The own broker has no method for what it does not serve; a gRPC error would make clients give up this node.
 fn failure_here(status: &Status) -> Rejection {
-    Rejection::Internal(status.message().to_owned())
+    match status.code() {
+        Code::Unimplemented => Rejection::NotImplemented { capability: "this call" },
+        _ => Rejection::Internal(status.message().to_owned()),
+    }
 }
 
-/// A stream of one refusal.
-fn refused_stream(rejection: Rejection) -> BoxStream<v2::ReceiveMessageResponse> {
-    let content = v2::receive_message_response::Content::Status(rejection.into());
-    Box::pin(tokio_stream::once(Ok(v2::ReceiveMessageResponse { content: Some(content) })))
-}
-
-/// Unary calls that go to the broker named by one token or queue, executed there.
+/// What every node answers by itself.
 impl Front {
-    async fn send(
-        &self,
-        request: Request<v2::SendMessageRequest>,
-    ) -> Result<Response<v2::SendMessageResponse>, Rejection> {
-        let relayed = metadata::is_relayed(request.metadata());
-        let topic =
-            request.get_ref().messages.first().map(|first| message::topic_of(first)).unwrap_or_default();
-        let mut owners = self.owners_of_topic(&topic, relayed);
-        let Some(last) = owners.pop() else {
-            self.heard(&request)?;
-            if request.get_ref().messages.is_empty() {
-                return Err(Rejection::NoMessage);
-            }
-            validate::topic(&topic)?;
-            return Err(Rejection::TopicNotFound { topic });
-        };
-        // Another master takes the message when one cannot be reached; it has not been stored there, or may have been:
-        // the client would retry just so.
-        for owner in owners {
-            let mut copy = Request::new(request.get_ref().clone());
-            *copy.metadata_mut() = request.metadata().clone();
-            match call!(self, owner, send_message, copy) {
-                Err(Rejection::PeerUnavailable { .. }) => {}
-                result => return result,
-            }
-        }
-        call!(self, last, send_message, request)
-    }
-
-    async fn receive(
-        &self,
-        request: Request<v2::ReceiveMessageRequest>,
-    ) -> Result<Response<BoxStream<v2::ReceiveMessageResponse>>, Rejection> {
-        let relayed = self.heard(&request)?.relayed;
-        match self.owner_of_queue(request.get_ref().message_queue.as_ref(), relayed)? {
-            Owner::Here(service) => {
-                service.receive_message(request).await.map_err(|status| failure_here(&status))
-            }
-            Owner::There(peer) => {
-                let relayed = self.peers.relayed(request);
-                let stream = self.peers.messaging(&peer)?.receive_message(relayed).await;
-                let stream = stream.map_err(|status| failure(&peer, &status))?;
-                Ok(stream.map(|inbound| Box::pin(inbound) as BoxStream<_>))
-            }
-        }
-    }
-
-    async fn offset_of_queue(
-        &self,
-        request: Request<v2::QueryOffsetRequest>,
-    ) -> Result<Response<v2::QueryOffsetResponse>, Rejection> {
-        let relayed = self.heard(&request)?.relayed;
-        let owner = self.owner_of_queue(request.get_ref().message_queue.as_ref(), relayed)?;
-        call!(self, owner, query_offset, request)
-    }
-
-    /// The broker that a queue names; one that has the topic if it names none.
-    fn owner_of_queue(
-        &self,
-        queue: Option<&v2::MessageQueue>,
-        relayed: bool,
-    ) -> Result<Owner<'_>, Rejection> {
-        let broker = queue.and_then(|queue| queue.broker.as_ref()).map_or("", |broker| broker.name.as_str());
-        if !broker.is_empty() {
-            return self.owner_named(broker, relayed);
-        }
-        let topic = validate::topic_of(queue.and_then(|queue| queue.topic.as_ref()))?;
-        let owner = self.owners_of_topic(topic, relayed).pop();
-        owner.ok_or_else(|| Rejection::TopicNotFound { topic: topic.to_owned() })
-    }
-
-    async fn change_invisible(
-        &self,
-        request: Request<v2::ChangeInvisibleDurationRequest>,
-    ) -> Result<Response<v2::ChangeInvisibleDurationResponse>, Rejection> {
-        let relayed = self.heard(&request)?.relayed;
-        let owner = self.owner_of_handle(&request.get_ref().receipt_handle, relayed)?;
-        call!(self, owner, change_invisible_duration, request)
-    }
-
-    async fn forward_dead_letter(
-        &self,
-        request: Request<v2::ForwardMessageToDeadLetterQueueRequest>,
-    ) -> Result<Response<v2::ForwardMessageToDeadLetterQueueResponse>, Rejection> {
-        let relayed = self.heard(&request)?.relayed;
-        let owner = self.owner_of_handle(&request.get_ref().receipt_handle, relayed)?;
-        call!(self, owner, forward_message_to_dead_letter_queue, request)
-    }
-
-    fn owner_of_handle(&self, handle: &str, relayed: bool) -> Result<Owner<'_>, Rejection> {
-        let broker = token::broker_name_of(handle)
-            .ok_or(Rejection::InvalidReceiptHandle { why: "it is not a handle of this cluster" })?;
-        self.owner_named(&broker, relayed)
-    }
-
     async fn route(
         &self,
         request: Request<v2::QueryRouteRequest>,
@@ -286,12 +205,11 @@ impl Front {
         self.clients.heard(&caller.client_id);
         Ok(caller)
     }
+}
 
-    /// For a call whose capability comes later: its caller is checked, then told so.
-    fn later<T, R>(&self, request: &Request<T>, capability: &'static str) -> Result<R, Rejection> {
-        self.heard(request)?;
-        Err(Rejection::NotImplemented { capability })
-    }
+/// A stream of one frame: a refusal.
+fn one_frame<T: Send + 'static>(frame: T) -> BoxStream<T> {
+    Box::pin(tokio_stream::once(Ok(frame)))
 }
 
 /// What became of a call that gives a `Response` or a refusal in the same form.
@@ -333,7 +251,10 @@ impl MessagingService for Front {
         &self,
         request: Request<v2::ReceiveMessageRequest>,
     ) -> Result<Response<BoxStream<v2::ReceiveMessageResponse>>, Status> {
-        Ok(self.receive(request).await.unwrap_or_else(|rejection| Response::new(refused_stream(rejection))))
+        Ok(self.receive(request).await.unwrap_or_else(|rejection| {
+            let content = Some(v2::receive_message_response::Content::Status(rejection.into()));
+            Response::new(one_frame(v2::ReceiveMessageResponse { content }))
+        }))
     }
 
     async fn ack_message(
@@ -379,26 +300,24 @@ impl MessagingService for Front {
         &self,
         request: Request<v2::PullMessageRequest>,
     ) -> Result<Response<BoxStream<v2::PullMessageResponse>>, Status> {
-        let status = match self.later::<_, ()>(&request, "pulling messages by offset") {
-            Ok(()) => ok(),
-            Err(rejection) => rejection.into(),
-        };
-        let content = Some(v2::pull_message_response::Content::Status(status));
-        Ok(Response::new(Box::pin(tokio_stream::once(Ok(v2::PullMessageResponse { content })))))
+        Ok(self.pull(request).await.unwrap_or_else(|rejection| {
+            let content = Some(v2::pull_message_response::Content::Status(rejection.into()));
+            Response::new(one_frame(v2::PullMessageResponse { content }))
+        }))
     }
 
     async fn update_offset(
         &self,
         request: Request<v2::UpdateOffsetRequest>,
     ) -> Result<Response<v2::UpdateOffsetResponse>, Status> {
-        answer(self.later(&request, "storing a pull consumer's offset"))
+        respond(self.update_offset_of_queue(request).await)
     }
 
     async fn get_offset(
         &self,
         request: Request<v2::GetOffsetRequest>,
     ) -> Result<Response<v2::GetOffsetResponse>, Status> {
-        answer(self.later(&request, "reading a pull consumer's offset"))
+        respond(self.stored_offset_of_queue(request).await)
     }
 
     async fn query_offset(
@@ -412,20 +331,20 @@ impl MessagingService for Front {
         &self,
         request: Request<v2::EndTransactionRequest>,
     ) -> Result<Response<v2::EndTransactionResponse>, Status> {
-        answer(self.later(&request, "ending a transaction"))
+        respond(self.end(request).await)
     }
 
     async fn recall_message(
         &self,
         request: Request<v2::RecallMessageRequest>,
     ) -> Result<Response<v2::RecallMessageResponse>, Status> {
-        answer(self.later(&request, "recalling a delayed message"))
+        respond(self.recall(request).await)
     }
 
     async fn sync_lite_subscription(
         &self,
         request: Request<v2::SyncLiteSubscriptionRequest>,
     ) -> Result<Response<v2::SyncLiteSubscriptionResponse>, Status> {
-        answer(self.later(&request, "lite topics"))
+        answer(self.sync_lite(request).await)
     }
 }

@@ -18,6 +18,11 @@ mod fields {
     pub(super) const USER_PROPERTIES: u32 = 2;
     pub(super) const SYSTEM_PROPERTIES: u32 = 3;
     pub(super) const BODY: u32 = 4;
+
+    /// In `system_properties`.
+    pub(super) const TAG: u32 = 1;
+    pub(super) const MESSAGE_GROUP: u32 = 17;
+    pub(super) const LITE_TOPIC: u32 = 21;
 }
 
 /// Fields of `SystemProperties` that are written on delivery; what is stored in them is left out: `body_digest`,
@@ -219,13 +224,33 @@ pub fn body_of(message: &[u8], system_properties_field: &Range<usize>) -> Range<
 
 /// The tag in a stored message's `system_properties`.
 pub fn tag_of<'a>(message: &'a [u8], system_properties_field: &Range<usize>) -> &'a str {
-    const TAG: u32 = 1;
-    let content = content_of(message, system_properties_field);
-    (Fields { bytes: content, at: 0 })
+    text_of(content_of(message, system_properties_field), fields::TAG).unwrap_or_default()
+}
+
+/// The message group of an encoded message, for a door that only has to find its owner.
+pub fn message_group_of(message: &[u8]) -> Option<&str> {
+    text_in_system_properties(message, fields::MESSAGE_GROUP)
+}
+
+/// The lite topic of an encoded message, for a door that only has to find its owner.
+pub fn lite_topic_of(message: &[u8]) -> Option<&str> {
+    text_in_system_properties(message, fields::LITE_TOPIC)
+}
+
+/// A text in `system_properties`; where that occurs several times, the last text counts, as if they were merged.
+fn text_in_system_properties(message: &[u8], number: u32) -> Option<&str> {
+    (Fields { bytes: message, at: 0 })
         .map_while(Result::ok)
-        .find(|field| field.number == TAG)
-        .and_then(|field| std::str::from_utf8(&content[field.content]).ok())
-        .unwrap_or_default()
+        .filter(|field| field.number == fields::SYSTEM_PROPERTIES && field.delimited)
+        .filter_map(|field| text_of(&message[field.content], number))
+        .last()
+}
+
+/// The last text with this number in an embedded message.
+fn text_of(content: &[u8], number: u32) -> Option<&str> {
+    let texts =
+        (Fields { bytes: content, at: 0 }).map_while(Result::ok).filter(|field| field.number == number);
+    std::str::from_utf8(&content[texts.last()?.content]).ok()
 }
 
 /// The content of the field that lies at `field`.
@@ -345,6 +370,23 @@ mod tests {
         assert_eq!(read.system_properties.tag(), "later");
         assert_eq!(read.system_properties.message_id, "01AB");
         assert_eq!(tag_of(&read.bytes, &read.system_properties_field), "later");
+    }
+
+    #[test]
+    fn a_door_finds_what_the_order_is_kept_within() {
+        let mut message = sent();
+        assert_eq!(message_group_of(&message.encode_to_vec()), None);
+        let system = message.system_properties.as_mut().unwrap();
+        (system.message_group, system.lite_topic) = (Some("g".into()), Some("l".into()));
+        let mut bytes = message.encode_to_vec();
+        assert_eq!((message_group_of(&bytes), lite_topic_of(&bytes)), (Some("g"), Some("l")));
+        let again = v2::SystemProperties { message_group: Some("h".into()), ..Default::default() };
+        bytes.extend(v2::Message { system_properties: Some(again), ..Default::default() }.encode_to_vec());
+        let read = EncodedMessage::read(bytes.clone().into()).unwrap();
+        assert_eq!(message_group_of(&bytes), read.system_properties.message_group.as_deref());
+        for cut in 0..bytes.len() {
+            message_group_of(&bytes[..cut]);
+        }
     }
 
     #[test]

@@ -7,7 +7,10 @@
 pub mod apache {
     pub mod rocketmq {
         pub mod v2 {
-            pub use crate::wire::{ReceiveMessageResponse, SendMessageRequest, receive_message_response};
+            pub use crate::wire::{
+                PullMessageResponse, ReceiveMessageResponse, SendMessageRequest, pull_message_response,
+                receive_message_response,
+            };
             tonic::include_proto!("apache.rocketmq.v2");
         }
     }

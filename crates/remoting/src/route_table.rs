@@ -4,7 +4,7 @@
 //! broker from what namesrvs push; both answer QueryRoute from it with the same code, which is why it lives here. It is
 //! shared as [`SharedRoutes`]; readers and the one writer of a node hold the lock for one look-up or one change.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use parking_lot::RwLock;
@@ -41,8 +41,9 @@ impl BrokerEntry {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RouteTable {
     brokers: BTreeMap<String, BrokerEntry>,
-    /// Topic to the names of the brokers that have it: an index over `brokers`, kept equal by [`Self::apply`].
-    topics: HashMap<String, BTreeSet<String>>,
+    /// Topic to the names of the brokers that have it, and as what: an index over `brokers`, kept equal by
+    /// [`Self::apply`].
+    topics: HashMap<String, BTreeMap<String, MessageType>>,
 }
 
 impl RouteTable {
@@ -61,7 +62,7 @@ impl RouteTable {
         let name = identity.broker_name.clone();
         self.leave(&name);
         for topic in &state.topics {
-            self.topics.entry(topic.name.clone()).or_default().insert(name.clone());
+            self.topics.entry(topic.name.clone()).or_default().insert(name.clone(), topic.message_type());
         }
         let topics = state.topics.into_iter().map(|topic| (topic.name.clone(), topic)).collect();
         let groups = state.groups.into_iter().map(|group| (group.name.clone(), group)).collect();
@@ -76,7 +77,8 @@ impl RouteTable {
             }
         }
         for topic in delta.topics {
-            self.topics.entry(topic.name.clone()).or_default().insert(delta.broker_name.clone());
+            let brokers = self.topics.entry(topic.name.clone()).or_default();
+            brokers.insert(delta.broker_name.clone(), topic.message_type());
             entry.topics.insert(topic.name.clone(), topic);
         }
         for name in delta.removed_groups {
@@ -119,12 +121,17 @@ impl RouteTable {
 
     /// Whether `broker` has `topic`.
     pub fn has(&self, broker: &str, topic: &str) -> bool {
-        self.topics.get(topic).is_some_and(|brokers| brokers.contains(broker))
+        self.topics.get(topic).is_some_and(|brokers| brokers.contains_key(broker))
+    }
+
+    /// The type of `topic`, as the first broker by name has it.
+    pub fn message_type(&self, topic: &str) -> Option<MessageType> {
+        self.topics.get(topic)?.values().next().copied()
     }
 
     /// The masters that have `topic`, by name.
     pub fn masters_of(&self, topic: &str) -> impl Iterator<Item = (&BrokerIdentity, &TopicRoute)> {
-        let names = self.topics.get(topic).into_iter().flatten();
+        let names = self.topics.get(topic).into_iter().flat_map(BTreeMap::keys);
         names
             .filter_map(|name| self.brokers.get(name))
             .filter(|entry| entry.identity.broker_id == 0)
@@ -160,7 +167,7 @@ impl RouteTable {
     }
 }
 
-fn forget(topics: &mut HashMap<String, BTreeSet<String>>, topic: &str, broker: &str) {
+fn forget(topics: &mut HashMap<String, BTreeMap<String, MessageType>>, topic: &str, broker: &str) {
     if let Some(brokers) = topics.get_mut(topic) {
         brokers.remove(broker);
         if brokers.is_empty() {

@@ -51,6 +51,12 @@ pub enum Rejection {
     IllegalKey { index: usize, key: String, rule: &'static str },
     #[error("the message id of message {index} is refused: {rule}")]
     IllegalMessageId { index: usize, rule: &'static str },
+    #[error("the message group of message {index} is refused: {rule}")]
+    IllegalMessageGroup { index: usize, rule: &'static str },
+    #[error(
+        "message {index} is to be delivered {millis_ahead} ms from now, the limit is {limit} ms (maxDelayTimeMills)"
+    )]
+    IllegalDeliveryTime { index: usize, millis_ahead: u64, limit: u64 },
     #[error("message {index} is a {declared} message, topic {topic:?} takes {accepted}")]
     TypeConflict { index: usize, topic: String, declared: &'static str, accepted: &'static str },
     #[error("message {index} says it is a {declared} message, its properties make it a {derived} message")]
@@ -63,6 +69,22 @@ pub enum Rejection {
     IllegalPollingTime { seconds: i64 },
     #[error("receipt handle is refused: {why}")]
     InvalidReceiptHandle { why: &'static str },
+    #[error("transaction id is refused: {why}")]
+    InvalidTransactionId { why: &'static str },
+    #[error("recall handle is refused: {why}")]
+    InvalidRecallHandle { why: &'static str },
+    #[error("offset {offset} is refused: it must be between {min} and {max}")]
+    IllegalOffset { offset: i64, min: u64, max: u64 },
+    #[error("consumer group {group:?} has no offset in queue {queue_id} of topic {topic:?} yet")]
+    OffsetNotFound { group: String, topic: String, queue_id: u32 },
+    #[error("{what} is not there")]
+    MessageNotFound { what: String },
+    #[error("lite topic name {name:?} is refused: {rule}")]
+    IllegalLiteTopic { name: String, rule: &'static str },
+    #[error("topic {topic:?} has {limit} lite topics, the most it may have")]
+    LiteTopicQuotaExceeded { topic: String, limit: usize },
+    #[error("{subscriber} would subscribe to {count} lite topics, the limit is {limit}")]
+    LiteSubscriptionQuotaExceeded { subscriber: String, count: usize, limit: usize },
     #[error("{what} is not allowed: {rule}")]
     Forbidden { what: String, rule: &'static str },
     #[error("{0}")]
@@ -106,13 +128,25 @@ impl Rejection {
             Self::IllegalTag { .. } => Code::IllegalMessageTag,
             Self::IllegalKey { .. } => Code::IllegalMessageKey,
             Self::IllegalMessageId { .. } => Code::IllegalMessageId,
+            Self::IllegalMessageGroup { .. } => Code::IllegalMessageGroup,
+            Self::IllegalDeliveryTime { .. } => Code::IllegalDeliveryTime,
             Self::TypeConflict { .. } | Self::TypeMismatch { .. } => Code::MessagePropertyConflictWithType,
             Self::IllegalFilter { .. } => Code::IllegalFilterExpression,
             Self::IllegalInvisibleTime { .. } => Code::IllegalInvisibleTime,
             Self::IllegalPollingTime { .. } => Code::IllegalPollingTime,
             Self::InvalidReceiptHandle { .. } => Code::InvalidReceiptHandle,
+            Self::InvalidTransactionId { .. } => Code::InvalidTransactionId,
+            Self::IllegalOffset { .. } => Code::IllegalOffset,
+            Self::OffsetNotFound { .. } => Code::OffsetNotFound,
+            Self::MessageNotFound { .. } => Code::MessageNotFound,
+            Self::IllegalLiteTopic { .. } => Code::IllegalLiteTopic,
+            Self::LiteTopicQuotaExceeded { .. } => Code::LiteTopicQuotaExceeded,
+            Self::LiteSubscriptionQuotaExceeded { .. } => Code::LiteSubscriptionQuotaExceeded,
             Self::Forbidden { .. } => Code::Forbidden,
-            Self::BadRequest(_) | Self::UnknownBroker { .. } => Code::BadRequest,
+            // The contract has no code of its own for recall handles.
+            Self::BadRequest(_) | Self::UnknownBroker { .. } | Self::InvalidRecallHandle { .. } => {
+                Code::BadRequest
+            }
             Self::TooManyRequests(_) => Code::TooManyRequests,
             Self::NotImplemented { .. } => Code::NotImplemented,
             Self::PeerTimeout { .. } => Code::ProxyTimeout,
@@ -179,4 +213,40 @@ answers! {
 /// What a handler's result says to the client: its answer, or a refusal in the same form.
 pub fn answer<T: From<Rejection>>(result: Result<T, Rejection>) -> Result<tonic::Response<T>, tonic::Status> {
     Ok(tonic::Response::new(result.unwrap_or_else(T::from)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_names_the_value_and_the_limit() {
+        let cases = [
+            (
+                Rejection::IllegalDeliveryTime { index: 2, millis_ahead: 90_000_000, limit: 86_400_000 },
+                Code::IllegalDeliveryTime,
+                ["message 2", "90000000", "86400000"],
+            ),
+            (Rejection::IllegalOffset { offset: -1, min: 3, max: 9 }, Code::IllegalOffset, ["-1", "3", "9"]),
+            (
+                Rejection::OffsetNotFound { group: "g".into(), topic: "orders".into(), queue_id: 5 },
+                Code::OffsetNotFound,
+                ["\"g\"", "orders", "5"],
+            ),
+            (
+                Rejection::LiteSubscriptionQuotaExceeded {
+                    subscriber: "client \"c\"".into(),
+                    count: 2001,
+                    limit: 2000,
+                },
+                Code::LiteSubscriptionQuotaExceeded,
+                ["client \"c\"", "2001", "2000"],
+            ),
+        ];
+        for (rejection, code, named) in cases {
+            let status = Status::from(&rejection);
+            assert_eq!(status.code, code as i32, "{rejection:?}");
+            assert!(named.iter().all(|named| status.message.contains(named)), "{}", status.message);
+        }
+    }
 }

@@ -94,10 +94,12 @@ pub struct RecallHandle {
 pub struct TransactionId {
     /// Name of the broker that keeps the half message; at most [`MAX_BROKER_NAME_BYTES`].
     pub broker: Arc<str>,
-    /// Where the half message lies in the log.
-    pub physical_offset: u64,
-    /// The epoch in which it was written.
-    pub epoch: u32,
+    /// The topic, as the broker numbers them.
+    pub topic_id: u32,
+    /// The half message, as the broker numbers them.
+    pub half_id: u64,
+    /// When the broker first asks a producer what became of the transaction, in ms since 1970.
+    pub check_ms: u64,
 }
 
 /// Name of the broker that made the token, of whatever kind. Nothing is verified: for finding the owner only.
@@ -174,16 +176,21 @@ impl TransactionId {
     /// The text to give to the producer.
     pub fn encode(&self, key: &TokenKey) -> String {
         let mut writer = Writer::new(Self::KIND, &self.broker);
-        writer.put_u64(self.physical_offset);
-        writer.put_u32(self.epoch);
+        writer.put_u32(self.topic_id);
+        writer.put_u64(self.half_id);
+        writer.put_u64(self.check_ms);
         writer.finish(key)
     }
 
     /// Reads an id made under `key`.
     pub fn decode_verified(key: &TokenKey, token: &str) -> Result<Self, TokenError> {
         let mut reader = Reader::new(Self::KIND, key, token)?;
-        let id =
-            Self { broker: reader.broker()?, physical_offset: reader.take_u64()?, epoch: reader.take_u32()? };
+        let id = Self {
+            broker: reader.broker()?,
+            topic_id: reader.take_u32()?,
+            half_id: reader.take_u64()?,
+            check_ms: reader.take_u64()?,
+        };
         reader.finish()?;
         Ok(id)
     }

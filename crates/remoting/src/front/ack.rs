@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use futures_util::future::join_all;
 use tonic::{Request, Response};
 
+use super::tokens::NOT_A_HANDLE;
 use super::{Front, Owner, call, failure_here};
 use crate::proto::v2;
 use crate::relay::failure;
@@ -42,7 +43,7 @@ impl Front {
         request: Request<v2::AckMessageRequest>,
     ) -> Result<Response<v2::AckMessageResponse>, Rejection> {
         let result = match broker {
-            None => Err(Rejection::InvalidReceiptHandle { why: "it is not a handle of this cluster" }),
+            None => Err(Rejection::InvalidReceiptHandle { why: NOT_A_HANDLE }),
             Some(broker) => self.owner_named(broker, relayed),
         };
         match result {

@@ -43,11 +43,11 @@ fn any_receipt() -> impl Strategy<Value = ReceiptHandle> {
 proptest! {
     #[test]
     fn tokens_come_back_as_they_were(
-        receipt in any_receipt(), topic_id: u32, timer_id: u64, deliver_ms: u64, physical_offset: u64, epoch: u32,
+        receipt in any_receipt(), topic_id: u32, timer_id: u64, deliver_ms: u64, half_id: u64, check_ms: u64,
     ) {
         let broker = receipt.broker.clone();
         let recall = RecallHandle { broker: broker.clone(), topic_id, timer_id, deliver_ms };
-        let transaction = TransactionId { broker: broker.clone(), physical_offset, epoch };
+        let transaction = TransactionId { broker: broker.clone(), topic_id, half_id, check_ms };
         let texts = [receipt.encode(&key()), recall.encode(&key()), transaction.encode(&key())];
         prop_assert_eq!(ReceiptHandle::decode_verified(&key(), &texts[0]), Ok(receipt));
         prop_assert_eq!(RecallHandle::decode_verified(&key(), &texts[1]), Ok(recall));

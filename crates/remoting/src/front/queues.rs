@@ -1,0 +1,108 @@
+//! Calls about one queue: they go to the broker that the queue names.
+
+use tonic::codegen::BoxStream;
+use tonic::{Request, Response};
+
+use super::{Front, Owner, call, failure_here};
+use crate::proto::v2;
+use crate::relay::failure;
+use crate::status::Rejection;
+use crate::validate;
+
+/// [`call`] for the calls that answer with a stream of frames.
+macro_rules! stream {
+    ($front:expr, $owner:expr, $method:ident, $request:expr) => {
+        match $owner {
+            Owner::Here(service) => service.$method($request).await.map_err(|status| failure_here(&status)),
+            Owner::There(peer) => {
+                let relayed = $front.peers.relayed($request);
+                let answered = $front.peers.messaging(&peer)?.$method(relayed).await;
+                let answered = answered.map_err(|status| failure(&peer, &status))?;
+                Ok(answered.map(|frames| Box::pin(frames) as BoxStream<_>))
+            }
+        }
+    };
+}
+
+impl Front {
+    pub(super) async fn receive(
+        &self,
+        request: Request<v2::ReceiveMessageRequest>,
+    ) -> Result<Response<BoxStream<v2::ReceiveMessageResponse>>, Rejection> {
+        let relayed = self.heard(&request)?.relayed;
+        let queue = request.get_ref().message_queue.as_ref();
+        let owner = match broker_of(queue) {
+            "" => {
+                let topic = validate::topic_of(queue.and_then(|queue| queue.topic.as_ref()))?;
+                let owner = self.owners_of_topic(topic, relayed).pop();
+                owner.ok_or_else(|| Rejection::TopicNotFound { topic: topic.to_owned() })?
+            }
+            broker => self.owner_named(broker, relayed)?,
+        };
+        stream!(self, owner, receive_message, request)
+    }
+
+    pub(super) async fn pull(
+        &self,
+        request: Request<v2::PullMessageRequest>,
+    ) -> Result<Response<BoxStream<v2::PullMessageResponse>>, Rejection> {
+        let relayed = self.heard(&request)?.relayed;
+        let owner = self.owner_of_queue(request.get_ref().message_queue.as_ref(), relayed)?;
+        stream!(self, owner, pull_message, request)
+    }
+
+    pub(super) async fn offset_of_queue(
+        &self,
+        request: Request<v2::QueryOffsetRequest>,
+    ) -> Result<Response<v2::QueryOffsetResponse>, Rejection> {
+        let relayed = self.heard(&request)?.relayed;
+        let owner = self.owner_of_queue(request.get_ref().message_queue.as_ref(), relayed)?;
+        call!(self, owner, query_offset, request)
+    }
+
+    pub(super) async fn stored_offset_of_queue(
+        &self,
+        request: Request<v2::GetOffsetRequest>,
+    ) -> Result<Response<v2::GetOffsetResponse>, Rejection> {
+        let relayed = self.heard(&request)?.relayed;
+        let owner = self.owner_of_queue(request.get_ref().message_queue.as_ref(), relayed)?;
+        call!(self, owner, get_offset, request)
+    }
+
+    pub(super) async fn update_offset_of_queue(
+        &self,
+        request: Request<v2::UpdateOffsetRequest>,
+    ) -> Result<Response<v2::UpdateOffsetResponse>, Rejection> {
+        let relayed = self.heard(&request)?.relayed;
+        let owner = self.owner_of_queue(request.get_ref().message_queue.as_ref(), relayed)?;
+        call!(self, owner, update_offset, request)
+    }
+
+    /// The broker that a queue names. One that names none is clear only where one broker has the topic: an offset of
+    /// another broker's queue is worth nothing.
+    fn owner_of_queue(
+        &self,
+        queue: Option<&v2::MessageQueue>,
+        relayed: bool,
+    ) -> Result<Owner<'_>, Rejection> {
+        let broker = broker_of(queue);
+        if relayed || !broker.is_empty() {
+            return self.owner_named(broker, relayed);
+        }
+        let topic = validate::topic_of(queue.and_then(|queue| queue.topic.as_ref()))?;
+        let routes = self.routes.read();
+        let mut masters = routes.masters_of(topic);
+        match (masters.next(), masters.count()) {
+            (None, _) => Err(Rejection::TopicNotFound { topic: topic.to_owned() }),
+            (Some((identity, _)), 0) => Ok(self.owner_of(identity)),
+            (Some(_), others) => Err(Rejection::BadRequest(format!(
+                "{} brokers have queues of topic {topic:?}; message_queue.broker.name must say which one is meant",
+                others + 1
+            ))),
+        }
+    }
+}
+
+fn broker_of(queue: Option<&v2::MessageQueue>) -> &str {
+    queue.and_then(|queue| queue.broker.as_ref()).map_or("", |broker| broker.name.as_str())
+}
