@@ -57,12 +57,10 @@ struct Round {
     dropped: Vec<TimerKey>,
 }
 
-/// What reading a claimed message led to.
-enum Found {
-    Message(Arc<Topic>, HeldMessage),
-    /// It will never be delivered.
-    Gone(String),
-    NotNow(String),
+/// Why a claimed message is not delivered.
+enum Missing {
+    ForGood(String),
+    ForNow(String),
 }
 
 /// An append under way, with the messages that stay due if it fails.
@@ -92,15 +90,15 @@ impl Delivery {
         let (mut round, mut outcome) = (Round::default(), Ok(()));
         for (key, at) in due {
             match self.read(key, at) {
-                Found::Message(topic, message) => {
+                Ok(message) => {
                     round.bytes += message.size_bytes();
-                    round.messages.entry(topic.number).or_default().push((key, message));
+                    round.messages.entry(message.head.topic).or_default().push((key, message));
                 }
-                Found::Gone(why) => {
+                Err(Missing::ForGood(why)) => {
                     tracing::error!(id = key.id, due_ms = key.due_ms, why, "a delayed message is dropped");
                     round.dropped.push(key);
                 }
-                Found::NotNow(why) => {
+                Err(Missing::ForNow(why)) => {
                     self.held.release_timer(key);
                     outcome = Err(why);
                 }
@@ -112,20 +110,19 @@ impl Delivery {
         self.append(round).and(outcome)
     }
 
-    fn read(&self, key: TimerKey, mut at: PhysicalOffset) -> Found {
+    fn read(&self, key: TimerKey, mut at: PhysicalOffset) -> Result<HeldMessage, Missing> {
         loop {
             match HeldMessage::read(&self.store, at) {
-                Ok(message) => {
-                    return match self.catalog.topic_numbered(message.head.topic) {
-                        Some(topic) => Found::Message(topic, message),
-                        None => Found::Gone(format!("topic {} was deleted", message.head.topic)),
-                    };
+                Ok(message) if self.catalog.topic_numbered(message.head.topic).is_none() => {
+                    let why = format!("topic number {} was deleted", message.head.topic);
+                    return Err(Missing::ForGood(why));
                 }
+                Ok(message) => return Ok(message),
                 // Its segment may have gone since it was claimed; it lies elsewhere then.
                 Err(error) => match self.held.timer(key) {
                     Some(place) if place != at => at = place,
-                    _ if error.is_final() => return Found::Gone(error.to_string()),
-                    _ => return Found::NotNow(error.to_string()),
+                    _ if error.is_final() => return Err(Missing::ForGood(error.to_string())),
+                    _ => return Err(Missing::ForNow(error.to_string())),
                 },
             }
         }
@@ -210,3 +207,6 @@ pub fn settled_record(settled: &Settled) -> NewRecord {
         payload: settled.encode_to_vec().into(),
     }
 }
+
+#[cfg(test)]
+mod tests;

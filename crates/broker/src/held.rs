@@ -31,8 +31,6 @@ pub struct Held {
     pub halves: Halves,
     /// What became of half messages and recalled ones.
     pub history: History,
-    /// Everything in front of this physical offset is applied.
-    applied: u64,
 }
 
 impl HeldHead {
@@ -43,13 +41,8 @@ impl HeldHead {
 }
 
 impl Held {
-    /// Follows one record; nothing happens when it was applied before. What it holds, if it holds something new.
+    /// Follows one record. What it holds, if it holds something new.
     pub fn apply(&mut self, record: &Record) -> Option<HeldHead> {
-        let PhysicalOffset(at) = record.physical_offset;
-        if at < self.applied {
-            return None;
-        }
-        self.applied = at + 1;
         match record.kind {
             RecordKind::Held => return self.hold(record),
             RecordKind::Kept => self.keep(record),
@@ -88,8 +81,8 @@ impl Held {
         let Some(head) = HeldHead::of(&record.payload) else { return };
         match head.hold {
             Hold::Timer => self.timers.remove(head.timer_key()),
-            Hold::Half => self.end(head.id, Outcome::Committed),
-            Hold::GivenUp => self.end(head.id, Outcome::GivenUp),
+            Hold::Half => self.end(record, head.id, Outcome::Committed),
+            Hold::GivenUp => self.end(record, head.id, Outcome::GivenUp),
         }
     }
 
@@ -97,24 +90,25 @@ impl Held {
         let Ok(settled) = Settled::decode(&record.payload[..]) else { return };
         for recalled in settled.recalled {
             self.timers.remove(TimerKey { due_ms: recalled.due_ms, id: recalled.id });
-            self.history.add(recalled.id, Outcome::Recalled(recalled.message_id.into()));
+            let outcome = Outcome::Recalled(recalled.message_id.into());
+            self.history.add(record.physical_offset, recalled.id, outcome);
         }
-        settled.rolled_back.into_iter().for_each(|id| self.end(id, Outcome::RolledBack));
+        settled.rolled_back.into_iter().for_each(|id| self.end(record, id, Outcome::RolledBack));
         for checked in settled.checked {
             self.halves.checked(checked.id, checked.checks, checked.next_check_ms);
         }
         for dropped in settled.dropped {
             if dropped.due_ms == 0 {
-                self.end(dropped.id, Outcome::Dropped);
+                self.end(record, dropped.id, Outcome::Dropped);
             } else {
                 self.timers.remove(TimerKey { due_ms: dropped.due_ms, id: dropped.id });
             }
         }
     }
 
-    fn end(&mut self, id: u64, outcome: Outcome) {
+    fn end(&mut self, record: &Record, id: u64, outcome: Outcome) {
         self.halves.remove(id);
-        self.history.add(id, outcome);
+        self.history.add(record.physical_offset, id, outcome);
     }
 
     /// Begins a snapshot: everything but the delayed messages, which may be millions.
@@ -130,9 +124,10 @@ impl Held {
                 stored_ms: half.stored_ms,
             });
         });
-        let history = self.history.iter().map(|(id, outcome)| OutcomeSaved::of(id, outcome)).collect();
+        let history =
+            self.history.iter().map(|(at, id, outcome)| OutcomeSaved::of(at, id, outcome)).collect();
         let timers = Vec::with_capacity(3 * self.timers.len());
-        let snapshot = Snapshot { applied: self.applied, halves, history, timers };
+        let snapshot = Snapshot { halves, history, timers };
         Saving { snapshot, next: Some(TimerKey::default()) }
     }
 
@@ -156,13 +151,13 @@ impl Held {
         let mut history = History::default();
         for saved in snapshot.history {
             let outcome = saved.outcome().ok_or_else(|| format!("outcome {} is not known", saved.what))?;
-            history.add(saved.id, outcome);
+            history.add(PhysicalOffset(saved.at), saved.id, outcome);
         }
         let timers = snapshot.timers.chunks_exact(3).map(|timer| {
             let [due_ms, id, at] = timer else { unreachable!("chunks of three") };
             (TimerKey { due_ms: *due_ms, id: *id }, PhysicalOffset(*at))
         });
-        Ok(Self { timers: Timers::restored(timers), halves, history, applied: snapshot.applied })
+        Ok(Self { timers: Timers::restored(timers), halves, history })
     }
 }
 
@@ -177,14 +172,12 @@ struct Saving {
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct Snapshot {
-    #[prost(uint64, tag = "1")]
-    applied: u64,
-    #[prost(message, repeated, tag = "2")]
+    #[prost(message, repeated, tag = "1")]
     halves: Vec<HalfSaved>,
-    #[prost(message, repeated, tag = "3")]
+    #[prost(message, repeated, tag = "2")]
     history: Vec<OutcomeSaved>,
     /// Time, id and place, one behind the other, in order.
-    #[prost(fixed64, repeated, tag = "4")]
+    #[prost(fixed64, repeated, tag = "3")]
     timers: Vec<u64>,
 }
 
@@ -212,10 +205,12 @@ struct OutcomeSaved {
     what: u32,
     #[prost(string, tag = "3")]
     message_id: String,
+    #[prost(uint64, tag = "4")]
+    at: u64,
 }
 
 impl OutcomeSaved {
-    fn of(id: u64, outcome: &Outcome) -> Self {
+    fn of(at: PhysicalOffset, id: u64, outcome: &Outcome) -> Self {
         let (what, message_id) = match outcome {
             Outcome::Committed => (1, ""),
             Outcome::RolledBack => (2, ""),
@@ -223,7 +218,7 @@ impl OutcomeSaved {
             Outcome::Dropped => (4, ""),
             Outcome::Recalled(message_id) => (5, &**message_id),
         };
-        Self { id, what, message_id: message_id.to_owned() }
+        Self { id, what, message_id: message_id.to_owned(), at: at.0 }
     }
 
     fn outcome(&self) -> Option<Outcome> {

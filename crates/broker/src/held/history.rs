@@ -2,6 +2,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use karman_store::PhysicalOffset;
+
 /// So many are remembered; the oldest are forgotten first. At 10,000 transactions a second that is ten seconds.
 pub const OUTCOMES_MAX: usize = 100_000;
 
@@ -24,18 +26,22 @@ pub enum Outcome {
 #[derive(Debug, Default)]
 pub struct History {
     outcomes: HashMap<u64, Outcome>,
-    order: VecDeque<u64>,
+    /// With the places of the records that said so, which only grow.
+    order: VecDeque<(PhysicalOffset, u64)>,
 }
 
 impl History {
-    /// Remembers what became of a message. Nothing becomes of it later.
-    pub fn add(&mut self, id: u64, outcome: Outcome) {
-        if self.outcomes.insert(id, outcome).is_some() {
+    /// Remembers what became of a message, as the record at `at` says. A record that is applied once more, after a snapshot
+    /// that has it already, changes nothing: what it says may have been forgotten by now.
+    pub fn add(&mut self, at: PhysicalOffset, id: u64, outcome: Outcome) {
+        let is_old = self.order.back().is_some_and(|(last, _)| at < *last);
+        if is_old || self.outcomes.contains_key(&id) {
             return;
         }
-        self.order.push_back(id);
+        self.outcomes.insert(id, outcome);
+        self.order.push_back((at, id));
         if self.order.len() > OUTCOMES_MAX
-            && let Some(oldest) = self.order.pop_front()
+            && let Some((_, oldest)) = self.order.pop_front()
         {
             self.outcomes.remove(&oldest);
         }
@@ -46,9 +52,9 @@ impl History {
         self.outcomes.get(&id)
     }
 
-    /// All, the oldest first.
-    pub fn iter(&self) -> impl Iterator<Item = (u64, &Outcome)> {
-        self.order.iter().map(|id| (*id, &self.outcomes[id]))
+    /// All with their places and ids, the oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = (PhysicalOffset, u64, &Outcome)> {
+        self.order.iter().map(|(at, id)| (*at, *id, &self.outcomes[id]))
     }
 }
 
@@ -57,16 +63,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_is_forgotten_first_and_telling_it_twice_changes_nothing() {
+    fn the_oldest_is_forgotten_first_and_applying_a_record_again_changes_nothing() {
         let mut history = History::default();
-        let count = OUTCOMES_MAX as u64;
-        for id in 0..count {
-            history.add(id, Outcome::Committed);
-            history.add(id, Outcome::Committed);
-        }
-        assert!(history.get(0).is_some());
-        history.add(count, Outcome::RolledBack);
-        assert_eq!((history.get(0), history.get(count)), (None, Some(&Outcome::RolledBack)));
-        assert_eq!(history.iter().count(), OUTCOMES_MAX);
+        let count = OUTCOMES_MAX as u64 + 1;
+        let add = |history: &mut History, at| history.add(PhysicalOffset(at), at, Outcome::Committed);
+        (0..count).for_each(|at| add(&mut history, at));
+        assert_eq!((history.get(0), history.get(1)), (None, Some(&Outcome::Committed)));
+        let before: Vec<_> = history.iter().map(|(_, id, _)| id).collect();
+        (0..count).for_each(|at| add(&mut history, at));
+        assert_eq!(history.iter().map(|(_, id, _)| id).collect::<Vec<_>>(), before);
+        assert_eq!(before.len(), OUTCOMES_MAX);
     }
 }
