@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::catalog::{Catalog, Topic};
 use crate::catalog_writer::{CatalogWriter, topic_named};
 use crate::clock::Clock;
+use crate::dedupe::Dedupe;
 use crate::held::HeldTable;
 use crate::progress::ProgressTable;
 use crate::records::GroupRecord;
@@ -28,6 +29,8 @@ pub struct Counters {
     pub messages_in: AtomicU64,
     /// Messages handed to consumers.
     pub messages_out: AtomicU64,
+    /// Messages not delivered because their time to live was over.
+    pub expired: AtomicU64,
     /// Messages copied to dead letters.
     pub dead_letters: AtomicU64,
 }
@@ -64,6 +67,8 @@ pub struct Broker {
     pub inflight_max: usize,
     /// `defaultTopicQueueNums`
     pub default_queue_nums: u32,
+    /// `dedupWindowMinutes`
+    pub dedup_window_minutes: u32,
     /// `autoCreateTopicEnable`
     pub auto_create_topics: bool,
     /// `autoCreateSubscriptionGroup`
@@ -84,6 +89,8 @@ pub struct Broker {
     pub held: Arc<HeldTable>,
     /// How long messages may be held.
     pub limits: HeldLimits,
+    /// Which message ids were stored lately.
+    pub dedupe: Arc<Dedupe>,
     /// Who is alive.
     pub clients: Arc<ClientRegistry>,
     /// The cluster, this broker included.

@@ -17,6 +17,7 @@ use karman_store::{Durability, Projection, QueueNumber, Record, RecordKind};
 use parking_lot::RwLock;
 use prost::Message as _;
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 use crate::records::{Change, GroupRecord, Metadata, TopicRecord};
 
@@ -35,6 +36,8 @@ pub struct Topic {
     turn: AtomicU32,
     /// One for each group that reads the topic: told whenever a message arrives.
     readers: RwLock<Vec<Arc<Notify>>>,
+    /// Told of the same; who waits here takes part for one wait only.
+    arrivals: Notify,
 }
 
 impl Topic {
@@ -51,6 +54,7 @@ impl Topic {
             config: ArcSwap::from_pointee(record.config),
             turn: AtomicU32::new(0),
             readers: RwLock::default(),
+            arrivals: Notify::new(),
         })
     }
 
@@ -100,13 +104,37 @@ impl Topic {
         (hours > 0).then(|| Duration::from_secs(u64::from(hours) * 3600))
     }
 
+    /// After so long its messages are not delivered any more, if it says so. Milliseconds.
+    pub fn ttl_ms(&self) -> Option<u64> {
+        let seconds = self.config.load().ttl_seconds;
+        (seconds > 0).then(|| seconds.saturating_mul(1000))
+    }
+
+    /// A message id is not stored again that was stored in this time; 0: it is. `default_minutes`: where the topic says
+    /// nothing and its sends are answered when they are on disk. Milliseconds.
+    pub fn dedup_window_ms(&self, durability: Durability, default_minutes: u32) -> u64 {
+        let unsaid = if durability == Durability::Disk { default_minutes } else { 0 };
+        u64::from(self.config.load().dedup_window_minutes.unwrap_or(unsaid)) * 60_000
+    }
+
     /// Tells `reader` of every message from now on.
     pub fn add_reader(&self, reader: Arc<Notify>) {
         self.readers.write().push(reader);
     }
 
+    /// `reader` is told no more.
+    pub fn remove_reader(&self, reader: &Arc<Notify>) {
+        self.readers.write().retain(|own| !Arc::ptr_eq(own, reader));
+    }
+
+    /// Resolves when a message arrives after it was enabled, for those who come and go.
+    pub fn arrival(&self) -> Notified<'_> {
+        self.arrivals.notified()
+    }
+
     /// A message has arrived.
     pub fn arrived(&self) {
+        self.arrivals.notify_waiters();
         for reader in self.readers.read().iter() {
             reader.notify_one();
         }

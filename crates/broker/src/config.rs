@@ -10,6 +10,7 @@ use karman_store::Retention;
 use serde::{Deserialize, Serialize};
 
 use crate::broker::HeldLimits;
+use crate::dedupe::WINDOW_DEFAULT_MINUTES;
 
 /// The configuration of one broker.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -60,6 +61,11 @@ pub struct BrokerConfig {
     pub commit_log_size_limit_bytes: u64,
     /// How fast what is stored is verified in the background, once a day; 0: not at all. Bytes per second.
     pub scrub_rate_bytes_per_second: u64,
+    /// A message id that was stored in the last so many minutes is not stored again; of topics that do not say it
+    /// themselves and whose sends are answered when they are on disk. 0: it is.
+    pub dedup_window_minutes: u32,
+    /// So many message ids are remembered for that; under a high load they do not last for the whole window.
+    pub dedup_messages_max: u64,
     /// An unknown topic is made when it is asked for. Off: a typo must not make a topic.
     pub auto_create_topic_enable: bool,
     /// A consumer group is made when it is first used.
@@ -116,6 +122,8 @@ impl Default for BrokerConfig {
             disk_space_warning_level_ratio: 90,
             commit_log_size_limit_bytes: 0,
             scrub_rate_bytes_per_second: 8_000_000,
+            dedup_window_minutes: WINDOW_DEFAULT_MINUTES,
+            dedup_messages_max: 2_000_000,
             auto_create_topic_enable: false,
             auto_create_subscription_group: true,
             default_topic_queue_nums: 8,
@@ -216,6 +224,15 @@ impl BrokerConfig {
         }
         let inflight = self.pop_inflight_message_threshold;
         check("popInflightMessageThreshold", inflight.to_string(), "at least 32 is allowed", inflight >= 32);
+        let window = self.dedup_window_minutes;
+        check("dedupWindowMinutes", window.to_string(), "0 (off) to 1440 are allowed", window <= 1440);
+        let ids = self.dedup_messages_max;
+        check(
+            "dedupMessagesMax",
+            ids.to_string(),
+            "1000 to 1000000000 are allowed",
+            (1000..=1_000_000_000).contains(&ids),
+        );
         let both = self.tls_server_cert_path.is_empty() == self.tls_server_key_path.is_empty();
         check(
             "tlsServerKeyPath",

@@ -17,6 +17,9 @@ use crate::service::dead_letter;
 /// How often dead messages are looked for that nobody asks for, and silent clients.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
+/// A client of a broadcasting group that was silent for longer is gone: the next one has another id.
+const BROADCAST_KEPT_MS: u64 = 3_600_000;
+
 /// The running thread.
 #[derive(Debug)]
 pub struct Control {
@@ -75,6 +78,10 @@ pub async fn sweep(broker: Arc<Broker>) {
         broker.clients.expire();
         for row in broker.progress.all() {
             dead_letter::sweep(&broker, &row).await;
+            let silent_ms = broker.clock.now_ms().saturating_sub(row.last_seen_ms(broker.clock.started_ms()));
+            if row.client.is_some() && silent_ms > BROADCAST_KEPT_MS {
+                broker.progress.end(&broker.store, &row);
+            }
         }
     }
 }

@@ -4,6 +4,7 @@
 //! recovery and from a snapshot. [`HeldTable`] shares it between threads and wakes those who wait. A message leaves by one
 //! record that both shows and finishes it, so it is shown once after any crash (`docs/adr/0014-held-messages.md`).
 
+pub mod deliver;
 pub mod halves;
 pub mod history;
 pub mod released;

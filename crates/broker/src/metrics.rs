@@ -17,11 +17,18 @@ pub fn text(broker: &Broker) -> String {
     for (name, help, counter) in [
         ("messages_in", "Messages stored for producers", &counters.messages_in),
         ("messages_out", "Messages handed to consumers", &counters.messages_out),
+        ("expired", "Messages not delivered because their time to live was over", &counters.expired),
         ("dead_letters", "Messages copied to dead letters", &counters.dead_letters),
     ] {
         registry.register(name, help, ConstCounter::new(counter.load(Ordering::Relaxed)));
     }
     held(broker, &mut registry);
+    let repeated = broker.dedupe.repeated.load(Ordering::Relaxed);
+    registry.register(
+        "sends_repeated",
+        "Sends answered with an earlier result, because their message id was stored already",
+        ConstCounter::new(repeated),
+    );
     let watermarks = broker.store.watermarks();
     for (name, help, offset) in [
         ("log_start", "Where the CommitLog begins", watermarks.log_start),

@@ -8,28 +8,18 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 
-use karman_store::{Entry, QueueOffset};
-
 use crate::records::QueueProgress;
 
+mod attempts;
+mod order;
 pub mod queue;
 mod recorded;
+mod take;
 
-#[cfg(test)]
-use queue::BURIAL_MS;
+use attempts::Attempts;
 use queue::{InFlight, PopQueue};
 use recorded::Recorder;
-
-/// Entries looked at in one call; a filter that matches little gives way to others after that many.
-const SCAN_MAX: usize = 4096;
-/// Entries read from the index at once.
-const SCAN_STEP: usize = 64;
-/// Dead messages found in one call; each is copied before the call is answered.
-const DEAD_MAX: usize = 32;
-/// Overtaken entries of the schedule that are not worth a clean-up.
-const DUE_SLACK: usize = 4096;
-/// What a client holds is renewed for at most this long.
-const RENEW_MAX_MS: u64 = 3 * 3_600_000;
+pub use take::{Delivery, Gone, Surroundings, Take, Taken};
 
 /// Where a message lies in its topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,64 +28,6 @@ pub struct Position {
     pub queue_id: u32,
     /// Offset in that queue.
     pub offset: u64,
-}
-
-/// Who asks for messages, and how.
-#[derive(Debug)]
-pub struct Take {
-    /// Milliseconds since 1970.
-    pub now_ms: u64,
-    /// At most this many messages.
-    pub max: usize,
-    /// How long a delivered message stays invisible to others.
-    pub invisible_ms: u64,
-    /// The client whose messages are renewed while it lives.
-    pub renew_for: Option<Arc<str>>,
-    /// After this many deliveries a message is dead.
-    pub attempts_max: u32,
-    /// Not done messages per queue, at most; beyond, nothing new is handed out from it.
-    pub inflight_max: usize,
-    /// Revisions of this process are above: a handle from before a restart never equals one from after it.
-    pub revision_base: u32,
-}
-
-/// What the core needs to know and cannot hold.
-pub trait Surroundings {
-    /// The index entries of a queue from an offset on, at most `max`, appended to `out`. Confirmed ones only.
-    fn entries(&self, queue_id: u32, from: QueueOffset, max: usize, out: &mut Vec<Entry>)
-    -> Result<(), Gone>;
-    /// Whether the filter of the caller may want a message with this tag hash.
-    fn wants(&self, tag_hash: u64) -> bool;
-    /// Whether a client is alive.
-    fn is_alive(&self, client_id: &str) -> bool;
-}
-
-/// The message asked for was deleted when its time had come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gone {
-    /// The first offset of the queue that is still there; above the one asked for.
-    pub minimum: u64,
-}
-
-/// A message handed out.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Delivery {
-    pub position: Position,
-    pub entry: Entry,
-    pub attempt: u32,
-    pub revision: u32,
-    pub visible_at_ms: u64,
-}
-
-/// What a call of [`Pop::take`] gives.
-#[derive(Debug, Default)]
-pub struct Taken {
-    /// For the consumer.
-    pub deliveries: Vec<Delivery>,
-    /// Dead: to be copied to the dead letters, then finished. They stay invisible meanwhile.
-    pub dead: Vec<Position>,
-    /// The scan ended before the end of the queues: ask again at once.
-    pub more: bool,
 }
 
 /// Why a handle is void.
@@ -130,167 +62,53 @@ pub struct Pop {
     turn: usize,
     /// What was passed over and is not in any record yet.
     recorder: Recorder,
+    /// Of an orderly group: what may have to be handed out once more.
+    attempts: Attempts,
+    /// Revisions of new deliveries are above: handles from before a reset are void.
+    revision_floor: u32,
+}
+
+/// More than the deliveries and changes of one message between two resets.
+const RESET_REVISIONS: u32 = 1 << 16;
+
+/// What the state knows of one message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MessageState {
+    /// Not looked at yet.
+    Waiting,
+    /// It waits for an earlier message of its message group: the one at this offset of the same queue.
+    Withheld { front: u64 },
+    /// Delivered so often, and to be delivered again at `visible_at_ms` unless it is acknowledged; `holder` is a client
+    /// for whom it is renewed. With attempt 0 it is to be delivered at once.
+    InFlight { attempt: u32, visible_at_ms: u64, holder: Option<Arc<str>> },
+    /// Acknowledged, passed over, given up or dead.
+    Done,
+}
+
+/// How far a group is with one queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueState {
+    /// Everything below is done.
+    pub floor: u64,
+    /// The first offset that was never looked at.
+    pub next: u64,
+    /// Delivered and not done.
+    pub inflight: u64,
+    /// Waiting for an earlier message of their message group.
+    pub withheld: u64,
 }
 
 impl Pop {
     /// A group that has not read anything: it begins at `starts`, one offset for each queue.
     pub fn new(starts: &[u64]) -> Self {
         let queues = starts.iter().map(|&next| PopQueue { next, ..PopQueue::default() }).collect();
-        Self { queues, due: BinaryHeap::new(), turn: 0, recorder: Recorder::default() }
-    }
-
-    /// Hands out messages: first those whose time has come again, then new ones.
-    pub fn take(&mut self, ask: &Take, around: &impl Surroundings) -> Taken {
-        let mut taken = Taken::default();
-        self.compact();
-        self.take_due(ask, around, &mut taken);
-        self.take_new(ask, around, &mut taken);
-        taken
-    }
-
-    /// Acknowledged messages leave their times behind; when these outnumber what is in flight they are thrown out.
-    fn compact(&mut self) {
-        let inflight: usize = self.queues.iter().map(|queue| queue.inflight.len()).sum();
-        if self.due.len() > 2 * inflight + DUE_SLACK {
-            self.schedule();
-        }
-    }
-
-    fn take_due(&mut self, ask: &Take, around: &impl Surroundings, taken: &mut Taken) {
-        let mut entry = Vec::with_capacity(1);
-        for _ in 0..SCAN_MAX {
-            if taken.deliveries.len() >= ask.max {
-                return;
-            }
-            if taken.dead.len() >= DEAD_MAX {
-                break;
-            }
-            let Some(position) = self.next_due(ask.now_ms, &|client| around.is_alive(client)) else { return };
-            entry.clear();
-            let found = around.entries(position.queue_id, QueueOffset(position.offset), 1, &mut entry);
-            let Some(entry) = entry.first().copied().filter(|_| found.is_ok()) else {
-                // Gone from the log: nobody can have it any more.
-                self.finish(position);
-                continue;
-            };
-            if !around.wants(entry.tag_hash) {
-                self.finish(position);
-                self.recorder.pass(position);
-                continue;
-            }
-            let inflight = self.queues[position.queue_id as usize].inflight.get_mut(&position.offset);
-            let Some(inflight) = inflight else { continue };
-            if inflight.attempt >= ask.attempts_max {
-                self.due.push(Reverse((inflight.begin_burial(ask.now_ms), position)));
-                taken.dead.push(position);
-                continue;
-            }
-            inflight.attempt += 1;
-            inflight.renewed_for = ask.renewal();
-            let delivery = deliver(position, entry, inflight, ask);
-            self.due.push(Reverse((delivery.visible_at_ms, position)));
-            taken.deliveries.push(delivery);
-        }
-        taken.more = true;
-    }
-
-    /// Messages whose time has come and that were delivered often enough, at most `max`. They are invisible for a while
-    /// then, in which they are to be buried. At most `max` entries are looked at.
-    pub fn dead(
-        &mut self,
-        now_ms: u64,
-        attempts_max: u32,
-        max: usize,
-        is_alive: &dyn Fn(&str) -> bool,
-    ) -> Vec<Position> {
-        let (mut dead, mut others) = (Vec::new(), Vec::new());
-        for _ in 0..max {
-            let Some(position) = self.next_due(now_ms, is_alive) else { break };
-            let Some(entry) = self.queues[position.queue_id as usize].inflight.get_mut(&position.offset)
-            else {
-                continue;
-            };
-            if entry.attempt < attempts_max {
-                others.push(Reverse((entry.visible_at_ms, position)));
-                continue;
-            }
-            others.push(Reverse((entry.begin_burial(now_ms), position)));
-            dead.push(position);
-        }
-        self.due.extend(others);
-        dead
-    }
-
-    /// The next message whose time has come. A message of a living client is renewed instead.
-    fn next_due(&mut self, now_ms: u64, is_alive: &dyn Fn(&str) -> bool) -> Option<Position> {
-        while let Some(&Reverse((at_ms, position))) = self.due.peek()
-            && at_ms <= now_ms
-        {
-            self.due.pop();
-            let entry = self.queues.get_mut(position.queue_id as usize)?.inflight.get_mut(&position.offset);
-            let Some(entry) = entry.filter(|entry| entry.visible_at_ms <= now_ms) else { continue };
-            if let Some((client, until_ms)) = &entry.renewed_for
-                && now_ms < *until_ms
-                && is_alive(client)
-            {
-                entry.visible_at_ms = (now_ms + RENEWAL_MS).min(*until_ms);
-                self.due.push(Reverse((entry.visible_at_ms, position)));
-                continue;
-            }
-            return Some(position);
-        }
-        None
-    }
-
-    fn take_new(&mut self, ask: &Take, around: &impl Surroundings, taken: &mut Taken) {
-        let mut scanned = 0;
-        let mut entries = Vec::with_capacity(SCAN_STEP);
-        let count = self.queues.len();
-        for step in 0..count {
-            let queue_id = (self.turn + step) % count;
-            let number = u32::try_from(queue_id).expect("queue numbers are u32");
-            while taken.deliveries.len() < ask.max {
-                let queue = &mut self.queues[queue_id];
-                if queue.inflight.len() >= ask.inflight_max {
-                    break;
-                }
-                if scanned >= SCAN_MAX {
-                    taken.more = true;
-                    return;
-                }
-                let want = SCAN_STEP.min(ask.max - taken.deliveries.len());
-                entries.clear();
-                let found = around.entries(number, QueueOffset(queue.next), want, &mut entries);
-                if let Err(Gone { minimum }) = found
-                    && minimum > queue.next
-                {
-                    self.recorder.skip(number, queue.next..minimum);
-                    queue.next = minimum;
-                    continue;
-                }
-                if entries.is_empty() {
-                    break;
-                }
-                scanned += entries.len();
-                for entry in entries.drain(..) {
-                    let position = Position { queue_id: number, offset: queue.next };
-                    queue.next += 1;
-                    if !around.wants(entry.tag_hash) {
-                        self.recorder.pass(position);
-                        continue;
-                    }
-                    let mut inflight =
-                        InFlight { visible_at_ms: 0, attempt: 1, revision: 0, renewed_for: ask.renewal() };
-                    let delivery = deliver(position, entry, &mut inflight, ask);
-                    queue.inflight.insert(position.offset, inflight);
-                    self.due.push(Reverse((delivery.visible_at_ms, position)));
-                    taken.deliveries.push(delivery);
-                }
-            }
-            if taken.deliveries.len() >= ask.max {
-                self.turn = (queue_id + 1) % count;
-                return;
-            }
+        Self {
+            queues,
+            due: BinaryHeap::new(),
+            turn: 0,
+            recorder: Recorder::default(),
+            attempts: Attempts::default(),
+            revision_floor: 0,
         }
     }
 
@@ -315,11 +133,53 @@ impl Pop {
         if entry.visible_at_ms <= now_ms && !renewed { Err(Void::Expired) } else { Ok(()) }
     }
 
-    /// A message is done.
-    pub fn finish(&mut self, position: Position) {
-        if let Some(queue) = self.queues.get_mut(position.queue_id as usize) {
-            queue.finish(position.offset);
+    /// A message is done. True when another may be delivered now that was withheld for it.
+    pub fn finish(&mut self, position: Position) -> bool {
+        let queue = self.queues.get_mut(position.queue_id as usize);
+        let next = queue.and_then(|queue| queue.finish(position.offset));
+        let next = next.map(|offset| Reverse((0, Position { offset, ..position })));
+        self.due.extend(next);
+        next.is_some()
+    }
+
+    /// From now on everything below `offset` of a queue counts as done, and nothing else; handles of the queue are void.
+    pub fn reset(&mut self, queue_id: u32, offset: u64, revision_base: u32) -> Vec<QueueProgress> {
+        let Some(queue) = self.queues.get_mut(queue_id as usize) else { return Vec::new() };
+        let revisions = queue.inflight.values().map(|entry| entry.revision);
+        let highest = revisions.max().unwrap_or(0).max(revision_base).max(self.revision_floor);
+        self.revision_floor = highest.saturating_add(RESET_REVISIONS);
+        queue.reset(offset);
+        vec![QueueProgress { queue_id, floor: offset, reset: true, ..QueueProgress::default() }]
+    }
+
+    /// What is known of one message.
+    pub fn message_state(&self, position: Position) -> MessageState {
+        let Some(queue) = self.queues.get(position.queue_id as usize) else { return MessageState::Done };
+        if position.offset >= queue.next {
+            return MessageState::Waiting;
         }
+        let Some(entry) = queue.inflight.get(&position.offset) else { return MessageState::Done };
+        let front = queue.order.as_ref().and_then(|order| order.front_of(entry.message_group));
+        match front.filter(|front| *front != position.offset) {
+            Some(front) => MessageState::Withheld { front },
+            None => MessageState::InFlight {
+                attempt: entry.attempt,
+                visible_at_ms: entry.visible_at_ms,
+                holder: entry.renewed_for.as_ref().map(|(client, _)| client.clone()),
+            },
+        }
+    }
+
+    /// How far the group is with a queue.
+    pub fn queue_state(&self, queue_id: u32) -> Option<QueueState> {
+        let queue = self.queues.get(queue_id as usize)?;
+        let withheld = queue.inflight.values().filter(|entry| entry.is_withheld()).count();
+        Some(QueueState {
+            floor: queue.floor(),
+            next: queue.next,
+            inflight: (queue.inflight.len() - withheld) as u64,
+            withheld: withheld as u64,
+        })
     }
 
     /// The holder wants the message to be visible at `visible_at_ms`; the revision of the new handle.
@@ -327,12 +187,12 @@ impl Pop {
         let Some(queue) = self.queues.get_mut(held.position.queue_id as usize) else { return 0 };
         queue.pass_to(held.position.offset);
         queue.next = queue.next.max(held.position.offset + 1);
-        let entry = queue.inflight.entry(held.position.offset).or_insert(InFlight {
-            visible_at_ms,
-            attempt: held.attempt,
-            revision: held.revision,
-            renewed_for: None,
-        });
+        if !queue.inflight.contains_key(&held.position.offset)
+            && let Some(order) = &mut queue.order
+        {
+            order.is_stale = true;
+        }
+        let entry = queue.inflight.entry(held.position.offset).or_insert_with(InFlight::unseen);
         entry.attempt = entry.attempt.max(held.attempt);
         entry.visible_at_ms = visible_at_ms;
         entry.revision = entry.revision.max(held.revision) + 1;
@@ -346,6 +206,8 @@ impl Pop {
         let Some(queue) = self.queues.get_mut(delivery.position.queue_id as usize) else { return };
         let Some(entry) = queue.inflight.get_mut(&delivery.position.offset) else { return };
         if entry.revision == delivery.revision {
+            // Not this delivery any more, also for a client that repeats its call.
+            entry.revision += 1;
             entry.attempt = entry.attempt.saturating_sub(1);
             entry.visible_at_ms = 0;
             entry.renewed_for = None;
@@ -388,7 +250,7 @@ impl Pop {
         self.due.clear();
         for (queue_id, queue) in self.queues.iter().enumerate() {
             let queue_id = u32::try_from(queue_id).expect("queue numbers are u32");
-            let waiting = queue.inflight.iter();
+            let waiting = queue.inflight.iter().filter(|(_, entry)| !entry.is_withheld());
             self.due.extend(
                 waiting.map(|(&offset, entry)| Reverse((entry.visible_at_ms, Position { queue_id, offset }))),
             );
@@ -407,27 +269,6 @@ impl Pop {
             self.queues.iter().map(|queue| queue.inflight.len()).sum(),
             self.queues.iter().map(|queue| queue.next).collect(),
         )
-    }
-}
-
-/// How long one renewal lasts.
-const RENEWAL_MS: u64 = 60_000;
-
-impl Take {
-    fn renewal(&self) -> Option<(Arc<str>, u64)> {
-        self.renew_for.clone().map(|client| (client, self.now_ms + RENEW_MAX_MS))
-    }
-}
-
-fn deliver(position: Position, entry: Entry, inflight: &mut InFlight, ask: &Take) -> Delivery {
-    inflight.visible_at_ms = ask.now_ms + ask.invisible_ms;
-    inflight.revision = inflight.revision.max(ask.revision_base) + 1;
-    Delivery {
-        position,
-        entry,
-        attempt: inflight.attempt,
-        revision: inflight.revision,
-        visible_at_ms: inflight.visible_at_ms,
     }
 }
 

@@ -6,11 +6,12 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
+use karman_remoting::proto::karman::ConsumeFromWhere;
 use karman_remoting::status::Rejection;
-use karman_store::{Durability, NewRecord, Projection, Record, RecordKind, Store};
+use karman_store::{Durability, NewRecord, Projection, QueueNumber, Record, RecordKind, Store};
 use parking_lot::{Mutex, RwLock};
 use prost::Message as _;
 use tokio::sync::Notify;
@@ -20,6 +21,9 @@ use crate::pop::{Pop, Position};
 use crate::records::{Change, GroupRecord, Metadata, Origin, Progress, QueueProgress};
 use crate::refuse;
 
+/// Groups on topics, and clients of broadcasting ones.
+const ROWS_MAX: usize = 1_000_000;
+
 /// A group on a topic.
 #[derive(Debug)]
 pub struct GroupTopic {
@@ -27,38 +31,73 @@ pub struct GroupTopic {
     pub group: u32,
     /// The topic.
     pub topic: Arc<Topic>,
+    /// Of a broadcasting group: the client whose progress this is.
+    pub client: Option<Arc<str>>,
     /// Who has what.
     pub pop: Mutex<Pop>,
+    /// When somebody received here last. Milliseconds since 1970; 0: not since the start of the process.
+    seen_ms: AtomicU64,
     /// Told when a message may have become deliverable. One waiter is woken; it passes the word on if there is more.
     pub arrived: Arc<Notify>,
 }
 
 impl GroupTopic {
-    fn new(group: u32, topic: Arc<Topic>, starts: &[u64]) -> Arc<Self> {
+    fn new(key: RowKey, topic: Arc<Topic>, starts: &[u64]) -> Arc<Self> {
         let arrived = Arc::new(Notify::new());
         topic.add_reader(arrived.clone());
-        Arc::new(Self { group, topic, pop: Mutex::new(Pop::new(starts)), arrived })
+        let RowKey { group, client, .. } = key;
+        let pop = Mutex::new(Pop::new(starts));
+        Arc::new(Self { group, topic, client, pop, seen_ms: AtomicU64::new(0), arrived })
+    }
+
+    /// Somebody receives here.
+    pub fn seen(&self, now_ms: u64) {
+        self.seen_ms.store(now_ms, Ordering::Relaxed);
+    }
+
+    /// When somebody received here last, or `started_ms` if nobody has since the start of the process.
+    pub fn last_seen_ms(&self, started_ms: u64) -> u64 {
+        self.seen_ms.load(Ordering::Relaxed).max(started_ms)
+    }
+
+    fn key(&self) -> RowKey {
+        RowKey { group: self.group, topic: self.topic.number, client: self.client.clone() }
+    }
+
+    fn progress(&self, queues: Vec<QueueProgress>) -> Progress {
+        let client = self.client.as_deref().map(str::to_owned);
+        Progress { group: self.group, topic: self.topic.number, queues, client, ended: false }
     }
 
     fn record(&self, queues: Vec<QueueProgress>) -> NewRecord {
-        let progress = Progress { group: self.group, topic: self.topic.number, queues };
-        NewRecord {
-            kind: RecordKind::Progress,
-            queue: None,
-            tag_hash: 0,
-            mark: 0,
-            keys: Vec::new(),
-            payload: Bytes::from(progress.encode_to_vec()),
-        }
+        record_of(&self.progress(queues))
     }
+}
+
+fn record_of(progress: &Progress) -> NewRecord {
+    NewRecord {
+        kind: RecordKind::Progress,
+        queue: None,
+        tag_hash: 0,
+        mark: 0,
+        keys: Vec::new(),
+        payload: Bytes::from(progress.encode_to_vec()),
+    }
+}
+
+/// Whose progress it is, by numbers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct RowKey {
+    group: u32,
+    topic: u32,
+    client: Option<Arc<str>>,
 }
 
 /// All groups on all topics.
 #[derive(Debug)]
 pub struct ProgressTable {
     catalog: Arc<Catalog>,
-    /// By numbers: group, topic.
-    rows: RwLock<HashMap<(u32, u32), Arc<GroupTopic>>>,
+    rows: RwLock<HashMap<RowKey, Arc<GroupTopic>>>,
     /// Set once recovery is over.
     live: AtomicBool,
 }
@@ -77,9 +116,10 @@ impl ProgressTable {
         self.live.store(true, Ordering::Release);
     }
 
-    /// A group on a topic, if it has read it.
-    pub fn get(&self, group: u32, topic: u32) -> Option<Arc<GroupTopic>> {
-        self.rows.read().get(&(group, topic)).cloned()
+    /// A group on a topic, if it has read it; of a broadcasting group, one of its clients.
+    pub fn get(&self, group: u32, topic: u32, client: Option<&str>) -> Option<Arc<GroupTopic>> {
+        let key = RowKey { group, topic, client: client.map(Arc::from) };
+        self.rows.read().get(&key).cloned()
     }
 
     /// Every group on every topic.
@@ -87,48 +127,112 @@ impl ProgressTable {
         self.rows.read().values().cloned().collect()
     }
 
-    /// A group on a topic. At the first contact its start is fixed by a record: the beginning of what is stored.
+    /// A group on a topic; of a broadcasting group, one of its clients. At the first contact its start is fixed by a
+    /// record, which lies in the log in front of every other of this row.
     pub async fn open(
         &self,
         store: &Store,
         group: &GroupRecord,
         topic: &Arc<Topic>,
+        client: Option<&str>,
     ) -> Result<Arc<GroupTopic>, Rejection> {
-        if let Some(row) = self.get(group.number, topic.number) {
+        if let Some(row) = self.get(group.number, topic.number, client) {
             return Ok(row);
         }
-        let starts: Vec<u64> = topic
-            .queues
-            .iter()
-            .map(|&queue| store.queue_range(karman_store::QueueNumber(queue)).start)
-            .collect();
-        let row = self.insert(group.number, topic, &starts);
-        let start = |(queue_id, &floor): (usize, &u64)| QueueProgress {
-            queue_id: u32::try_from(queue_id).expect("queue numbers are u32"),
-            floor,
-            ..Default::default()
+        let starts = starts(store, group, topic)?;
+        let key = RowKey { group: group.number, topic: topic.number, client: client.map(Arc::from) };
+        let (row, append) = {
+            let mut rows = self.rows.write();
+            if let Some(row) = rows.get(&key) {
+                return Ok(row.clone());
+            }
+            if rows.len() >= ROWS_MAX {
+                return Err(Rejection::TooManyRequests(format!(
+                    "this broker keeps {ROWS_MAX} progresses of groups on topics, the most it can"
+                )));
+            }
+            let row = GroupTopic::new(key.clone(), topic.clone(), &starts);
+            let append = store.append(vec![row.record(floors(&starts))], Durability::Memory);
+            let append = append.map_err(refuse::append)?;
+            rows.insert(key, row.clone());
+            (row, append)
         };
-        let record = row.record(starts.iter().enumerate().map(start).collect());
-        write(store, record).await?;
+        append.await.map_err(refuse::append)?;
         Ok(row)
     }
 
-    /// The row that is there, or a new one; two that come at once get the same.
-    fn insert(&self, group: u32, topic: &Arc<Topic>, starts: &[u64]) -> Arc<GroupTopic> {
+    /// Forgets the progress of a client of a broadcasting group.
+    pub fn end(&self, store: &Store, row: &GroupTopic) {
+        self.rows.write().remove(&row.key());
+        row.topic.remove_reader(&row.arrived);
+        let progress = Progress { ended: true, ..row.progress(Vec::new()) };
+        // Where it gets lost the next start knows the client, and forgets it again.
+        if let Err(error) = store.append(vec![record_of(&progress)], Durability::Memory) {
+            tracing::debug!(%error, "the end of a broadcasting client was not recorded");
+        }
+    }
+
+    /// The row that is there, or a new one.
+    fn insert(&self, key: RowKey, topic: &Arc<Topic>) -> Arc<GroupTopic> {
+        let starts = vec![0; topic.queues.len()];
         let mut rows = self.rows.write();
-        let row = rows.entry((group, topic.number));
-        row.or_insert_with(|| GroupTopic::new(group, topic.clone(), starts)).clone()
+        rows.entry(key.clone()).or_insert_with(|| GroupTopic::new(key, topic.clone(), &starts)).clone()
     }
 
     fn apply_progress(&self, progress: &Progress) {
         // A topic that was deleted since has no progress.
         let Some(topic) = self.catalog.topic_numbered(progress.topic) else { return };
-        let row = self.insert(progress.group, &topic, &vec![0; topic.queues.len()]);
+        let client = progress.client.as_deref().map(Arc::from);
+        let key = RowKey { group: progress.group, topic: progress.topic, client };
+        if progress.ended {
+            self.rows.write().remove(&key);
+            return;
+        }
+        let row = self.insert(key, &topic);
         let mut pop = row.pop.lock();
         for queue in &progress.queues {
             pop.apply(queue);
         }
     }
+}
+
+/// Where a group begins with each queue of a topic.
+fn starts(store: &Store, group: &GroupRecord, topic: &Topic) -> Result<Vec<u64>, Rejection> {
+    let start = |&queue: &u32| {
+        let range = store.queue_range(QueueNumber(queue));
+        match group.config.consume_from() {
+            ConsumeFromWhere::ConsumeFromFirstOffset => Ok(range.start),
+            ConsumeFromWhere::ConsumeFromLastOffset => Ok(range.end),
+            ConsumeFromWhere::ConsumeFromTimestamp => {
+                let offset = store.offset_by_time(QueueNumber(queue), group.config.consume_from_ms);
+                offset.map(|offset| offset.0).map_err(|error| refuse::read(&error))
+            }
+        }
+    };
+    topic.queues.iter().map(start).collect()
+}
+
+fn floors(starts: &[u64]) -> Vec<QueueProgress> {
+    let floor = |(queue_id, &floor)| QueueProgress { queue_id, floor, ..QueueProgress::default() };
+    (0..).zip(starts).map(floor).collect()
+}
+
+/// Moves a row: everything in front of each new offset counts as done, and nothing else. Answered like [`record`].
+pub async fn reset(
+    store: &Store,
+    row: &GroupTopic,
+    moves: &[(u32, u64)],
+    revision_base: u32,
+) -> Result<(), Rejection> {
+    let append = {
+        // Under the lock, so that no acknowledgement of what was delivered before comes to lie behind it.
+        let mut pop = row.pop.lock();
+        let moved = moves.iter().flat_map(|&(queue_id, offset)| pop.reset(queue_id, offset, revision_base));
+        let record = row.record(moved.collect());
+        store.append(vec![record], Durability::Memory).map_err(refuse::append)?
+    };
+    row.arrived.notify_one();
+    append.await.map(drop).map_err(refuse::append)
 }
 
 /// Records `queues`; answered when the kernel has it, so that it survives the end of this process.
@@ -167,15 +271,16 @@ impl Projection for ProgressTable {
             RecordKind::Metadata => {
                 let metadata = Metadata::decode(&record.payload[..]);
                 if let Ok(Metadata { change: Some(Change::TopicDeleted(topic)) }) = metadata {
-                    self.rows.write().retain(|&(_, of), _| of != topic);
+                    self.rows.write().retain(|key, _| key.topic != topic);
                 }
             }
             // Also while live: who asked for the copy may be gone before it is stored.
             RecordKind::DeadLetter => {
                 if let Some(origin) = Origin::of(&record.payload)
-                    && let Some(row) = self.get(origin.group, origin.topic)
+                    && let Some(row) = self.get(origin.group, origin.topic, None)
+                    && row.pop.lock().finish(Position { queue_id: origin.queue_id, offset: origin.offset })
                 {
-                    row.pop.lock().finish(Position { queue_id: origin.queue_id, offset: origin.offset });
+                    row.arrived.notify_one();
                 }
             }
             RecordKind::Progress if !self.live.load(Ordering::Acquire) => {
@@ -188,11 +293,7 @@ impl Projection for ProgressTable {
     }
 
     fn snapshot(&self) -> Vec<u8> {
-        let rows = self.all().into_iter().map(|row| Progress {
-            group: row.group,
-            topic: row.topic.number,
-            queues: row.pop.lock().snapshot(),
-        });
+        let rows = self.all().into_iter().map(|row| row.progress(row.pop.lock().snapshot()));
         Snapshot { rows: rows.collect() }.encode_to_vec()
     }
 

@@ -59,6 +59,12 @@ pub struct Progress {
     pub topic: u32,
     #[prost(message, repeated, tag = "3")]
     pub queues: Vec<QueueProgress>,
+    /// Of a broadcasting group: the client whose progress this is.
+    #[prost(string, optional, tag = "4")]
+    pub client: Option<String>,
+    /// The client is gone, and its progress with it.
+    #[prost(bool, tag = "5")]
+    pub ended: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -75,6 +81,9 @@ pub struct QueueProgress {
     /// What waits for another delivery.
     #[prost(message, repeated, tag = "4")]
     pub later: Vec<Later>,
+    /// The floor was set: what was done or delivered above it is not any more, and it may lie lower than before.
+    #[prost(bool, tag = "5")]
+    pub reset: bool,
 }
 
 /// A message that was delivered and waits for another delivery.
@@ -160,6 +169,12 @@ impl HeldHead {
         payload.put_bytes(0, 3);
         payload.put_slice(message);
         payload.freeze()
+    }
+
+    /// Reads it from a record; `None` when no message is or was held by it.
+    pub fn of_record(record: &Record) -> Option<Self> {
+        let has_one = matches!(record.kind, RecordKind::Held | RecordKind::Kept | RecordKind::Released);
+        Self::of(&record.payload).filter(|_| has_one)
     }
 
     /// Reads it from a payload; `None` when that is too short, or holds for a reason that is not known.

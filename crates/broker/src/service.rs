@@ -2,10 +2,13 @@
 
 pub mod ack;
 pub mod admin;
+pub mod check;
 pub mod dead_letter;
 pub mod delay;
+pub mod delivery;
 pub mod hold;
 pub mod messaging;
+pub mod pull;
 pub mod query;
 pub mod receive;
 pub mod send;

@@ -36,8 +36,9 @@ use crate::catalog_writer::{CatalogWriter, token_key};
 use crate::clock::Clock;
 use crate::config::BrokerConfig;
 use crate::control::{self, Control};
-use crate::delivery::Delivery;
+use crate::dedupe::Dedupe;
 use crate::held::HeldTable;
+use crate::held::deliver::Deliverer;
 use crate::metrics;
 use crate::progress::ProgressTable;
 use crate::registration::Registrations;
@@ -116,6 +117,8 @@ pub fn start(config: &BrokerConfig) -> Result<Running, StartError> {
     let store = Arc::new(open_store(config, &catalog, &progress, &held)?);
     catalog.reserve_queues(store.queue_count());
     progress.go_live();
+    let clock = Clock::default();
+    let dedupe = Arc::new(recent_ids(config, &store, &clock));
     let key = token_key(&catalog, &store).map_err(StartError::TokenKey)?;
     let control = Control::start().map_err(StartError::Thread)?;
     let (routes, clients) = (SharedRoutes::default(), Arc::new(ClientRegistry::default()));
@@ -128,7 +131,6 @@ pub fn start(config: &BrokerConfig) -> Result<Running, StartError> {
         config.broker_name.clone(),
     );
     control.spawn(catalog_task);
-    let clock = Clock::default();
     let broker = Arc::new(Broker {
         name: config.broker_name.as_str().into(),
         store_host: advertise::advertised(&config.advertised_address, address(&config.grpc_listen_address)),
@@ -141,6 +143,8 @@ pub fn start(config: &BrokerConfig) -> Result<Running, StartError> {
         revision_base: u32::try_from(clock.started_ms() / 1000).unwrap_or(u32::MAX / 2),
         inflight_max: config.pop_inflight_message_threshold as usize,
         default_queue_nums: config.default_topic_queue_nums,
+        dedup_window_minutes: config.dedup_window_minutes,
+        dedupe,
         auto_create_topics: config.auto_create_topic_enable,
         auto_create_groups: config.auto_create_subscription_group,
         token_key: key,
@@ -167,6 +171,17 @@ pub fn start(config: &BrokerConfig) -> Result<Running, StartError> {
     let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     tracing::info!(broker = config.broker_name, address = %clients.local_addr(), took_ms, "broker started");
     Ok(Running { broker, clients, internal, probe, control, delivery, registered, ready })
+}
+
+/// The ids of what was stored in the last window; topics with a longer one begin with less.
+fn recent_ids(config: &BrokerConfig, store: &Store, clock: &Clock) -> Dedupe {
+    let dedupe = Dedupe::new(usize::try_from(config.dedup_messages_max).unwrap_or(usize::MAX));
+    let (now_ms, window_ms) = (clock.now_ms(), u64::from(config.dedup_window_minutes) * 60_000);
+    let remember = &mut |hash, at| dedupe.restore(hash, at, now_ms);
+    if let Err(error) = store.keys_since(now_ms.saturating_sub(window_ms), remember) {
+        tracing::warn!(%error, "message ids from before the start are not known: a repeated send is stored again");
+    }
+    dedupe
 }
 
 fn open_store(
@@ -282,8 +297,8 @@ fn announce(config: &BrokerConfig, broker: &Broker, clients: SocketAddr, interna
 fn start_delivery(broker: &Broker) -> Result<JoinHandle<()>, StartError> {
     let Broker { store, catalog, held, clock, durability, .. } = broker;
     let (store, catalog, held) = (store.clone(), catalog.clone(), held.clone());
-    let delivery = Delivery { store, catalog, held, clock: *clock, durability: *durability };
-    delivery.start().map_err(StartError::Thread)
+    let deliverer = Deliverer { store, catalog, held, clock: *clock, durability: *durability };
+    deliverer.start().map_err(StartError::Thread)
 }
 
 /// Begins to register with every namesrv; cancelling what comes back ends it.

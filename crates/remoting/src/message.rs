@@ -5,6 +5,7 @@
 //! behind. No embedded field occurs twice: the official Node client keeps the last occurrence instead of merging, so a
 //! message that arrives with a repeated field is written anew once, here. Pure; any thread.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -146,7 +147,12 @@ impl EncodedMessage {
                 fields::SYSTEM_PROPERTIES if system_properties.is_some() => return Ok(None),
                 fields::BODY if body.is_some() => return Ok(None),
                 fields::TOPIC => topic = Some(v2::Resource::decode(content())?),
-                fields::USER_PROPERTIES => user_properties.push(property(&content())?),
+                fields::USER_PROPERTIES => {
+                    let content = content();
+                    let (key, value) = user_property(&content)?;
+                    user_properties
+                        .push((content.slice_ref(key.as_bytes()), content.slice_ref(value.as_bytes())));
+                }
                 fields::SYSTEM_PROPERTIES => {
                     let mut decoded = v2::SystemProperties::decode(content())?;
                     decoded.delivery_attempt = None;
@@ -187,24 +193,23 @@ fn wrong_type(number: u32) -> MessageError {
 }
 
 /// One entry of the map field `user_properties`: key = 1, value = 2, either may be absent.
-fn property(entry: &Bytes) -> Result<(Bytes, Bytes), MessageError> {
-    let (mut key, mut value) = (Bytes::new(), Bytes::new());
+fn user_property(entry: &[u8]) -> Result<(&str, &str), MessageError> {
+    let (mut key, mut value) = (&b""[..], &b""[..]);
     for field in (Fields { bytes: entry, at: 0 }) {
         let field = field?;
         if !field.delimited && field.number <= 2 {
             return Err(wrong_type(field.number));
         }
         match field.number {
-            1 => key = entry.slice(field.content),
-            2 => value = entry.slice(field.content),
+            1 => key = &entry[field.content],
+            2 => value = &entry[field.content],
             _ => {}
         }
     }
-    for text in [&key, &value] {
-        std::str::from_utf8(text)
-            .map_err(|_| MessageError::Malformed("a user property is not UTF-8".into()))?;
-    }
-    Ok((key, value))
+    let text = |bytes| {
+        std::str::from_utf8(bytes).map_err(|_| MessageError::Malformed("a user property is not UTF-8".into()))
+    };
+    Ok((text(key)?, text(value)?))
 }
 
 /// The topic of an encoded message, for a door that only has to find its owner. Empty when there is none to read.
@@ -251,6 +256,48 @@ fn text_of(content: &[u8], number: u32) -> Option<&str> {
     let texts =
         (Fields { bytes: content, at: 0 }).map_while(Result::ok).filter(|field| field.number == number);
     std::str::from_utf8(&content[texts.last()?.content]).ok()
+}
+
+/// The user properties of an encoded message, in the order sent. Of a key that occurs twice the last value counts.
+pub fn user_properties_of(message: &[u8]) -> impl Iterator<Item = (&str, &str)> {
+    (Fields { bytes: message, at: 0 })
+        .map_while(Result::ok)
+        .filter(|field| field.number == fields::USER_PROPERTIES)
+        .filter_map(|field| user_property(&message[field.content]).ok())
+}
+
+/// One user property of an encoded message. For several, [`user_properties_of`] walks over the message only once.
+pub fn user_property_of<'a>(message: &'a [u8], name: &str) -> Option<&'a str> {
+    user_properties_of(message).filter(|(key, _)| *key == name).last().map(|(_, value)| value)
+}
+
+/// What the producer set in a message's `system_properties` and RocketMQ keeps among the user's, by RocketMQ's names:
+/// `TAGS`, `KEYS` (once for each key), `UNIQ_KEY` (the message id) and `__SHARDINGKEY` (the message group).
+pub fn system_texts_of<'a>(
+    message: &'a [u8],
+    system_properties_field: &Range<usize>,
+) -> impl Iterator<Item = (&'a str, &'a str)> {
+    let content = content_of(message, system_properties_field);
+    (Fields { bytes: content, at: 0 }).map_while(Result::ok).filter_map(|field| {
+        let name = match field.number {
+            1 => "TAGS",
+            2 => KEYS,
+            3 => "UNIQ_KEY",
+            17 => "__SHARDINGKEY",
+            _ => return None,
+        };
+        Some((name, std::str::from_utf8(&content[field.content]).ok()?))
+    })
+}
+
+const KEYS: &str = "KEYS";
+
+/// The keys of an encoded message, joined by a space as RocketMQ keeps them. `None` when there are none.
+pub fn keys_of<'a>(message: &'a [u8], system_properties_field: &Range<usize>) -> Option<Cow<'a, str>> {
+    system_texts_of(message, system_properties_field)
+        .filter(|(name, _)| *name == KEYS)
+        .map(|(_, key)| Cow::Borrowed(key))
+        .reduce(|keys, key| keys + " " + key)
 }
 
 /// The content of the field that lies at `field`.
@@ -330,6 +377,53 @@ mod tests {
         assert_eq!(tag_of(&read.bytes, &read.system_properties_field), "t");
         let body = body_of(&read.bytes, &read.system_properties_field);
         assert_eq!(&read.bytes[body], b"hello");
+    }
+
+    #[test]
+    fn user_properties_are_read_without_decoding_the_message() {
+        let mut bytes = sent().encode_to_vec();
+        assert_eq!(user_properties_of(&bytes).collect::<Vec<_>>(), [("a", "1")]);
+        let more = v2::Message {
+            user_properties: [("a".to_owned(), "2".to_owned()), (String::new(), String::new())].into(),
+            ..Default::default()
+        };
+        bytes.extend(more.encode_to_vec());
+        assert_eq!(user_property_of(&bytes, "a"), Some("2"), "the last one counts, as for every decoder");
+        assert_eq!(user_property_of(&bytes, ""), Some(""));
+        assert_eq!(user_property_of(&bytes, "b"), None);
+    }
+
+    #[test]
+    fn what_rocketmq_keeps_among_the_properties_is_read_by_its_names() {
+        let mut message = sent();
+        message.system_properties.as_mut().unwrap().message_group = Some("g".into());
+        let read = EncodedMessage::read(message.encode_to_vec().into()).unwrap();
+        let texts: Vec<_> = system_texts_of(&read.bytes, &read.system_properties_field).collect();
+        let expected =
+            [("TAGS", "t"), ("KEYS", "k1"), ("KEYS", "k2"), ("UNIQ_KEY", "01AB"), ("__SHARDINGKEY", "g")];
+        assert_eq!(texts, expected);
+        assert_eq!(keys_of(&read.bytes, &read.system_properties_field).as_deref(), Some("k1 k2"));
+        assert_eq!(keys_of(&read.bytes, &(0..0)), None);
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn user_properties_are_what_a_decoder_finds(
+            sent in proptest::collection::vec(("[ab]{0,2}", ".{0,4}"), 0..6),
+        ) {
+            let one = |(key, value): &(String, String)| v2::Message {
+                user_properties: [(key.clone(), value.clone())].into(),
+                ..Default::default()
+            };
+            let bytes: Vec<u8> = sent.iter().flat_map(|entry| one(entry).encode_to_vec()).collect();
+            let decoded = v2::Message::decode(&*bytes).unwrap().user_properties;
+            proptest::prop_assert_eq!(user_properties_of(&bytes).count(), sent.len());
+            for key in ["", "a", "b", "aa", "ab", "ba", "bb", "c"] {
+                proptest::prop_assert_eq!(user_property_of(&bytes, key), decoded.get(key).map(|value| &**value));
+            }
+        }
     }
 
     #[test]

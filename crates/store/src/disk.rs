@@ -1,7 +1,8 @@
 //! Every operation of the store that changes files, behind one trait so that tests can watch them, make them fail and
-//! lose what was not flushed. Called by the log writer, the maintenance thread and the opening thread.
+//! lose what was not flushed; and the reads of segments that must survive a failing device. Called by the log writer, the
+//! maintenance thread, the scrub and the opening thread.
 //!
-//! Files are opened and read without it: what a read finds is checked by whoever reads.
+//! Files are opened, mapped and read whole without it: what a read finds is checked by whoever reads.
 
 use std::fmt::Debug;
 use std::fs::{File, OpenOptions};
@@ -22,6 +23,8 @@ pub(crate) trait Disk: Debug + Send + Sync {
     fn allocate(&self, file: &File, length: u64) -> io::Result<()>;
     /// Writes all of `bytes` at `offset`.
     fn write_at(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Fills `into` with what lies at `offset`. Where the device fails this is an error; a map would end the process.
+    fn read_at(&self, file: &File, into: &mut [u8], offset: u64) -> io::Result<()>;
     /// Makes what was written to `file` durable. Not to be tried again when it fails: the kernel forgets the pages.
     fn sync_data(&self, file: &File) -> io::Result<()>;
     /// Replaces `to` by `from`; durable after `sync_directory`.
@@ -51,6 +54,10 @@ impl Disk for SystemDisk {
 
     fn write_at(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
         file.write_all_at(bytes, offset)
+    }
+
+    fn read_at(&self, file: &File, into: &mut [u8], offset: u64) -> io::Result<()> {
+        file.read_exact_at(into, offset)
     }
 
     fn sync_data(&self, file: &File) -> io::Result<()> {

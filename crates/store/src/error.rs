@@ -212,6 +212,16 @@ pub enum ReadError {
         /// What is wrong.
         reason: Invalid,
     },
+    /// The device does not give what lies there.
+    #[error("{size} bytes at {offset} cannot be read: {error}")]
+    Device {
+        /// Physical offset asked for.
+        offset: u64,
+        /// Bytes asked for.
+        size: u32,
+        /// What the device says.
+        error: Arc<io::Error>,
+    },
     /// What should be there was lost to damage of the log; what lies behind it is not.
     #[error("what lay at {from}..{to} was lost to damage of the log")]
     Lost {

@@ -7,7 +7,7 @@ pub(crate) mod removal;
 pub(crate) mod sealed;
 pub(crate) mod unsealed;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use parking_lot::RwLock;
 use crate::error::ReadError;
 use crate::record::{HEADER_BYTES, PhysicalOffset, QueueNumber, QueueOffset};
 use contents::{Contents, Run};
-use sealed::SealedIndex;
+use sealed::{DirectoryRun, SealedIndex};
 use unsealed::Unsealed;
 
 /// By queue, cheap to look up: each append does it several times.
@@ -97,6 +97,11 @@ struct SealedRun {
 }
 
 impl SealedRun {
+    fn of(run: DirectoryRun, index: &Arc<SealedIndex>) -> Self {
+        let DirectoryRun { first_queue_offset, count, position, .. } = run;
+        Self { first_queue_offset, count, position, index: index.clone() }
+    }
+
     fn end(&self) -> u64 {
         self.first_queue_offset + u64::from(self.count)
     }
@@ -318,29 +323,33 @@ impl QueueIndex {
                 state.recent.shrink_to_fit();
             }
             state.first_recent = run.first_queue_offset + u64::from(run.count);
-            state.sealed.push(SealedRun {
-                first_queue_offset: run.first_queue_offset,
-                count: run.count,
-                position: run.position,
-                index: index.clone(),
-            });
+            state.sealed.push(SealedRun::of(run, index));
         }
         let base = index.about().base;
         self.files.write().insert(base, index.clone());
         self.unsealed.forget(base);
     }
 
-    /// Reads a segment's entries from another file, which was built anew because a part of the former was damaged.
+    /// Reads a segment's entries from another file, which was built anew because a part of the former was damaged. It may
+    /// have fewer entries, where records were lost, or more: a device may give again what it did not give before.
     pub(crate) fn replace(&self, index: &Arc<SealedIndex>) {
         let base = index.about().base;
         self.files.write().insert(base, index.clone());
+        let kept: HashSet<u32> = index.runs().map(|run| run.queue).collect();
+        for shard in &self.shards {
+            for (_, state) in shard.write().iter_mut().filter(|(queue, _)| !kept.contains(&queue.0)) {
+                state.sealed.retain(|run| run.index.about().base != base);
+            }
+        }
         for run in index.runs() {
             let queue = QueueNumber(run.queue);
             let mut shard = self.shard(queue).write();
-            let Some(state) = shard.get_mut(&queue) else { continue };
-            if let Some(own) = state.sealed.iter_mut().find(|own| own.index.about().base == base) {
-                (own.first_queue_offset, own.count) = (run.first_queue_offset, run.count);
-                (own.position, own.index) = (run.position, index.clone());
+            let run = SealedRun::of(run, index);
+            let state = shard.entry(queue).or_insert_with(|| Queue::starting_at(run.end()));
+            let at = state.sealed.partition_point(|own| own.index.about().base < base);
+            match state.sealed.get_mut(at).filter(|own| own.index.about().base == base) {
+                Some(own) => *own = run,
+                None => state.sealed.insert(at, run),
             }
         }
     }

@@ -132,6 +132,14 @@ pub trait Projection: Send + Sync {
     fn snapshot(&self) -> Vec<u8>;
     /// Replaces the state by that of a snapshot. An error stops the start and should say what cannot be read.
     fn restore(&self, bytes: &[u8]) -> Result<(), String>;
+    /// Whether a snapshot without a section of this name is good: it was taken by a version that did not have this
+    /// projection, and nothing that it follows was written by such a version. It starts as it was made then, and sees what
+    /// was written behind that snapshot. Otherwise such a snapshot is passed over, and the start refused if the log does
+    /// not reach back to its beginning. True for every projection that is added to a store together with the kind of
+    /// record that it follows.
+    fn was_added_later(&self) -> bool {
+        false
+    }
     /// Places of records below `below` that it will have to read again, at most `max` of them. Before the segment with
     /// them is deleted they are appended once more, as they are (but [`RecordKind::Held`] becomes [`RecordKind::Kept`]),
     /// and shown by [`Projection::apply`]; they must be found at the new place then. Only records without a queue can be moved; while others are named their segment stays.

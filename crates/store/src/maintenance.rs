@@ -17,10 +17,11 @@ use crate::error::{AppendError, CloseError};
 use crate::index::contents::Contents;
 use crate::index::removal;
 use crate::index::sealed::{self, IndexedSegment, SealedIndex};
-use crate::record::{Content, HEADER_BYTES};
-use crate::recovery::scan::{next_valid, walk};
+use crate::record::{Content, HEADER_BYTES, Header};
+use crate::scrub::Live;
 use crate::segment::{Segment, file_name};
 use crate::snapshot::{self, Kept};
+use crate::verify::{self, Halt, Visited};
 
 /// Longest sleep: how late a snapshot or a further attempt to write an index file may be.
 const TICK: Duration = Duration::from_millis(500);
@@ -287,7 +288,8 @@ fn rebuild_index(log: &CommitLog, base: u64) -> Result<(), AppendError> {
         return Ok(());
     };
     tracing::warn!(segment = %segment.path().display(), "builds its index file anew: a part of it is damaged");
-    let mut contents = gather(log, &segment);
+    // Else the store is being closed.
+    let Ok(mut contents) = gather(log, &segment) else { return Ok(()) };
     match write_index(log, &segment, &mut contents) {
         Ok(index) => log.index.replace(&Arc::new(index)),
         Err(error) if disk::is_no_space(&error) => tracing::warn!(%error, "no room for an index file"),
@@ -296,27 +298,32 @@ fn rebuild_index(log: &CommitLog, base: u64) -> Result<(), AppendError> {
     Ok(())
 }
 
-/// Reads the contents of a sealed segment from the log, stepping over damage.
-fn gather(log: &CommitLog, segment: &Segment) -> Contents {
+/// Reads the contents of a sealed segment from its file, stepping over damage. Not through the map: an index file is often
+/// found damaged because its device is failing, and that must not end the process.
+fn gather(log: &CommitLog, segment: &Segment) -> Result<Contents, Halt> {
     let (mut contents, mut lost_bytes) = (Contents::default(), 0);
-    let lost = |from, to, reason: String| log.damages.add(Damage { from, to, reason });
-    let mut at = segment.base();
-    while at < segment.end() {
-        let walked = walk(segment, at, log.seal, |header, bytes| match header.content {
-            Content::Blank => {}
-            Content::Lost => lost_bytes += u64::from(header.length),
-            Content::Record(_) => {
+    let (base, range) = (segment.base(), segment.base()..segment.end());
+    let mut goes_on = |_| true;
+    let mut source = Live::new(log, base, 0, &mut goes_on);
+    verify::records(&mut source, range, log.seal, &mut |visited| {
+        match visited {
+            Visited::Valid(Header { content: Content::Blank, .. }, _) => {}
+            Visited::Valid(header @ Header { content: Content::Lost, .. }, _) => {
+                lost_bytes += u64::from(header.length);
+            }
+            Visited::Valid(header, bytes) => {
                 let lost_max = lost_bytes / HEADER_BYTES as u64;
-                if let Err(reason) = contents.add(segment.base(), header, bytes, lost_max) {
-                    lost(header.physical_offset, header.end(), reason);
+                if let Err(reason) = contents.add(base, header, bytes, lost_max) {
+                    let (from, to) = (header.physical_offset, header.end());
+                    log.damages.add(Damage { from, to, reason });
                 }
             }
-        });
-        let Err(stopped) = walked else { break };
-        let to = next_valid(segment, stopped.at, log.seal).unwrap_or(segment.end());
-        lost(stopped.at, to, stopped.why.to_string());
-        lost_bytes += to - stopped.at;
-        at = to;
-    }
-    contents
+            Visited::Invalid(stretch) => {
+                log.damages.add(stretch.damage());
+                lost_bytes += stretch.to - stretch.from;
+            }
+        }
+        true
+    })?;
+    Ok(contents)
 }

@@ -98,6 +98,35 @@ impl Store {
         Ok(())
     }
 
+    /// Visits every key of the records that were stored at `time_ms` or later, with the place of its record, and some keys
+    /// of the last 256 KiB or so in front of them. Segment by segment, the newest last; in no order within one. Reads
+    /// nothing but the index: tens of millions of keys a second. `Err` before anything was visited when an index file is
+    /// damaged; it is being built anew then.
+    pub fn keys_since(
+        &self,
+        time_ms: u64,
+        visit: &mut dyn FnMut(u64, PhysicalOffset),
+    ) -> Result<(), ReadError> {
+        let index = &self.log.index;
+        let from = index.unsealed.window(time_ms).start;
+        // In this order: what moves from memory into a file meanwhile is in both, not in neither.
+        let in_memory = index.unsealed.keys();
+        let mut files = index.files();
+        files.retain(|file| file.store_times_ms().1 >= time_ms);
+        files.iter().try_for_each(|file| self.log.healing(file.check_keys()))?;
+        for file in &files {
+            let from = file.window(time_ms).start;
+            let keys = file.keys().filter(|(at, _)| *at >= from);
+            keys.for_each(|(at, (key, _))| visit(key, PhysicalOffset(at)));
+        }
+        let behind = files.last().map_or(0, |file| file.about().base + file.about().length);
+        for segment in in_memory.iter().filter(|segment| segment.base >= behind) {
+            let keys = segment.iter().filter(|(_, at)| *at >= from);
+            keys.for_each(|(key, at)| visit(key, PhysicalOffset(at)));
+        }
+        Ok(())
+    }
+
     fn keyed_record(&self, at: u64, key: u64) -> Option<Record> {
         let header = self.log.header(at).ok()?;
         let record = self.record(PhysicalOffset(at), header.length).ok()?;
@@ -133,17 +162,24 @@ impl CommitLog {
         let window = self.healing(self.index.around_time(queue, time_ms))?;
         let first = self.index.range(queue).start;
         for (offset, entry) in (window.first..).zip(&window.entries) {
-            let is_late_enough =
-                |header: Header| header.store_time_ms >= time_ms && header.queue == Some(queue);
-            // A header is not checked, so a time may be wrong; the record it belongs to is.
-            if !entry.is_lost()
-                && self.header(entry.physical_offset.0).is_ok_and(is_late_enough)
-                && self.record(entry.physical_offset.0, entry.size).is_ok()
-            {
+            if !entry.is_lost() && self.is_stored_since(entry.physical_offset.0, queue, time_ms)? {
                 return Ok(QueueOffset(offset.max(first)));
             }
         }
         self.first_kept(queue, window.or_else.max(first))
+    }
+
+    /// Whether an intact record of `queue` lies at `at` that was stored at `time_ms` or later. From the file, since the
+    /// maintenance thread asks too; it shortens queues by the answer, so what the device does not give now must not count
+    /// as lost.
+    fn is_stored_since(&self, at: u64, queue: QueueNumber, time_ms: u64) -> Result<bool, ReadError> {
+        let fits = |header: Header| header.store_time_ms >= time_ms && header.queue == Some(queue);
+        // A header is not checked, so a time may be wrong; the record it belongs to is.
+        let header = self.header_from_file(at);
+        match header.and_then(|header| Ok(fits(header) && fits(self.record_from_file(at)?.0))) {
+            Err(error @ ReadError::Device { .. }) => Err(error),
+            found => Ok(found.unwrap_or(false)),
+        }
     }
 
     /// The first offset from `at` on whose record was not lost; the end of the queue if there is none.

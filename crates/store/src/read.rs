@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::Watermarks;
 use crate::commit_log::CommitLog;
 use crate::damage::Damage;
@@ -27,11 +29,10 @@ impl CommitLog {
         })
     }
 
-    /// The confirmed record that starts at `at`, to be appended once more.
+    /// The confirmed record that starts at `at`, to be appended once more. Read from the file.
     pub(crate) fn copy_of(&self, at: u64) -> Result<NewRecord, ReadError> {
-        let header = self.header(at)?;
-        let record = self.record(at, header.length)?;
-        let bytes = self.readable(at, header.length)?.slice(at..header.end());
+        let (header, bytes) = self.record_from_file(at)?;
+        let record = header.record(&bytes).map_err(|reason| self.unreadable(at, header.length, reason))?;
         Ok(NewRecord {
             kind: record.kind,
             queue: record.queue,
@@ -47,6 +48,30 @@ impl CommitLog {
         let segment = self.readable(at, HEADER_BYTES as u32)?;
         let bytes = segment.slice(at..segment.end().min(at + HEADER_BYTES as u64));
         record::peek(&bytes, at).map_err(|reason| self.unreadable(at, HEADER_BYTES as u32, reason))
+    }
+
+    /// As [`CommitLog::header`], but where the device fails that is an error, and not the end of the process: for what is
+    /// read without anybody having asked.
+    pub(crate) fn header_from_file(&self, at: u64) -> Result<Header, ReadError> {
+        let bytes = self.read_file(at, HEADER_BYTES as u32)?;
+        record::peek(&bytes, at).map_err(|reason| self.unreadable(at, HEADER_BYTES as u32, reason))
+    }
+
+    /// The intact record or filler that starts at a place below the confirmed watermark, likewise.
+    pub(crate) fn record_from_file(&self, at: u64) -> Result<(Header, Bytes), ReadError> {
+        let size = self.header_from_file(at)?.length;
+        let bytes = Bytes::from(self.read_file(at, size)?);
+        let header = record::decode(&bytes, at, self.seal);
+        Ok((header.map_err(|reason| self.unreadable(at, size, reason))?, bytes))
+    }
+
+    fn read_file(&self, at: u64, size: u32) -> Result<Vec<u8>, ReadError> {
+        let segment = self.readable(at, size)?;
+        let mut bytes = vec![0; size as usize];
+        match segment.read_at(at, &mut bytes) {
+            Ok(()) => Ok(bytes),
+            Err(error) => Err(ReadError::Device { offset: at, size, error: Arc::new(error) }),
+        }
     }
 
     /// Whether a record starts at `at` whose header is not what was written: the records in front of it lead there. A

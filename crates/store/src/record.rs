@@ -238,7 +238,7 @@ pub(crate) struct Header {
 
 impl NewRecord {
     /// Bytes it takes in the log.
-    pub(crate) fn encoded_bytes(&self) -> usize {
+    pub fn encoded_bytes(&self) -> usize {
         encoded_bytes(self.payload.len(), self.keys.len())
     }
 }

@@ -96,8 +96,11 @@ fn restore_snapshot(
         return Ok(None);
     };
     for projection in projections.iter().filter(|_| snapshot.given_up_below().is_none()) {
-        let section =
-            snapshot.section(projection.name()).expect("only snapshots with all sections are taken");
+        let Some(section) = snapshot.section(projection.name()) else {
+            // Nothing of what it follows had been written: it is empty, and so it stays.
+            tracing::info!(snapshot = %snapshot.path.display(), projection = projection.name(), "begins empty");
+            continue;
+        };
         projection.restore(section).map_err(|reason| OpenError::Restore {
             projection: projection.name(),
             snapshot: snapshot.path.clone(),

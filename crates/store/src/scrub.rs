@@ -112,7 +112,7 @@ fn verify_segment(
     let (length_bytes, upto) = (segment.length(), segment.end().min(log.progress.confirmed()));
     drop(segment);
     let about = IndexedSegment { log: log.directory.log, base, length: length_bytes };
-    let mut live = Live { log, base, bytes_per_second, next: Instant::now(), read };
+    let mut live = Live::new(log, base, bytes_per_second, read);
     let mut damage = Vec::new();
     let verified = verify::segment(&mut live, about, upto, &mut |visited| {
         if let Visited::Invalid(stretch) = visited {
@@ -132,8 +132,8 @@ fn verify_segment(
     Ok(Some(verified.report(about, damage)))
 }
 
-/// The files of a segment of an open store.
-struct Live<'a> {
+/// The files of a segment of an open store. Reading them ends when the store is closed, or the segment deleted.
+pub(crate) struct Live<'a> {
     log: &'a CommitLog,
     base: u64,
     /// 0: as fast as the device is.
@@ -142,6 +142,17 @@ struct Live<'a> {
     next: Instant,
     /// Hears of what is going to be read; `false` ends it.
     read: &'a mut dyn FnMut(u64) -> bool,
+}
+
+impl<'a> Live<'a> {
+    pub(crate) fn new(
+        log: &'a CommitLog,
+        base: u64,
+        bytes_per_second: u64,
+        read: &'a mut dyn FnMut(u64) -> bool,
+    ) -> Self {
+        Self { log, base, bytes_per_second, next: Instant::now(), read }
+    }
 }
 
 impl Source for Live<'_> {

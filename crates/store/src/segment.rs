@@ -9,7 +9,6 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -183,7 +182,7 @@ impl Segment {
     /// Reads a range of the log inside this segment from the file: where the device fails, that is an error. While the
     /// log is being written the range must lie below `written`.
     pub(crate) fn read_at(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(into, at - self.base)
+        self.disk.read_at(&self.file, into, at - self.base)
     }
 
     /// Writes whole pages at a page boundary.

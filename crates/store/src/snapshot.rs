@@ -95,7 +95,8 @@ pub(crate) fn encode(log: LogId, log_offset: u64, sections: &[(&str, Vec<u8>)]) 
     out
 }
 
-/// The newest snapshot that is intact and has a section for each projection. Others are passed over with a warning.
+/// The newest snapshot that is intact and has a section for each projection, or none because it is older than the
+/// projection. Others are passed over with a warning.
 pub(crate) fn newest(
     directory: &Path,
     log: LogId,
@@ -107,7 +108,9 @@ pub(crate) fn newest(
             tracing::warn!(snapshot = %path.display(), "passed over a damaged snapshot");
             continue;
         };
-        let is_missing = |part: &&std::sync::Arc<dyn Projection>| snapshot.section(part.name()).is_none();
+        let is_missing = |part: &&std::sync::Arc<dyn Projection>| {
+            snapshot.section(part.name()).is_none() && !part.was_added_later()
+        };
         if snapshot.given_up_below().is_none()
             && let Some(missing) = projections.iter().find(is_missing)
         {

@@ -26,3 +26,4 @@ mod scrub;
 mod segments;
 mod support;
 mod torn_tail;
+mod unreadable;

@@ -304,6 +304,11 @@ impl Projection for HeldTable {
         Ok(())
     }
 
+    /// Nothing was held before there was this projection.
+    fn was_added_later(&self) -> bool {
+        true
+    }
+
     fn pinned(&self, below: PhysicalOffset, max: usize) -> Vec<PhysicalOffset> {
         let mut found = Vec::new();
         {

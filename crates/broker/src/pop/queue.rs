@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::order::Order;
 use crate::records::{Later, QueueProgress};
 
 /// A message that is with a consumer, or waits for its next delivery.
@@ -17,14 +18,29 @@ pub struct InFlight {
     pub attempt: u32,
     /// Grows with each delivery and each change of the invisible time; a handle of an older one is void.
     pub revision: u32,
+    /// Hash of its message group; of use only where the queue has an [`Order`].
+    pub message_group: u32,
     /// The client for whom the invisible time is extended as long as it lives, and until when at most.
     pub renewed_for: Option<(Arc<str>, u64)>,
 }
+
+/// The time of a message that waits for an earlier one of its message group: never, until its turn comes.
+pub const WITHHELD: u64 = u64::MAX;
 
 /// How long a dead message is kept from being delivered while it is copied.
 pub(super) const BURIAL_MS: u64 = 10_000;
 
 impl InFlight {
+    /// Not delivered yet, and deliverable.
+    pub(super) fn unseen() -> Self {
+        Self { visible_at_ms: 0, attempt: 0, revision: 0, message_group: 0, renewed_for: None }
+    }
+
+    /// It waits for an earlier message of its message group.
+    pub(super) fn is_withheld(&self) -> bool {
+        self.visible_at_ms == WITHHELD
+    }
+
     /// The message is dead and about to be copied; until when it is kept back. Its last handle is void: an
     /// acknowledgement that came now would meet the copy.
     pub(super) fn begin_burial(&mut self, now_ms: u64) -> u64 {
@@ -42,6 +58,8 @@ pub struct PopQueue {
     pub next: u64,
     /// Not done, below `next`.
     pub inflight: BTreeMap<u64, InFlight>,
+    /// Of an orderly group: which of them may be delivered.
+    pub order: Option<Order>,
 }
 
 impl PopQueue {
@@ -56,25 +74,76 @@ impl PopQueue {
     }
 
     /// `offset` is done. Offsets between that this state never saw are taken as not delivered: after a crash the log
-    /// tells of the acknowledgement but not of the deliveries around it.
-    pub fn finish(&mut self, offset: u64) {
+    /// tells of the acknowledgement but not of the deliveries around it. Gives the message whose turn it is now, if one
+    /// was withheld for this one.
+    pub fn finish(&mut self, offset: u64) -> Option<u64> {
         self.pass_to(offset);
         self.next = self.next.max(offset + 1);
-        self.inflight.remove(&offset);
+        let done = self.inflight.remove(&offset)?;
+        let inflight = &self.inflight;
+        let front =
+            self.order.as_mut()?.leave(done.message_group, offset, |other| inflight.contains_key(&other))?;
+        let front_entry = self.inflight.get_mut(&front).filter(|entry| entry.is_withheld())?;
+        front_entry.visible_at_ms = 0;
+        Some(front)
     }
 
     /// Makes everything from `next` up to `offset` wait for delivery.
     pub fn pass_to(&mut self, offset: u64) {
-        let unseen = InFlight { visible_at_ms: 0, attempt: 0, revision: 0, renewed_for: None };
         for missed in self.next..offset {
-            self.inflight.insert(missed, unseen.clone());
+            self.inflight.insert(missed, InFlight::unseen());
+            if let Some(order) = &mut self.order {
+                order.is_stale = true;
+            }
         }
         self.next = self.next.max(offset);
+    }
+
+    /// Whether the message may be delivered as far as its message group goes.
+    pub fn is_front(&self, offset: u64) -> bool {
+        match (&self.order, self.inflight.get(&offset)) {
+            (Some(order), Some(entry)) => order.is_front(entry.message_group, offset),
+            _ => true,
+        }
+    }
+
+    /// Puts everything in flight into the line of its message group, which `message_group` tells by the offset; offsets
+    /// are asked for in order.
+    pub fn put_in_order(&mut self, mut message_group: impl FnMut(u64) -> u32) {
+        let mut order = Order::default();
+        for (&offset, entry) in &mut self.inflight {
+            entry.message_group = message_group(offset);
+            let is_front = order.join(entry.message_group, offset);
+            if is_front && entry.is_withheld() {
+                entry.visible_at_ms = 0;
+            } else if !is_front && entry.attempt == 0 {
+                entry.visible_at_ms = WITHHELD;
+            }
+        }
+        self.order = Some(order);
+    }
+
+    /// The group is not orderly any more: nothing is withheld.
+    pub fn drop_order(&mut self) {
+        self.order = None;
+        for entry in self.inflight.values_mut().filter(|entry| entry.is_withheld()) {
+            entry.visible_at_ms = 0;
+        }
+    }
+
+    /// Everything below `offset` counts as done from now on, and nothing else.
+    pub fn reset(&mut self, offset: u64) {
+        self.next = offset;
+        self.inflight.clear();
+        self.order = self.order.is_some().then(Order::default);
     }
 
     /// Takes over what a record or a snapshot says. Taking the same twice, or something older, changes nothing that
     /// matters: what is done stays done.
     pub fn apply(&mut self, progress: &QueueProgress) {
+        if progress.reset {
+            self.reset(progress.floor);
+        }
         if progress.floor > self.floor() {
             self.inflight = self.inflight.split_off(&progress.floor);
             self.next = self.next.max(progress.floor);
@@ -92,12 +161,8 @@ impl PopQueue {
             }
             self.pass_to(later.offset);
             self.next = self.next.max(later.offset + 1);
-            let entry = InFlight {
-                visible_at_ms: later.visible_at_ms,
-                attempt: later.attempt,
-                revision: 0,
-                renewed_for: None,
-            };
+            let entry =
+                InFlight { visible_at_ms: later.visible_at_ms, attempt: later.attempt, ..InFlight::unseen() };
             self.inflight.insert(later.offset, entry);
         }
     }
@@ -117,13 +182,19 @@ impl PopQueue {
             from = offset + 1;
         }
         push(from.max(floor), self.next);
-        let later = self.inflight.iter().map(|(&offset, entry)| Later {
+        // What was never delivered is known by not being done.
+        let delivered = self.inflight.iter().filter(|(_, entry)| entry.attempt > 0);
+        let later = delivered.map(|(&offset, entry)| Later {
             offset,
             // What is with a consumer may be delivered at once after a restart: nobody knows whether it arrived.
-            visible_at_ms: if entry.renewed_for.is_some() { 0 } else { entry.visible_at_ms },
+            visible_at_ms: if entry.renewed_for.is_some() || entry.is_withheld() {
+                0
+            } else {
+                entry.visible_at_ms
+            },
             attempt: entry.attempt,
         });
-        QueueProgress { queue_id, floor, done, later: later.collect() }
+        QueueProgress { queue_id, floor, done, later: later.collect(), reset: false }
     }
 }
 
@@ -154,7 +225,7 @@ mod tests {
     }
 
     fn done(start: u64, count: u64) -> QueueProgress {
-        QueueProgress { queue_id: 0, floor: 0, done: vec![start, count], later: vec![] }
+        QueueProgress { done: vec![start, count], ..Default::default() }
     }
 
     proptest! {

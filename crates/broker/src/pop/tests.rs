@@ -2,13 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use karman_store::PhysicalOffset;
+use karman_store::{Entry, PhysicalOffset, QueueOffset};
 use proptest::prelude::*;
 
+use super::queue::BURIAL_MS;
+use super::take::{DUE_SLACK, RENEW_MAX_MS, RENEWAL_MS};
 use super::*;
 use crate::records::Later;
 
 const ATTEMPTS_MAX: u32 = 4;
+const SCAN_MAX: usize = 4096;
 
 /// Two queues of tagged messages, in memory; the first ones of each may be gone. An even tag hash is wanted.
 struct Stored {
@@ -39,8 +42,8 @@ impl Surroundings for Stored {
         Ok(())
     }
 
-    fn wants(&self, tag_hash: u64) -> bool {
-        !self.only_even || tag_hash.is_multiple_of(2)
+    fn wants(&self, entry: &Entry) -> bool {
+        !self.only_even || entry.tag_hash.is_multiple_of(2)
     }
 
     fn is_alive(&self, _client_id: &str) -> bool {
@@ -62,6 +65,10 @@ fn ask(now_ms: u64, max: usize) -> Take {
         attempts_max: ATTEMPTS_MAX,
         inflight_max: 1000,
         revision_base: 0,
+        scan_max: SCAN_MAX,
+        orderly: false,
+        last_queue_first: false,
+        attempt_key: None,
     }
 }
 
@@ -251,6 +258,85 @@ fn what_was_deleted_unread_does_not_wait_for_delivery_after_a_restart() {
     }
 }
 
+fn orderly(now_ms: u64, max: usize) -> Take {
+    Take { orderly: true, ..ask(now_ms, max) }
+}
+
+/// The offsets handed out, all of one queue.
+fn offsets(taken: &Taken) -> Vec<u64> {
+    taken.deliveries.iter().map(|delivery| delivery.position.offset).collect()
+}
+
+fn of_groups(groups: &[u64]) -> Stored {
+    let mut stored = stored(0, 0);
+    stored.queues[0] = groups.iter().map(|group| group << 32).collect();
+    stored
+}
+
+#[test]
+fn a_message_group_waits_for_its_first_message_and_the_others_do_not() {
+    let (mut pop, stored) = (Pop::new(&[0, 0]), of_groups(&[1, 1, 2, 1, 3]));
+    let first = pop.take(&orderly(0, 9), &stored);
+    assert_eq!(offsets(&first), [0, 2, 4]);
+    assert_eq!(pop.message_state(Position { queue_id: 0, offset: 3 }), MessageState::Withheld { front: 0 });
+    // Waiting for a retry it still holds its group up.
+    pop.change(&held(&first.deliveries[0]), 50);
+    assert!(pop.take(&orderly(10, 9), &stored).deliveries.is_empty());
+    let again = pop.take(&orderly(50, 9), &stored);
+    assert_eq!((offsets(&again), again.deliveries[0].attempt), (vec![0], 2));
+    assert!(pop.finish(again.deliveries[0].position), "the next one may go");
+    assert_eq!(offsets(&pop.take(&orderly(60, 9), &stored)), [1]);
+    assert!(!pop.finish(Position { queue_id: 0, offset: 2 }), "nothing waits behind it");
+}
+
+#[test]
+fn a_group_larger_than_the_window_comes_in_order_to_its_end() {
+    let (mut pop, stored) = (Pop::new(&[0, 0]), of_groups(&[7; 500]));
+    let narrow = Take { inflight_max: 10, ..orderly(0, 32) };
+    for offset in 0..500 {
+        let taken = pop.take(&narrow, &stored);
+        assert_eq!(offsets(&taken), [offset]);
+        pop.finish(taken.deliveries[0].position);
+    }
+}
+
+#[test]
+fn order_is_kept_over_a_restart_in_which_nobody_remembers_message_groups() {
+    let stored = of_groups(&[1, 1, 2, 2, 1]);
+    let mut pop = Pop::new(&[0, 0]);
+    assert_eq!(offsets(&pop.take(&orderly(0, 9), &stored)), [0, 2]);
+    pop.finish(Position { queue_id: 0, offset: 2 });
+    let mut restarted = Pop::new(&[0, 0]);
+    pop.snapshot().iter().for_each(|progress| restarted.apply(progress));
+    restarted.schedule();
+    // The first is invisible until 100; the second of the other group is free.
+    assert_eq!(offsets(&restarted.take(&orderly(50, 9), &stored)), [3]);
+    assert_eq!(offsets(&restarted.take(&orderly(100, 9), &stored)), [0]);
+}
+
+#[test]
+fn the_highest_priority_goes_first() {
+    let (mut pop, stored) = (Pop::new(&[0, 0]), stored(3, 2));
+    let taken = pop.take(&Take { last_queue_first: true, ..ask(0, 3) }, &stored);
+    let queues: Vec<_> = taken.deliveries.iter().map(|delivery| delivery.position.queue_id).collect();
+    assert_eq!(queues, [1, 1, 0]);
+}
+
+#[test]
+fn after_a_reset_everything_behind_it_comes_again_and_old_handles_are_void() {
+    let (mut pop, stored) = (Pop::new(&[0, 0]), stored(10, 0));
+    let before = pop.take(&ask(0, 32), &stored).deliveries;
+    pop.finish(before[5].position);
+    let mut log = vec![pop.done_record(&[before[5].position])];
+    log.push(pop.reset(0, 4, 0));
+    assert_eq!(offsets(&pop.take(&ask(1, 32), &stored)), [4, 5, 6, 7, 8, 9]);
+    assert_eq!(pop.check(2, &held(&before[6]), &never), Err(Void::Superseded));
+    assert_eq!(pop.check(2, &held(&before[2]), &never), Err(Void::Done));
+    let mut restarted = Pop::new(&[0, 0]);
+    log.iter().flatten().for_each(|progress| restarted.apply(progress));
+    assert_eq!(offsets(&restarted.take(&ask(1, 32), &stored)), [4, 5, 6, 7, 8, 9]);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Store {
@@ -282,6 +368,10 @@ enum Step {
     Crash,
     /// The state is saved and read back.
     Snapshot,
+    /// The last receive is repeated: its answer got lost.
+    Repeat,
+    /// The group becomes orderly, or is it no more.
+    Turn,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -295,6 +385,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (0..2_usize, 1..12_u64).prop_map(|(queue, count)| Step::Retire { queue, count }),
         1 => Just(Step::Crash),
         1 => Just(Step::Snapshot),
+        1 => Just(Step::Repeat),
+        1 => Just(Step::Turn),
     ];
     prop::collection::vec(step, 0..120)
 }
@@ -309,12 +401,18 @@ struct Run {
     holding: Vec<Delivery>,
     invisible_until: BTreeMap<Position, u64>,
     attempts: BTreeMap<Position, u32>,
+    orderly: bool,
+    /// Key of the last receive.
+    key: u64,
 }
 
 impl Run {
     fn step(&mut self, step: Step) -> Result<(), TestCaseError> {
         match step {
-            Step::Store { queue, count } => self.stored.queues[queue].extend(0..count),
+            // Three message groups, by the high half of the label.
+            Step::Store { queue, count } => {
+                self.stored.queues[queue].extend((0..count).map(|n| (n % 3 + 1) << 32 | n));
+            }
             Step::Take { max } => self.take(max)?,
             Step::Ack { nth } => {
                 if let Some(delivery) = self.pick(nth) {
@@ -349,6 +447,8 @@ impl Run {
                     }
                 }
             }
+            Step::Repeat => self.repeat()?,
+            Step::Turn => self.orderly = !self.orderly,
             Step::Pass { millis } => self.now_ms += millis,
             Step::Retire { queue, count } => {
                 let minimum = &mut self.stored.minimums[queue];
@@ -384,7 +484,10 @@ impl Run {
     }
 
     fn take(&mut self, max: usize) -> Result<(), TestCaseError> {
-        let taken = self.pop.take(&ask(self.now_ms, max), &self.stored);
+        self.key += 1;
+        let attempt_key = self.orderly.then_some(self.key);
+        let ask = Take { orderly: self.orderly, attempt_key, ..ask(self.now_ms, max) };
+        let taken = self.pop.take(&ask, &self.stored);
         prop_assert!(taken.deliveries.len() <= max);
         let redelivered = self.pop.redelivered(&taken.deliveries);
         if !redelivered.is_empty() {
@@ -400,6 +503,7 @@ impl Run {
                 prop_assert_eq!(delivery.attempt, before + 1);
             }
             prop_assert!((1..=ATTEMPTS_MAX).contains(&delivery.attempt));
+            self.check_order(position)?;
         }
         let passed = self.pop.passed_record();
         if !passed.is_empty() {
@@ -412,6 +516,32 @@ impl Run {
             self.acked.insert(dead);
         }
         self.holding.extend(taken.deliveries);
+        Ok(())
+    }
+
+    /// What stands in front of it in its message group is done, if the group is orderly.
+    fn check_order(&self, at: Position) -> Result<(), TestCaseError> {
+        let queue = &self.stored.queues[at.queue_id as usize];
+        let message_group = |offset: u64| queue[offset as usize] >> 32;
+        let first = self.stored.minimums[at.queue_id as usize];
+        for offset in (first..at.offset).filter(|&offset| message_group(offset) == message_group(at.offset)) {
+            let earlier = Position { offset, ..at };
+            prop_assert!(!self.orderly || self.acked.contains(&earlier), "{at:?} in front of {earlier:?}");
+        }
+        Ok(())
+    }
+
+    /// Nobody else has had what the last receive was answered with, so its client gets just that, as the same delivery.
+    fn repeat(&mut self) -> Result<(), TestCaseError> {
+        let ask = Take { orderly: self.orderly, attempt_key: Some(self.key), ..ask(self.now_ms, 0) };
+        for delivery in self.pop.take(&ask, &self.stored).deliveries {
+            let position = delivery.position;
+            prop_assert!(!self.acked.contains(&position));
+            prop_assert_eq!(self.attempts.get(&position), Some(&delivery.attempt));
+            self.invisible_until.insert(position, delivery.visible_at_ms);
+            self.holding.retain(|held| held.position != position);
+            self.holding.push(delivery);
+        }
         Ok(())
     }
 
@@ -438,10 +568,11 @@ impl Run {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(12_000))]
 
     /// Nothing acknowledged comes back, nothing invisible is handed out, attempts grow by one, and nothing is lost:
-    /// over nacks, expiries, crashes and snapshots.
+    /// over nacks, expiries, crashes and snapshots. While the group is orderly no message is handed out in front of an
+    /// earlier one of its message group that is not done.
     #[test]
     fn deliveries_keep_the_promises(steps in steps()) {
         let mut run = Run {
@@ -453,6 +584,8 @@ proptest! {
             holding: vec![],
             invisible_until: BTreeMap::new(),
             attempts: BTreeMap::new(),
+            orderly: false,
+            key: 0,
         };
         for step in steps {
             run.step(step)?;

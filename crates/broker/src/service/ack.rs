@@ -26,8 +26,12 @@ const RELEASE_AFTER_MS: u64 = 1000;
 
 impl Broker {
     /// Acknowledges each entry by itself. Also a refusal of them all is said for each.
-    pub async fn ack(&self, request: v2::AckMessageRequest) -> Result<v2::AckMessageResponse, Rejection> {
-        let results = match self.finish_and_record(&request).await {
+    pub async fn ack(
+        &self,
+        caller: &Caller,
+        request: v2::AckMessageRequest,
+    ) -> Result<v2::AckMessageResponse, Rejection> {
+        let results = match self.finish_and_record(caller, &request).await {
             Ok(results) => results,
             Err(rejection) => vec![Err(rejection); request.entries.len()],
         };
@@ -47,9 +51,10 @@ impl Broker {
 
     async fn finish_and_record(
         &self,
+        caller: &Caller,
         request: &v2::AckMessageRequest,
     ) -> Result<Vec<Result<Position, Rejection>>, Rejection> {
-        let row = self.row_of(request.group.as_ref(), request.topic.as_ref())?;
+        let row = self.row_of(caller, request.group.as_ref(), request.topic.as_ref())?;
         let (results, queues) = self.finish(&row, &request.entries);
         progress::record(&self.store, &row, queues).await?;
         Ok(results)
@@ -63,21 +68,21 @@ impl Broker {
     ) -> (Vec<Result<Position, Rejection>>, Vec<QueueProgress>) {
         let now_ms = self.clock.now_ms();
         let mut pop = row.pop.lock();
-        let was_full = pop.is_full(self.inflight_max);
-        let finish = |entry: &v2::AckMessageEntry| {
+        let mut wake = pop.is_full(self.inflight_max);
+        let mut finish = |entry: &v2::AckMessageEntry| {
             let held = self.held(row, &entry.receipt_handle)?;
             match pop.check(now_ms, &held, &|client| self.clients.is_alive(client)) {
-                Ok(()) => pop.finish(held.position),
+                Ok(()) => wake |= pop.finish(held.position),
                 // Said twice is said: the answer to the first may have been lost.
                 Err(Void::Done) => {}
                 Err(void) => return Err(refused(void)),
             }
             Ok(held.position)
         };
-        let results: Vec<Result<Position, Rejection>> = entries.iter().map(finish).collect();
+        let results: Vec<Result<Position, Rejection>> = entries.iter().map(&mut finish).collect();
         let done: Vec<Position> = results.iter().flatten().copied().collect();
         let queues = pop.done_record(&done);
-        if was_full {
+        if wake {
             row.arrived.notify_one();
         }
         (results, queues)
@@ -86,10 +91,11 @@ impl Broker {
     /// Sets when a held message becomes visible again; 0 gives it back at once. The old handle is void from now on.
     pub async fn change_invisible_duration(
         &self,
+        caller: &Caller,
         request: v2::ChangeInvisibleDurationRequest,
     ) -> Result<v2::ChangeInvisibleDurationResponse, Rejection> {
         let invisible_ms = receive::invisible_ms(request.invisible_duration.as_ref(), 0)?;
-        let row = self.row_of(request.group.as_ref(), request.topic.as_ref())?;
+        let row = self.row_of(caller, request.group.as_ref(), request.topic.as_ref())?;
         let held = self.held(&row, &request.receipt_handle)?;
         let visible_at_ms = self.clock.now_ms() + invisible_ms;
         let later = Later { offset: held.position.offset, visible_at_ms, attempt: held.attempt };
@@ -118,15 +124,17 @@ impl Broker {
     /// A consumer gives a message up.
     pub async fn forward_to_dead_letters(
         &self,
+        caller: &Caller,
         request: v2::ForwardMessageToDeadLetterQueueRequest,
     ) -> Result<v2::ForwardMessageToDeadLetterQueueResponse, Rejection> {
-        let row = self.row_of(request.group.as_ref(), request.topic.as_ref())?;
+        let row = self.row_of(caller, request.group.as_ref(), request.topic.as_ref())?;
         let held = self.held(&row, &request.receipt_handle)?;
         let checked = {
             let alive = |client: &str| self.clients.is_alive(client);
             row.pop.lock().check(self.clock.now_ms(), &held, &alive)
         };
         match checked {
+            Ok(()) if row.client.is_some() => dead_letter::give_up(self, &row, held.position),
             Ok(()) => dead_letter::bury(self, &row, held.position).await?,
             Err(Void::Done) => {}
             Err(void) => return Err(refused(void)),
@@ -156,6 +164,7 @@ impl Broker {
     /// The group and topic that a call about handles names.
     fn row_of(
         &self,
+        caller: &Caller,
         group: Option<&v2::Resource>,
         topic: Option<&v2::Resource>,
     ) -> Result<Arc<GroupTopic>, Rejection> {
@@ -163,7 +172,10 @@ impl Broker {
         let topic = self.catalog.topic(topic);
         let topic = topic.ok_or(Rejection::InvalidReceiptHandle { why: "its topic does not exist" })?;
         let group = self.catalog.group(group);
-        let row = group.and_then(|group| self.progress.get(group.number, topic.number));
+        let row = group.and_then(|group| {
+            let client = group.config.broadcast.then_some(caller.client_id.as_str());
+            self.progress.get(group.number, topic.number, client)
+        });
         // Without having received, a group has no handle that could be good.
         row.ok_or(Rejection::InvalidReceiptHandle { why: "this group has not received from this topic" })
     }

@@ -216,7 +216,11 @@ impl Broker {
     ) -> Result<v1::UpdateGroupResponse, Rejection> {
         let config = request.group.unwrap_or_default();
         check_group(&config)?;
-        self.catalog_writer.update_group(config).await?;
+        let group = self.catalog_writer.update_group(config).await?;
+        // Who waits looks at the new settings.
+        for row in self.progress.all().iter().filter(|row| row.group == group.number) {
+            row.arrived.notify_one();
+        }
         Ok(v1::UpdateGroupResponse { status: Some(ok()), brokers: vec![] })
     }
 

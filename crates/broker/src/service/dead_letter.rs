@@ -13,9 +13,10 @@ use prost::Message as _;
 
 use crate::broker::Broker;
 use crate::catalog_writer::topic_named;
+use crate::label::Label;
 use crate::mark::Mark;
 use crate::pop::Position;
-use crate::progress::GroupTopic;
+use crate::progress::{self, GroupTopic};
 use crate::records::{Origin, message_of};
 use crate::refuse;
 use crate::service::send;
@@ -26,10 +27,30 @@ const SWEEP_MAX: usize = 256;
 /// Buries what was found dead. What fails stays invisible and is tried again when its time comes.
 pub async fn bury_all(broker: &Broker, row: &GroupTopic, dead: &[Position]) {
     for &position in dead {
-        if let Err(error) = bury(broker, row, position).await {
+        // Nobody sends a broadcast again: a client that could not take it so often goes on without.
+        if row.client.is_some() {
+            give_up(broker, row, position);
+        } else if let Err(error) = bury(broker, row, position).await {
             tracing::error!(?position, %error, "dead letter was not stored; it is tried again");
         }
     }
+}
+
+/// The message is done without a copy.
+pub fn give_up(broker: &Broker, row: &GroupTopic, position: Position) {
+    tracing::warn!(
+        client = row.client.as_deref(),
+        topic = row.topic.name(),
+        ?position,
+        "broadcast message is given up"
+    );
+    let queues = {
+        let mut pop = row.pop.lock();
+        pop.finish(position);
+        pop.done_record(&[position])
+    };
+    progress::record_later(&broker.store, row, queues);
+    row.arrived.notify_one();
 }
 
 /// Copies one message to the dead letters of the group; that also acknowledges it.
@@ -41,6 +62,7 @@ pub async fn bury(broker: &Broker, row: &GroupTopic, position: Position) -> Resu
     let Some(message) = copy(broker, row, position, topic.name())? else {
         // Trying again would not bring it back.
         row.pop.lock().finish(position);
+        row.arrived.notify_one();
         tracing::warn!(group = group.name(), ?position, "a dead message was no more before it was copied");
         return Ok(());
     };
@@ -53,7 +75,7 @@ pub async fn bury(broker: &Broker, row: &GroupTopic, position: Position) -> Resu
     let record = NewRecord {
         kind: RecordKind::DeadLetter,
         queue: Some(topic.next_queue().1),
-        tag_hash: message.system_properties.tag.as_deref().map_or(0, send::tag_hash),
+        tag_hash: Label::of(&message.system_properties).0,
         mark: Mark::of(&message.system_properties_field).0,
         keys: send::keys_of(&message.system_properties, topic.number),
         payload: origin.before(&message.bytes),

@@ -14,8 +14,8 @@ use karman_store::{Durability, PhysicalOffset};
 
 use crate::broker::Broker;
 use crate::catalog::Topic;
-use crate::delivery::settled_record;
 use crate::held::Claim;
+use crate::held::deliver::settled_record;
 use crate::held::history::Outcome;
 use crate::held::released::HeldMessage;
 use crate::held::timers::TimerKey;
@@ -70,7 +70,7 @@ impl Broker {
             }
             match self.held.claim_timer(key) {
                 Claim::Yours(at) => {
-                    let durability = topic.durability().unwrap_or(self.durability);
+                    let durability = self.durability_of(topic);
                     let task = tokio::spawn(settle_recall(self.clone(), key, at, durability));
                     return task.await.unwrap_or_else(|error| Err(Rejection::Internal(error.to_string())));
                 }
@@ -123,8 +123,7 @@ impl Broker {
         &self,
         task: impl Future<Output = Result<T, Rejection>>,
     ) -> Result<T, Rejection> {
-        let timeout_ms = self.flush_timeout.as_millis() as u64;
         let in_time = tokio::time::timeout(self.flush_timeout, task).await;
-        in_time.unwrap_or(Err(Rejection::PersistenceTimeout { timeout_ms }))
+        in_time.unwrap_or_else(|_| Err(self.flush_timed_out()))
     }
 }

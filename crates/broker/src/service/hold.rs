@@ -2,49 +2,35 @@
 //! is decided. Pure but for the clock and the ids it draws.
 
 use karman_remoting::message::EncodedMessage;
-use karman_remoting::proto::v2::MessageType;
-use karman_remoting::status::Rejection;
+use karman_remoting::proto::v2::{self, MessageType};
+use karman_remoting::status::{Rejection, ok};
 use karman_remoting::token::{RecallHandle, TransactionId};
-use karman_store::{NewRecord, QueueNumber, RecordKind};
+use karman_store::{NewRecord, RecordKind};
 
 use crate::broker::Broker;
 use crate::catalog::Topic;
 use crate::records::{HeldHead, Hold};
-use crate::service::send;
 
 /// Held messages of one broker: each costs memory.
 const HELD_MAX: usize = 20_000_000;
 /// A producer may ask for at most one hour before it is asked about a transaction.
 const RECOVERY_MAX_MS: u64 = 3_600_000;
 
-/// What a producer gets back for a message besides its id.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Receipt {
-    /// Its place in the queue: it is visible.
-    Queued,
-    /// A delayed message can be recalled with this.
-    RecallHandle(String),
-    /// A transaction is ended with this.
-    TransactionId(String),
-}
-
 impl Broker {
-    /// The record of a message, for `queue` if it is visible at once. `index` is its number in the request.
-    pub fn record_of(
+    /// Whether a message is held, and until when. `index` is its number in the request.
+    pub fn hold_of(
         &self,
         index: usize,
         message: &EncodedMessage,
-        queue: QueueNumber,
         topic: &Topic,
-    ) -> Result<(NewRecord, Receipt), Rejection> {
-        let record = send::record(message, queue, topic.number);
+    ) -> Result<Option<HeldHead>, Rejection> {
         let (hold, due_ms) = match topic.message_type() {
             MessageType::Delay => match self.delivery_ms(index, message)? {
                 Some(due_ms) => (Hold::Timer, due_ms),
-                None => return Ok((record, Receipt::Queued)),
+                None => return Ok(None),
             },
             MessageType::Transaction => (Hold::Half, self.first_check_ms(index, message)?),
-            _ => return Ok((record, Receipt::Queued)),
+            _ => return Ok(None),
         };
         let (timers, halves) = self.held.counts();
         if timers + halves >= HELD_MAX {
@@ -52,9 +38,7 @@ impl Broker {
                 "this broker holds {HELD_MAX} messages back, the most it takes"
             )));
         }
-        let head = HeldHead { id: rand::random(), due_ms, topic: topic.number, hold };
-        let payload = head.before(&message.bytes);
-        Ok((NewRecord { kind: RecordKind::Held, queue: None, payload, ..record }, self.receipt(&head)))
+        Ok(Some(HeldHead { id: rand::random(), due_ms, topic: topic.number, hold }))
     }
 
     /// When a message is to be delivered; `None`: now.
@@ -88,17 +72,20 @@ impl Broker {
         Ok(self.clock.now_ms() + patience_ms)
     }
 
-    fn receipt(&self, head: &HeldHead) -> Receipt {
-        let (broker, topic_id) = (self.name.clone(), head.topic);
+    /// What the producer of a held message gets back for it: with this it can be taken back, or its transaction ended.
+    pub fn held_result(&self, message_id: String, head: &HeldHead) -> v2::SendResultEntry {
+        let mut entry = v2::SendResultEntry { status: Some(ok()), message_id, ..Default::default() };
         match head.hold {
             Hold::Timer => {
+                let (broker, topic_id) = (self.name.clone(), head.topic);
                 let handle = RecallHandle { broker, topic_id, timer_id: head.id, deliver_ms: head.due_ms };
-                Receipt::RecallHandle(handle.encode(&self.token_key))
+                entry.recall_handle = handle.encode(&self.token_key);
             }
             Hold::Half | Hold::GivenUp => {
-                Receipt::TransactionId(self.transaction_id(head).encode(&self.token_key))
+                entry.transaction_id = self.transaction_id(head).encode(&self.token_key);
             }
         }
+        entry
     }
 
     /// What stands for a transaction towards producers.
@@ -106,4 +93,10 @@ impl Broker {
         let (broker, topic_id) = (self.name.clone(), head.topic);
         TransactionId { broker, topic_id, half_id: head.id, check_ms: head.due_ms }
     }
+}
+
+/// The record of a message that is held, from the one that it would have if it were visible at once.
+pub fn held(visible: NewRecord, head: HeldHead) -> NewRecord {
+    let payload = head.before(&visible.payload);
+    NewRecord { kind: RecordKind::Held, queue: None, payload, ..visible }
 }

@@ -10,7 +10,7 @@ use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use crate::broker::Broker;
-use crate::service::receive;
+use crate::service::{pull, receive};
 
 /// What the door calls.
 #[derive(Debug)]
@@ -25,11 +25,17 @@ impl Messaging {
     }
 }
 
-/// Checks the caller, then runs a method of [`Broker`] with the message.
+/// Checks the caller, then runs a method of [`Broker`] with the message; `as` adds the caller.
 macro_rules! run {
     ($self:ident, $request:ident, $method:ident) => {{
         answer(match $self.caller(&$request) {
             Ok(_) => $self.0.$method($request.into_inner()).await,
+            Err(rejection) => Err(rejection),
+        })
+    }};
+    ($self:ident, $request:ident, as $method:ident) => {{
+        answer(match $self.caller(&$request) {
+            Ok(caller) => $self.0.$method(&caller, $request.into_inner()).await,
             Err(rejection) => Err(rejection),
         })
     }};
@@ -66,21 +72,46 @@ impl MessagingService for Messaging {
         &self,
         request: Request<v2::AckMessageRequest>,
     ) -> Result<Response<v2::AckMessageResponse>, Status> {
-        run!(self, request, ack)
+        run!(self, request, as ack)
     }
 
     async fn change_invisible_duration(
         &self,
         request: Request<v2::ChangeInvisibleDurationRequest>,
     ) -> Result<Response<v2::ChangeInvisibleDurationResponse>, Status> {
-        run!(self, request, change_invisible_duration)
+        run!(self, request, as change_invisible_duration)
     }
 
     async fn forward_message_to_dead_letter_queue(
         &self,
         request: Request<v2::ForwardMessageToDeadLetterQueueRequest>,
     ) -> Result<Response<v2::ForwardMessageToDeadLetterQueueResponse>, Status> {
-        run!(self, request, forward_to_dead_letters)
+        run!(self, request, as forward_to_dead_letters)
+    }
+
+    async fn pull_message(
+        &self,
+        request: Request<v2::PullMessageRequest>,
+    ) -> Result<Response<BoxStream<v2::PullMessageResponse>>, Status> {
+        let pulled = match self.caller(&request) {
+            Ok(caller) => pull::pull(&self.0, &caller, request.into_inner()).await,
+            Err(rejection) => Err(rejection),
+        };
+        Ok(Response::new(pulled.unwrap_or_else(pull::nothing)))
+    }
+
+    async fn update_offset(
+        &self,
+        request: Request<v2::UpdateOffsetRequest>,
+    ) -> Result<Response<v2::UpdateOffsetResponse>, Status> {
+        run!(self, request, as update_offset)
+    }
+
+    async fn get_offset(
+        &self,
+        request: Request<v2::GetOffsetRequest>,
+    ) -> Result<Response<v2::GetOffsetResponse>, Status> {
+        run!(self, request, as get_offset)
     }
 
     async fn query_offset(

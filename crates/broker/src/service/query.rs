@@ -12,6 +12,7 @@ use karman_store::{PhysicalOffset, QueueOffset, ReadError, Record, key_hash};
 
 use crate::broker::Broker;
 use crate::catalog::Topic;
+use crate::dedupe::id_hash;
 use crate::records::message_of;
 use crate::refuse;
 
@@ -37,12 +38,15 @@ impl Broker {
             return Ok(response);
         };
         let records = match &request.by {
-            Some(By::MessageId(id)) => {
-                self.find(&topic, id, request, |system| system.message_id == *id, &mut response.truncated)?
-            }
+            Some(By::MessageId(id)) => self.find(
+                request,
+                id_hash(topic.number, id),
+                |system| system.message_id == *id,
+                &mut response.truncated,
+            )?,
             Some(By::Key(key)) => {
                 let has_key = |system: &v2::SystemProperties| system.keys.iter().any(|own| own == key);
-                self.find(&topic, key, request, has_key, &mut response.truncated)?
+                self.find(request, key_hash(topic.number, key.as_bytes()), has_key, &mut response.truncated)?
             }
             Some(By::Queue(place)) => self.at_queue_offset(&topic, place)?.into_iter().collect(),
             Some(By::PhysicalOffset(at)) => self.at_physical_offset(*at)?.into_iter().collect(),
@@ -73,12 +77,11 @@ impl Broker {
         Ok(response)
     }
 
-    /// The last stored records under the hash of `name` that are what was asked for.
+    /// The last stored records under `hash` that are what was asked for.
     fn find(
         &self,
-        topic: &Topic,
-        name: &str,
         request: &v1::QueryMessagesRequest,
+        hash: u64,
         is_it: impl Fn(&v2::SystemProperties) -> bool,
         truncated: &mut bool,
     ) -> Result<Vec<Record>, Rejection> {
@@ -89,7 +92,6 @@ impl Broker {
             )));
         }
         let end_ms = if request.end_ms == 0 { u64::MAX } else { request.end_ms };
-        let hash = key_hash(topic.number, name.as_bytes());
         let is_it = |record: &Record| {
             let message = EncodedMessage::read(bytes::Bytes::copy_from_slice(message_of(record)));
             message.is_ok_and(|message| is_it(&message.system_properties))
@@ -160,7 +162,7 @@ impl Broker {
     }
 }
 
-fn no_queue(topic: &Topic, id: i64) -> Rejection {
+pub(super) fn no_queue(topic: &Topic, id: i64) -> Rejection {
     let (name, count) = (&topic.name(), topic.queues.len());
     Rejection::BadRequest(format!("topic {name:?} has {count} queues, counted from 0, and no queue {id}"))
 }

@@ -5,7 +5,6 @@
 //! does not leave with the stream is put back when the stream is dropped.
 
 use std::collections::VecDeque;
-use std::fmt::Write as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,16 +13,14 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use futures_util::Stream;
-use karman_remoting::message::{body_of, delivered, tag_of};
 use karman_remoting::metadata::Caller;
-use karman_remoting::proto::v2;
 use karman_remoting::proto::v2::receive_message_response::Content;
+use karman_remoting::proto::v2::{self, MessageType};
 use karman_remoting::settings::{LONG_POLLING_MAX, RECEIVE_BATCH_SIZE_MAX};
 use karman_remoting::status::{Rejection, ok};
 use karman_remoting::token::ReceiptHandle;
-use karman_remoting::validate::{self, TagFilter};
-use karman_store::{Entry, QueueOffset, ReadError, Record};
-use sha1::{Digest as _, Sha1};
+use karman_remoting::validate;
+use karman_store::{Entry, QueueOffset, ReadError, Record, key_hash};
 use tokio::time::Instant;
 use tonic::Status;
 use tonic::codegen::BoxStream;
@@ -31,10 +28,12 @@ use tonic::codegen::BoxStream;
 use crate::broker::Broker;
 use crate::clock::timestamp;
 use crate::mark::Mark;
-use crate::pop::{Delivery, Gone, Surroundings, Take, Taken};
+use crate::pop::{Delivery, Gone, Position, Surroundings, Take};
 use crate::progress::{self, GroupTopic};
-use crate::records::message_of;
-use crate::service::{dead_letter, send};
+use crate::records::{GroupRecord, message_of};
+use crate::service::{dead_letter, delivery};
+use crate::ttl;
+use crate::wanted::Wanted;
 
 /// `invisibleTimeMills` of a client that lets the broker renew it, or does not say.
 const INVISIBLE_DEFAULT_MS: u64 = 60_000;
@@ -46,50 +45,23 @@ const ANSWER_AHEAD: Duration = Duration::from_secs(1);
 /// Kept back from the deadline of a client that does not say how long to poll.
 const ANSWER_AHEAD_UNSAID: Duration = Duration::from_millis(1500);
 
+const NO_MESSAGE: &str = "no new message";
+const SUSPENDED: &str = "the group is suspended: karman group resume lets it go on";
+
 /// A whole stream that says why there is no message.
 pub fn nothing(rejection: Rejection) -> BoxStream<v2::ReceiveMessageResponse> {
     Box::pin(tokio_stream::once(frame(Content::Status(rejection.into()))))
 }
 
 /// Also the answer of an empty long poll: C++ takes OK without messages for an error.
-fn no_message() -> BoxStream<v2::ReceiveMessageResponse> {
-    let message = "no new message".to_owned();
-    let status = v2::Status { code: v2::Code::MessageNotFound.into(), message };
+fn no_message(why: &str) -> BoxStream<v2::ReceiveMessageResponse> {
+    let status = v2::Status { code: v2::Code::MessageNotFound.into(), message: why.to_owned() };
     Box::pin(tokio_stream::once(frame(Content::Status(status))))
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "an item of a response stream is a Result")]
 fn frame(content: Content) -> Result<v2::ReceiveMessageResponse, Status> {
     Ok(v2::ReceiveMessageResponse { content: Some(content) })
-}
-
-/// What a consumer wants.
-enum Wanted {
-    All,
-    AnyOf { tags: Vec<String>, hashes: Vec<u64> },
-}
-
-impl Wanted {
-    fn of(filter: TagFilter) -> Self {
-        match filter {
-            TagFilter::All => Self::All,
-            TagFilter::AnyOf(tags) => {
-                let hashes = tags.iter().map(|tag| send::tag_hash(tag)).collect();
-                Self::AnyOf { tags, hashes }
-            }
-        }
-    }
-
-    /// By the tag itself: two tags may have one hash.
-    fn really_wants(&self, message: &[u8], mark: Mark) -> bool {
-        match self {
-            Self::All => true,
-            Self::AnyOf { tags, .. } => {
-                let tag = tag_of(message, &mark.field(message.len()));
-                tags.iter().any(|wanted| wanted == tag)
-            }
-        }
-    }
 }
 
 struct Around<'a> {
@@ -115,11 +87,8 @@ impl Surroundings for Around<'_> {
         Ok(())
     }
 
-    fn wants(&self, tag_hash: u64) -> bool {
-        match self.wanted {
-            Wanted::All => true,
-            Wanted::AnyOf { hashes, .. } => hashes.contains(&tag_hash),
-        }
+    fn wants(&self, entry: &Entry) -> bool {
+        self.wanted.may_want(entry)
     }
 
     fn is_alive(&self, client_id: &str) -> bool {
@@ -134,6 +103,7 @@ struct Polling {
     invisible_ms: u64,
     renew_for: Option<Arc<str>>,
     wait: Duration,
+    attempt_key: Option<u64>,
 }
 
 impl Polling {
@@ -145,11 +115,15 @@ impl Polling {
             (invisible_ms(request.invisible_duration.as_ref(), INVISIBLE_MIN_MS)?, None)
         };
         Ok(Self {
-            wanted: Wanted::of(validate::tag_filter(request.filter_expression.as_ref())?),
+            wanted: Wanted::of(request.filter_expression.as_ref())?,
             max: max.unwrap_or(RECEIVE_BATCH_SIZE_MAX).min(RECEIVE_BATCH_SIZE_MAX),
             invisible_ms,
             renew_for,
             wait: wait(caller.timeout, request.long_polling_timeout.as_ref())?,
+            attempt_key: request.attempt_id.as_deref().filter(|id| !id.is_empty()).map(|id| {
+                // The same word of another client is another attempt.
+                key_hash(0, format!("{}\n{id}", caller.client_id).as_bytes())
+            }),
         })
     }
 }
@@ -165,7 +139,10 @@ pub fn invisible_ms(duration: Option<&prost_types::Duration>, min_ms: i64) -> Re
 }
 
 /// How long to wait for a message: what the client asks for, but so that the answer comes before its deadline.
-fn wait(timeout: Option<Duration>, asked: Option<&prost_types::Duration>) -> Result<Duration, Rejection> {
+pub(super) fn wait(
+    timeout: Option<Duration>,
+    asked: Option<&prost_types::Duration>,
+) -> Result<Duration, Rejection> {
     let asked = match asked {
         Some(asked) if asked.seconds < 0 || asked.nanos < 0 => {
             return Err(Rejection::IllegalPollingTime { seconds: asked.seconds });
@@ -190,9 +167,10 @@ pub async fn receive(
     let topic_name = validate::topic_of(topic)?;
     let poll = Polling::of(caller, &request)?;
     let topic = broker.topic(topic_name)?;
-    let group = broker.group(group_name).await?;
-    let row = broker.progress.open(&broker.store, &group, &topic).await?;
-    let attempts_max = group.attempts_max();
+    let mut group = broker.group(group_name).await?;
+    let client = group.config.broadcast.then_some(caller.client_id.as_str());
+    let row = broker.progress.open(&broker.store, &group, &topic, client).await?;
+    row.seen(broker.clock.now_ms());
     let deadline = Instant::now() + poll.wait;
     // Whoever leaves, with messages or without, wakes another: there may be more than this consumer takes, and when
     // the next message comes back has changed.
@@ -203,27 +181,27 @@ pub async fn receive(
         arrived.as_mut().enable();
         // Looked at once more after the deadline: the wake-up that ended the wait may have been the only one.
         let over = Instant::now() >= deadline;
-        let (taken, next_due_ms) = take(broker, &row, &poll, attempts_max);
+        // Settings may have changed while this call waited.
+        group = broker.catalog.group_numbered(group.number).unwrap_or(group);
+        let round = if group.config.suspended { Round::default() } else { take(broker, &row, &poll, &group) };
         // Made before anything is awaited: what it holds is put back if this call is dropped.
-        let batch =
-            Batch::new(broker.clone(), row.clone(), read(broker, &row, &poll.wanted, taken.deliveries));
-        dead_letter::bury_all(broker, &row, &taken.dead).await;
+        let batch = Batch::new(broker.clone(), row.clone(), round.messages);
+        dead_letter::bury_all(broker, &row, &round.dead).await;
         if !batch.waiting.is_empty() {
             return Ok(Box::pin(batch));
         }
         if over {
-            return Ok(no_message());
+            return Ok(no_message(if group.config.suspended { SUSPENDED } else { NO_MESSAGE }));
         }
-        let wake =
-            next_due_ms.map_or(deadline, |at_ms| deadline.min(Instant::now() + broker.clock.until(at_ms)));
-        if !taken.more {
-            tokio::select! {
-                () = &mut arrived => {}
-                () = tokio::time::sleep_until(wake) => {}
-                () = broker.stopping.cancelled() => return Ok(no_message()),
-            }
-        } else {
+        if round.again {
             tokio::task::yield_now().await;
+            continue;
+        }
+        let until = |at_ms| deadline.min(Instant::now() + broker.clock.until(at_ms));
+        tokio::select! {
+            () = &mut arrived => {}
+            () = tokio::time::sleep_until(round.next_due_ms.map_or(deadline, until)) => {}
+            () = broker.stopping.cancelled() => return Ok(no_message(NO_MESSAGE)),
         }
     }
 }
@@ -237,15 +215,30 @@ impl Drop for Baton<'_> {
     }
 }
 
-fn take(broker: &Broker, row: &GroupTopic, poll: &Polling, attempts_max: u32) -> (Taken, Option<u64>) {
+/// What one look at the queues has given.
+#[derive(Default)]
+struct Round {
+    messages: VecDeque<(Delivery, Record)>,
+    dead: Vec<Position>,
+    /// There may be more at once.
+    again: bool,
+    next_due_ms: Option<u64>,
+}
+
+fn take(broker: &Broker, row: &GroupTopic, poll: &Polling, group: &GroupRecord) -> Round {
+    let orderly = group.is_orderly(&row.topic);
     let ask = Take {
         now_ms: broker.clock.now_ms(),
         max: poll.max,
         invisible_ms: poll.invisible_ms,
         renew_for: poll.renew_for.clone(),
-        attempts_max,
+        attempts_max: group.attempts_max(),
         inflight_max: broker.inflight_max,
         revision_base: broker.revision_base,
+        scan_max: poll.wanted.scan_max(),
+        orderly,
+        last_queue_first: row.topic.message_type() == MessageType::Priority,
+        attempt_key: poll.attempt_key.filter(|_| orderly),
     };
     let around = Around { broker, row, wanted: &poll.wanted };
     let (taken, next_due_ms, records) = {
@@ -255,7 +248,11 @@ fn take(broker: &Broker, row: &GroupTopic, poll: &Polling, attempts_max: u32) ->
         (taken, pop.next_due_ms(), records)
     };
     records.into_iter().for_each(|record| progress::record_later(&broker.store, row, record));
-    (taken, next_due_ms)
+    let some = !taken.deliveries.is_empty();
+    let messages = read(broker, row, &poll.wanted, taken.deliveries);
+    // When none of them was wanted after all, others behind them may be.
+    let again = taken.more || some && messages.is_empty();
+    Round { messages, dead: taken.dead, again, next_due_ms }
 }
 
 /// Reads the records of what was taken. What turns out not to be wanted, or to be no more, is finished; what cannot be
@@ -268,8 +265,13 @@ fn read(
 ) -> VecDeque<(Delivery, Record)> {
     let mut unwanted = Vec::new();
     let mut batch = VecDeque::with_capacity(deliveries.len());
+    let (now_ms, topic_ttl_ms) = (broker.clock.now_ms(), row.topic.ttl_ms());
     for delivery in deliveries {
         match broker.store.record(delivery.entry.physical_offset, delivery.entry.size) {
+            Ok(record) if ttl::has_expired(&record, topic_ttl_ms, now_ms) => {
+                broker.counters.expired.fetch_add(1, Ordering::Relaxed);
+                unwanted.push(delivery.position);
+            }
             Ok(record) if wanted.really_wants(message_of(&record), Mark(record.mark)) => {
                 batch.push_back((delivery, record));
             }
@@ -284,7 +286,9 @@ fn read(
     if !unwanted.is_empty() {
         let queues = {
             let mut pop = row.pop.lock();
-            unwanted.iter().for_each(|&position| pop.finish(position));
+            for &position in &unwanted {
+                pop.finish(position);
+            }
             pop.done_record(&unwanted)
         };
         progress::record_later(&broker.store, row, queues);
@@ -315,8 +319,6 @@ impl Batch {
     }
 
     fn message(&mut self, delivery: &Delivery, record: &Record) -> Content {
-        let stored = message_of(record);
-        let field = Mark(record.mark).field(stored.len());
         let handle = ReceiptHandle {
             broker: self.broker.name.clone(),
             group_id: self.row.group,
@@ -329,27 +331,14 @@ impl Batch {
         };
         let invisible_ms = delivery.visible_at_ms.saturating_sub(self.broker.clock.now_ms());
         let added = v2::SystemProperties {
-            body_digest: Some(digest(&stored[body_of(stored, &field)])),
-            store_timestamp: Some(timestamp(record.store_time_ms)),
-            store_host: self.broker.store_host.clone(),
             receipt_handle: Some(handle.encode(&self.broker.token_key)),
             queue_id: delivery.position.queue_id.cast_signed(),
-            queue_offset: Some(delivery.position.offset.cast_signed()),
             invisible_duration: Duration::from_millis(invisible_ms).try_into().ok(),
             delivery_attempt: Some(delivery.attempt.cast_signed()),
             ..Default::default()
         };
-        Content::Message(delivered(stored, field, &added, &mut self.room))
+        Content::Message(delivery::message(&self.broker, record, added, &mut self.room))
     }
-}
-
-/// SHA-1 in upper-case hex: understood by every client, and half the work of MD5 on processors that have it in hardware.
-fn digest(body: &[u8]) -> v2::Digest {
-    let mut checksum = String::with_capacity(40);
-    for byte in Sha1::digest(body) {
-        let _ = write!(checksum, "{byte:02X}");
-    }
-    v2::Digest { r#type: v2::DigestType::Sha1.into(), checksum }
 }
 
 impl Stream for Batch {
@@ -414,10 +403,5 @@ mod tests {
         for bad in [9, -1, 12 * 3600 + 1, i64::MAX] {
             assert!(invisible_ms(seconds(bad).as_ref(), 10_000).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn the_digest_is_sha1_in_upper_case() {
-        assert_eq!(digest(b"abc").checksum, "A9993E364706816ABA3E25717850C26C9CD0D89D");
     }
 }

@@ -1,132 +1,180 @@
 //! SendMessage: check, choose a queue, hand the producer's bytes to the log, answer when its class is met.
+//!
+//! A message whose id was stored lately is not stored again: it is answered with the first result ([`crate::dedupe`]).
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
 use karman_remoting::message::EncodedMessage;
-use karman_remoting::proto::v2;
-use karman_remoting::proto::v2::MessageType;
-use karman_remoting::settings::MAX_BODY_SIZE_BYTES;
-use karman_remoting::status::{Rejection, ok};
-use karman_remoting::validate::{self, label_rule};
-use karman_store::{NewRecord, QueueNumber, RecordKind, key_hash};
+use karman_remoting::proto::v2::{self, MessageType};
+use karman_remoting::status::{Rejection, ok, summary};
+use karman_store::{Durability, NewRecord, PhysicalOffset, QueueNumber, RecordKind, key_hash};
 
 use crate::broker::Broker;
 use crate::catalog::Topic;
+use crate::dedupe::{Known, Sending, id_hash};
+use crate::label::{Label, group_hash};
 use crate::mark::Mark;
+use crate::records::{HeldHead, message_of};
 use crate::refuse;
-use crate::service::hold::Receipt;
+use crate::service::{check, hold};
+use crate::ttl;
 
-/// Messages in one request.
-const BATCH_MAX: usize = 4096;
-/// `userPropertyMaxNum`
-const USER_PROPERTIES_MAX: usize = 128;
-/// `maxUserPropertySize`: keys and values of the user properties, tag and keys together.
-const PROPERTIES_SIZE_MAX: usize = 16 * 1024;
-/// All of a message but its body. What is checked one by one takes 17 KiB of it; beyond, consumers could not read it.
-const ENVELOPE_SIZE_MAX: usize = 64 * 1024;
-/// Each is found by the key index; RocketMQ has no limit but that of the properties.
-const KEYS_MAX: usize = 1024;
-/// Every record of a message id carries it; clients make 34 characters.
-const MESSAGE_ID_MAX: usize = 255;
-
-/// Names that mean something in RocketMQ and cannot be used for a property of one's own.
-const RESERVED: [&str; 48] = [
-    "KEYS",
-    "TAGS",
-    "WAIT",
-    "DELAY",
-    "RETRY_TOPIC",
-    "REAL_TOPIC",
-    "REAL_QID",
-    "TRAN_MSG",
-    "PGROUP",
-    "MIN_OFFSET",
-    "MAX_OFFSET",
-    "BUYER_ID",
-    "ORIGIN_MESSAGE_ID",
-    "TRANSFER_FLAG",
-    "CORRECTION_FLAG",
-    "MQ2_FLAG",
-    "RECONSUME_TIME",
-    "MSG_REGION",
-    "TRACE_ON",
-    "UNIQ_KEY",
-    "EXTEND_UNIQ_INFO",
-    "MAX_RECONSUME_TIMES",
-    "CONSUME_START_TIME",
-    "TRAN_PREPARED_QUEUE_OFFSET",
-    "DUP_INFO",
-    "INSTANCE_ID",
-    "CORRELATION_ID",
-    "REPLY_TO_CLIENT",
-    "TTL",
-    "ARRIVE_TIME",
-    "PUSH_REPLY_TIME",
-    "CLUSTER",
-    "MSG_TYPE",
-    "POP_CK",
-    "POP_CK_OFFSET",
-    "1ST_POP_TIME",
-    "INNER_MULTI_QUEUE_OFFSET",
-    "TIMER_DELAY_MS",
-    "TIMER_DELAY_SEC",
-    "TIMER_DELIVER_MS",
-    "TIMER_ENQUEUE_MS",
-    "TIMER_DEQUEUE_MS",
-    "TIMER_ROLL_TIMES",
-    "TIMER_OUT_MS",
-    "TIMER_DEL_UNIQKEY",
-    "TIMER_DELAY_LEVEL",
-    "__BORNHOST",
-    "__CRC32#",
-];
-const RESERVED_TOO: [&str; 3] = ["BORN_TIMESTAMP", "DLQ_ORIGIN_TOPIC", "DLQ_ORIGIN_MESSAGE_ID"];
+/// Messages on their way into the log, and what each was answered.
+struct Batch {
+    messages: Vec<EncodedMessage>,
+    /// Of each message id.
+    hashes: Vec<u64>,
+    /// What is held back.
+    holds: Vec<Option<HeldHead>>,
+    entries: Vec<Option<v2::SendResultEntry>>,
+}
 
 impl Broker {
     /// Stores the messages of one request and answers when they are as durable as their topic demands.
     pub async fn send(&self, request: v2::SendMessageRequest) -> Result<v2::SendMessageResponse, Rejection> {
-        let messages = read(request.messages)?;
+        let messages = check::read(request.messages)?;
         let topic = self.topic_for_send(&messages[0].topic).await?;
-        let (queue_id, queue) = topic.next_queue();
-        let mut records = Vec::with_capacity(messages.len());
-        let mut receipts = Vec::with_capacity(messages.len());
-        for (index, message) in messages.into_iter().enumerate() {
-            check_type(index, &message.system_properties, &topic)?;
-            let message = complete(index, message, &topic)?;
-            let (record, receipt) = self.record_of(index, &message, queue, &topic)?;
-            records.push(record);
-            receipts.push((message.system_properties.message_id, receipt));
+        let mut batch = self.batch(messages, &topic)?;
+        let window_ms = topic.dedup_window_ms(self.durability_of(&topic), self.dedup_window_minutes);
+        if window_ms == 0 {
+            let all = (0..batch.messages.len()).collect();
+            self.store_all(&topic, &mut batch, all, false).await?;
+        } else {
+            self.store_once(&topic, &mut batch, window_ms).await?;
         }
-        let count = records.len() as u64;
-        let durability = topic.durability().unwrap_or(self.durability);
-        let append = self.store.append(records, durability).map_err(refuse::append)?;
-        let appended = match tokio::time::timeout(self.flush_timeout, append).await {
-            Ok(appended) => appended.map_err(refuse::append)?,
-            Err(_) => {
-                let timeout_ms = self.flush_timeout.as_millis() as u64;
-                return Err(Rejection::PersistenceTimeout { timeout_ms });
-            }
-        };
-        self.counters.messages_in.fetch_add(count, Ordering::Relaxed);
-        tracing::trace!(queue_id, count, "stored");
-        let mut next_offset = appended.queue_offset.0.cast_signed();
-        let entry = |(message_id, receipt)| {
-            let entry = v2::SendResultEntry { status: Some(ok()), message_id, ..Default::default() };
-            match receipt {
-                Receipt::Queued => {
-                    next_offset += 1;
-                    v2::SendResultEntry { offset: next_offset - 1, ..entry }
-                }
-                Receipt::RecallHandle(recall_handle) => v2::SendResultEntry { recall_handle, ..entry },
-                Receipt::TransactionId(transaction_id) => v2::SendResultEntry { transaction_id, ..entry },
-            }
-        };
-        let entries = receipts.into_iter().map(entry).collect();
-        Ok(v2::SendMessageResponse { status: Some(ok()), entries })
+        let entries: Vec<_> = batch.entries.into_iter().flatten().collect();
+        let status = summary(entries.iter().filter_map(|entry| entry.status.as_ref()));
+        Ok(v2::SendMessageResponse { status: Some(status), entries })
     }
 
-    async fn topic_for_send(&self, name: &str) -> Result<std::sync::Arc<Topic>, Rejection> {
+    /// Stores what was not stored lately; what is being stored by another request is waited for.
+    async fn store_once(
+        &self,
+        topic: &Arc<Topic>,
+        batch: &mut Batch,
+        window_ms: u64,
+    ) -> Result<(), Rejection> {
+        let mut undecided: Vec<usize> = (0..batch.messages.len()).collect();
+        while !undecided.is_empty() {
+            let hashes: Vec<u64> = undecided.iter().map(|&index| batch.hashes[index]).collect();
+            let (mut new, mut pending, mut again) = (Vec::new(), Vec::new(), Vec::new());
+            for (index, known) in undecided.iter().copied().zip(self.dedupe.claim(&hashes, window_ms)) {
+                match known {
+                    Known::Unknown => new.push(index),
+                    Known::Pending(waiting) => pending.push((index, waiting)),
+                    Known::Stored(at) => match self.earlier_result(&batch.messages[index], at, window_ms) {
+                        Some(entry) => batch.entries[index] = Some(entry),
+                        None if self.dedupe.claim_anyway(batch.hashes[index]) => new.push(index),
+                        None => again.push(index),
+                    },
+                }
+            }
+            // The own ones first: two requests that wait for each other's would wait for ever.
+            self.store_all(topic, batch, new, true).await?;
+            for (index, mut waiting) in pending {
+                // It ends with an error, when the claim is gone.
+                let decided = tokio::time::timeout(self.flush_timeout, waiting.changed()).await;
+                decided.map(drop).map_err(|_| self.flush_timed_out())?;
+                again.push(index);
+            }
+            undecided = again;
+        }
+        Ok(())
+    }
+
+    /// What the message was answered with when it was stored at `at`; `None` when something else lies there, or too old.
+    fn earlier_result(
+        &self,
+        message: &EncodedMessage,
+        at: PhysicalOffset,
+        window_ms: u64,
+    ) -> Option<v2::SendResultEntry> {
+        let record = self.store.record_at(at).ok()?;
+        let is_recent = record.store_time_ms.saturating_add(window_ms) > self.clock.now_ms();
+        let stored = EncodedMessage::read(record.payload.slice_ref(message_of(&record))).ok()?;
+        let message_id = &message.system_properties.message_id;
+        if !is_recent || stored.system_properties.message_id != *message_id || stored.topic != message.topic {
+            return None;
+        }
+        self.dedupe.repeated.fetch_add(1, Ordering::Relaxed);
+        if let Some(head) = HeldHead::of_record(&record) {
+            return Some(self.held_result(message_id.clone(), &head));
+        }
+        Some(v2::SendResultEntry {
+            status: Some(ok()),
+            message_id: message_id.clone(),
+            offset: record.queue_offset.0.cast_signed(),
+            ..Default::default()
+        })
+    }
+
+    /// Stores the messages at `indexes`; `claimed` says whether their ids are.
+    async fn store_all(
+        &self,
+        topic: &Arc<Topic>,
+        batch: &mut Batch,
+        indexes: Vec<usize>,
+        claimed: bool,
+    ) -> Result<(), Rejection> {
+        let mut appends = Vec::with_capacity(1);
+        for (queue, indexes) in queues_of(topic, batch, indexes) {
+            let mut records = Vec::with_capacity(indexes.len());
+            let mut places = Vec::with_capacity(if claimed { indexes.len() } else { 0 });
+            let mut bytes = 0;
+            for &index in &indexes {
+                let record = record(&batch.messages[index], queue, topic.number);
+                let record = match batch.holds[index] {
+                    Some(head) => hold::held(record, head),
+                    None => record,
+                };
+                if claimed {
+                    places.push((batch.hashes[index], bytes));
+                }
+                bytes += record.encoded_bytes() as u64;
+                records.push(record);
+            }
+            let append = self.store.append(records, self.durability_of(topic)).map_err(|error| {
+                self.dedupe.release(places.iter().map(|(hash, _)| *hash));
+                refuse::append(error)
+            })?;
+            appends.push((indexes, Sending::new(append, self.dedupe.clone(), places)));
+        }
+        for (indexes, sending) in appends {
+            let appended = match tokio::time::timeout(self.flush_timeout, sending).await {
+                Ok(appended) => appended.map_err(refuse::append)?,
+                Err(_) => return Err(self.flush_timed_out()),
+            };
+            self.counters.messages_in.fetch_add(indexes.len() as u64, Ordering::Relaxed);
+            let mut offsets = appended.queue_offset.0..;
+            for index in indexes {
+                let message_id = batch.messages[index].system_properties.message_id.clone();
+                batch.entries[index] = match batch.holds[index] {
+                    Some(head) => Some(self.held_result(message_id, &head)),
+                    None => Some(v2::SendResultEntry {
+                        status: Some(ok()),
+                        message_id,
+                        offset: offsets.next().unwrap_or_default().cast_signed(),
+                        ..Default::default()
+                    }),
+                };
+            }
+        }
+        Ok(())
+    }
+
+    /// When a send to the topic is answered.
+    pub fn durability_of(&self, topic: &Topic) -> Durability {
+        topic.durability().unwrap_or(self.durability)
+    }
+
+    /// It took longer than `syncFlushTimeout`.
+    pub fn flush_timed_out(&self) -> Rejection {
+        Rejection::PersistenceTimeout { timeout_ms: self.flush_timeout.as_millis() as u64 }
+    }
+
+    async fn topic_for_send(&self, name: &str) -> Result<Arc<Topic>, Rejection> {
         match self.catalog.topic(name) {
             Some(topic) => Ok(topic),
             None => self.unknown_topic(name).await,
@@ -134,167 +182,52 @@ impl Broker {
     }
 }
 
-/// Reads and checks all messages before any is stored: a request is taken as a whole or leaves no trace.
-fn read(encoded: Vec<Bytes>) -> Result<Vec<EncodedMessage>, Rejection> {
-    if encoded.is_empty() {
-        return Err(Rejection::NoMessage);
-    }
-    if encoded.len() > BATCH_MAX {
-        return Err(Rejection::TooManyMessages { count: encoded.len(), limit: BATCH_MAX });
-    }
-    let mut messages: Vec<EncodedMessage> = Vec::with_capacity(encoded.len());
-    let mut size = 0;
-    for (index, bytes) in encoded.into_iter().enumerate() {
-        let message = EncodedMessage::read(bytes)
-            .map_err(|error| Rejection::MessageCorrupted { index, why: error.to_string() })?;
-        match messages.first() {
-            None => validate::topic(&message.topic)?,
-            Some(first) if first.topic != message.topic => {
-                return Err(Rejection::MixedTopics {
-                    first: validate::shortened(&first.topic),
-                    other: validate::shortened(&message.topic),
-                });
+impl Broker {
+    fn batch(&self, messages: Vec<EncodedMessage>, topic: &Topic) -> Result<Batch, Rejection> {
+        let (count, mut whole) = (messages.len(), Vec::with_capacity(messages.len()));
+        let mut holds = Vec::with_capacity(count);
+        for (index, message) in messages.into_iter().enumerate() {
+            check::message_type(index, &message.system_properties, topic)?;
+            holds.push(self.hold_of(index, &message, topic)?);
+            whole.push(check::complete(index, message, topic)?);
+        }
+        let id = |message: &EncodedMessage| id_hash(topic.number, &message.system_properties.message_id);
+        let hashes: Vec<u64> = whole.iter().map(id).collect();
+        if count > 1 {
+            let mut seen = std::collections::HashSet::with_capacity(count);
+            if let Some(index) = hashes.iter().position(|hash| !seen.insert(hash)) {
+                let rule = "another message of the request has the same";
+                return Err(Rejection::IllegalMessageId { index, rule });
             }
-            Some(_) => {}
         }
-        check(index, &message)?;
-        size += message.body_size;
-        messages.push(message);
-    }
-    if size > MAX_BODY_SIZE_BYTES {
-        return Err(Rejection::BatchTooLarge { size, limit: MAX_BODY_SIZE_BYTES });
-    }
-    Ok(messages)
-}
-
-/// The checks that need nothing but the message, in the reference's order.
-fn check(index: usize, message: &EncodedMessage) -> Result<(), Rejection> {
-    let system = &message.system_properties;
-    let (size, limit) = (message.body_size, MAX_BODY_SIZE_BYTES);
-    if size == 0 {
-        return Err(Rejection::BodyEmpty { index });
-    }
-    if size > limit {
-        return Err(Rejection::BodyTooLarge { index, size, limit });
-    }
-    let envelope = message.bytes.len() - size;
-    if envelope > ENVELOPE_SIZE_MAX {
-        return Err(Rejection::PropertiesTooLarge { index, size: envelope, limit: ENVELOPE_SIZE_MAX });
-    }
-    check_properties(index, message)?;
-    if let Some(tag) = &system.tag {
-        let rule =
-            label_rule(tag).or_else(|| tag.contains('|').then_some("it holds |, which separates tags"));
-        if let Some(rule) = rule {
-            return Err(Rejection::IllegalTag { index, tag: validate::shortened(tag), rule });
-        }
-    }
-    if let Some(key) = system.keys.get(KEYS_MAX) {
-        let (key, rule) = (validate::shortened(key), "at most 1024 keys are possible, and this is one more");
-        return Err(Rejection::IllegalKey { index, key, rule });
-    }
-    for key in &system.keys {
-        if let Some(rule) = label_rule(key) {
-            return Err(Rejection::IllegalKey { index, key: validate::shortened(key), rule });
-        }
-    }
-    match system.message_id.len() {
-        0 => Err(Rejection::IllegalMessageId { index, rule: "it is blank" }),
-        1..=MESSAGE_ID_MAX if !system.message_id.trim().is_empty() => Ok(()),
-        1..=MESSAGE_ID_MAX => Err(Rejection::IllegalMessageId { index, rule: "it is blank" }),
-        _ => Err(Rejection::IllegalMessageId { index, rule: "it is longer than 255 bytes" }),
+        Ok(Batch { messages: whole, hashes, holds, entries: vec![None; count] })
     }
 }
 
-fn check_properties(index: usize, message: &EncodedMessage) -> Result<(), Rejection> {
-    let system = &message.system_properties;
-    let count = message.user_properties.len();
-    if count > USER_PROPERTIES_MAX {
-        return Err(Rejection::TooManyProperties { index, count, limit: USER_PROPERTIES_MAX });
+/// The queue of each message: by message group or priority where the topic has them, else the next one for all.
+fn queues_of(topic: &Topic, batch: &Batch, indexes: Vec<usize>) -> BTreeMap<QueueNumber, Vec<usize>> {
+    let mut queues: BTreeMap<QueueNumber, Vec<usize>> = BTreeMap::new();
+    if indexes.is_empty() {
+        return queues;
     }
-    let labels = system.tag.iter().chain(&system.keys).map(String::len);
-    let properties = message.user_properties.iter().map(|(key, value)| key.len() + value.len());
-    let size: usize = labels.chain(properties).sum();
-    if size > PROPERTIES_SIZE_MAX {
-        return Err(Rejection::PropertiesTooLarge { index, size, limit: PROPERTIES_SIZE_MAX });
-    }
-    for (key, value) in &message.user_properties {
-        // Reading the message has checked that both are UTF-8.
-        let (key, value) = (std::str::from_utf8(key).unwrap_or(""), std::str::from_utf8(value).unwrap_or(""));
-        let rule = if RESERVED.contains(&key) || RESERVED_TOO.contains(&key) {
-            Some("this name is reserved for the system")
-        } else if key.trim().is_empty() {
-            Some("the key is blank")
-        } else if key.chars().any(char::is_control) || value.chars().any(char::is_control) {
-            Some("key or value hold a control character")
-        } else {
-            None
-        };
-        if let Some(rule) = rule {
-            return Err(Rejection::IllegalPropertyKey { index, key: validate::shortened(key), rule });
+    let count = topic.queue_nums().max(1);
+    let queue_id = |index: usize| {
+        let system = &batch.messages[index].system_properties;
+        match topic.message_type() {
+            MessageType::Fifo => system.message_group.as_deref().map_or(0, group_hash) % count,
+            // The last queue is the first to be read.
+            _ => system.priority().unsigned_abs().min(count - 1),
         }
-    }
-    Ok(())
-}
-
-/// The type a message declares must be the one its properties make it, and the one the topic takes.
-fn check_type(index: usize, system: &v2::SystemProperties, topic: &Topic) -> Result<(), Rejection> {
-    let derived = if system.message_group.is_some() {
-        MessageType::Fifo
-    } else if system.delivery_timestamp.is_some() {
-        MessageType::Delay
-    } else if system.priority.is_some() {
-        MessageType::Priority
-    } else if system.lite_topic.is_some() {
-        MessageType::Lite
+    };
+    if matches!(topic.message_type(), MessageType::Fifo | MessageType::Priority) {
+        for index in indexes {
+            let queue = topic.queue(queue_id(index)).expect("it is one of the queues");
+            queues.entry(queue).or_default().push(index);
+        }
     } else {
-        MessageType::Normal
-    };
-    let declared = match system.message_type() {
-        MessageType::Unspecified => derived,
-        declared => declared,
-    };
-    // A transactional message has no property that makes it one.
-    if declared != derived && !(declared == MessageType::Transaction && derived == MessageType::Normal) {
-        return Err(Rejection::TypeMismatch {
-            index,
-            declared: declared.as_str_name(),
-            derived: derived.as_str_name(),
-        });
+        queues.insert(topic.next_queue().1, indexes);
     }
-    if declared != topic.message_type() {
-        return Err(Rejection::TypeConflict {
-            index,
-            topic: topic.name().to_owned(),
-            declared: declared.as_str_name(),
-            accepted: topic.message_type().as_str_name(),
-        });
-    }
-    Ok(())
-}
-
-/// Official clients send all that consumers need; for others the missing fields are written in, once.
-fn complete(index: usize, message: EncodedMessage, topic: &Topic) -> Result<EncodedMessage, Rejection> {
-    let system = &message.system_properties;
-    let whole = system.body_encoding() != v2::Encoding::Unspecified
-        && system.message_type() != MessageType::Unspecified
-        && system.born_timestamp.is_some()
-        && system.dead_letter_queue.is_none();
-    if whole {
-        return Ok(message);
-    }
-    let mut system = system.clone();
-    system.dead_letter_queue = None;
-    if system.body_encoding() == v2::Encoding::Unspecified {
-        system.set_body_encoding(v2::Encoding::Identity);
-    }
-    system.set_message_type(topic.message_type());
-    system.born_timestamp.get_or_insert_with(|| std::time::SystemTime::now().into());
-    let corrupted = |error: karman_remoting::message::MessageError| Rejection::MessageCorrupted {
-        index,
-        why: error.to_string(),
-    };
-    message.with_system_properties(&system).map_err(corrupted)
+    queues
 }
 
 /// The record of a message that is visible at once.
@@ -302,36 +235,23 @@ pub fn record(message: &EncodedMessage, queue: QueueNumber, topic: u32) -> NewRe
     NewRecord {
         kind: RecordKind::Message,
         queue: Some(queue),
-        tag_hash: message.system_properties.tag.as_deref().map_or(0, tag_hash),
-        mark: Mark::of(&message.system_properties_field).0,
+        tag_hash: Label::of(&message.system_properties).0,
+        mark: mark_of(message).0,
         keys: keys_of(&message.system_properties, topic),
         payload: message.bytes.clone(),
     }
 }
 
+/// Where the system properties of a message lie, and whether it has a time to live of its own.
+pub fn mark_of(message: &EncodedMessage) -> Mark {
+    let has_ttl = message.user_properties.iter().any(|(key, _)| key == ttl::PROPERTY);
+    Mark::of(&message.system_properties_field).with_ttl(has_ttl)
+}
+
 /// What a message of a topic is found by: its id and its keys.
 pub fn keys_of(system: &v2::SystemProperties, topic: u32) -> Vec<u64> {
     let mut keys = Vec::with_capacity(1 + system.keys.len());
-    keys.push(key_hash(topic, system.message_id.as_bytes()));
+    keys.push(id_hash(topic, &system.message_id));
     keys.extend(system.keys.iter().map(|key| key_hash(topic, key.as_bytes())));
     keys
-}
-
-/// Java's `String.hashCode`, as in RocketMQ's ConsumeQueue entries; 0 stands for no tag.
-pub fn tag_hash(tag: &str) -> u64 {
-    let hash =
-        tag.encode_utf16().fold(0_i32, |hash, unit| hash.wrapping_mul(31).wrapping_add(i32::from(unit)));
-    i64::from(hash).cast_unsigned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tags_hash_as_in_java() {
-        assert_eq!(tag_hash(""), 0);
-        assert_eq!(tag_hash("TagA"), 2_598_919);
-        assert_eq!(tag_hash("polygenelubricants"), i64::from(i32::MIN).cast_unsigned());
-    }
 }

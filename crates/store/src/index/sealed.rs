@@ -164,7 +164,8 @@ impl SealedIndex {
         self.check(&self.entries_intact, self.layout.entries.clone(), 8)
     }
 
-    fn check_keys(&self) -> Result<(), ReadError> {
+    /// `Err` once it is known that the keys are damaged.
+    pub(crate) fn check_keys(&self) -> Result<(), ReadError> {
         self.check(&self.keys_intact, self.layout.bloom.start..self.layout.positions.end, 4)
     }
 

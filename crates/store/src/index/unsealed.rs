@@ -27,7 +27,7 @@ struct Segment {
 }
 
 /// Kept apart, so that a search reads nothing but hashes.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Chunk {
     hashes: Vec<u64>,
     positions: Vec<u32>,
@@ -46,6 +46,21 @@ impl Chunk {
     fn find(&self, key: u64, found: &mut Vec<u32>) {
         let hits = self.hashes.iter().zip(&self.positions).rev().filter(|(hash, _)| **hash == key);
         found.extend(hits.map(|(_, position)| position));
+    }
+}
+
+/// The keys of a segment as they were when they were asked for.
+#[derive(Debug)]
+pub(crate) struct SegmentKeys {
+    pub(crate) base: u64,
+    chunks: Vec<Arc<Chunk>>,
+}
+
+impl SegmentKeys {
+    /// Each with the physical offset of its record, in log order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let keys = self.chunks.iter().flat_map(|chunk| chunk.hashes.iter().zip(&chunk.positions));
+        keys.map(|(hash, position)| (*hash, key_offset(self.base, *position)))
     }
 }
 
@@ -94,6 +109,17 @@ impl Unsealed {
         let chunks = segment.full.iter().map(|chunk| &**chunk).chain([&segment.filling]);
         let keys = chunks.flat_map(|chunk| chunk.hashes.iter().copied().zip(chunk.positions.iter().copied()));
         (keys.collect(), segment.marks.clone())
+    }
+
+    /// The keys of each segment, in log order. Copies what is being filled, and holds up the log writer for that.
+    pub(crate) fn keys(&self) -> Vec<SegmentKeys> {
+        let segments = self.segments.lock();
+        let keys = |segment: &Segment| {
+            let filling = Arc::new(segment.filling.clone());
+            let chunks = segment.full.iter().cloned().chain([filling]).collect();
+            SegmentKeys { base: segment.base, chunks }
+        };
+        segments.iter().map(keys).collect()
     }
 
     /// Forgets the segment that starts at `base` and those in front of it.

@@ -1,5 +1,6 @@
 //! Reading a segment from front to back, and what becomes of a place where that fails: a torn tail, which is cut, or
-//! damage, behind which it goes on. Pure but for the reading; on the opening thread, in a scrub on its own.
+//! damage, behind which it goes on. Pure but for the reading, through the map; on the opening thread. (`verify.rs` reads a
+//! store that is open.)
 //!
 //! How the two are told apart: a flush makes everything in front of it durable, so a crash can tear only what was
 //! written after the last one. Hence an invalid record is damage if the cursor or a snapshot says that its place was
@@ -93,12 +94,6 @@ pub(crate) fn judge(
         }
     }
     Ok(Verdict::Torn { used })
-}
-
-/// Where the next valid record lies from `from` on in a segment that is full. `None`: there is none, or the file cannot
-/// be asked.
-pub(crate) fn next_valid(segment: &Segment, from: u64, log: Seal) -> Option<u64> {
-    Search::new(segment, from, u64::MAX, log).ok()?.next().map(|found| found.at)
 }
 
 /// A valid record in a stretch that may hold anything.

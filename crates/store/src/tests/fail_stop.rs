@@ -148,7 +148,8 @@ fn a_full_disk_refuses_and_skips_but_never_stops_the_store() {
             }
         }
     }
-    assert!(met > 20, "{met} times there was no room for an open store");
+    // How often depends on how the threads take turns.
+    assert!(met > 10, "{met} times there was no room for an open store");
 }
 
 #[test]
@@ -156,7 +157,10 @@ fn a_full_disk_when_a_new_name_is_made_durable_stops_the_store() {
     let mut run = new_run();
     let store = run.open().unwrap();
     run.disk.fail_one(Call::SyncDirectory, "commitlog", 0, ENOSPC, 0);
-    let poison = run.append(&store, APPENDS * 4).unwrap();
+    run.append(&store, APPENDS * 4);
+    // The maintenance thread makes the next segment, when it comes to it.
+    eventually("it stops", || store.poisoned().borrow().is_some());
+    let poison = store.poisoned().borrow().clone().unwrap();
     assert!(poison.contains("os error 28"), "{poison}");
     drop(store);
     check_what_is_durable(&run).unwrap();

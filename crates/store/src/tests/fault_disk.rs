@@ -114,6 +114,8 @@ struct State {
     calls: Vec<Call>,
     free_bytes: Option<u64>,
     space: Option<Space>,
+    /// Files, by how their paths end, with a stretch that the device does not give.
+    unreadable: Vec<(String, Range<u64>)>,
     events: Option<Vec<Event>>,
     /// By inode, of the files that were made since the recording began.
     files: HashMap<u64, FileId>,
@@ -181,6 +183,11 @@ impl FaultDisk {
         self.add(Some(call), end, 0..u64::MAX, Effect::Lie);
     }
 
+    /// Reads that touch `range` of the file whose path ends with `end` fail from now on.
+    pub(super) fn make_unreadable(&self, end: String, range: Range<u64>) {
+        self.state.lock().unreadable.push((end, range));
+    }
+
     /// Such calls wait until [`FaultDisk::heal`].
     pub(super) fn stall(&self, call: Call) {
         self.add(Some(call), "", 0..u64::MAX, Effect::Stall);
@@ -190,6 +197,7 @@ impl FaultDisk {
     pub(super) fn heal(&self) {
         let mut state = self.state.lock();
         state.rules.clear();
+        state.unreadable.clear();
         (state.free_bytes, state.space) = (None, None);
         drop(state);
         self.changed.notify_all();
@@ -205,7 +213,7 @@ impl FaultDisk {
         self.state.lock().space = Some(Space { used_bytes, available_bytes });
     }
 
-    /// How often a call failed, stalled or lied as told.
+    /// How often a call or a read failed, stalled or lied as told.
     pub(super) fn hits(&self) -> u64 {
         self.state.lock().hits
     }
@@ -376,6 +384,20 @@ impl Disk for FaultDisk {
         }
         self.state.lock().charge(file.metadata()?.len(), offset + bytes.len() as u64)?;
         self.write_and_note(file, bytes, offset)
+    }
+
+    fn read_at(&self, file: &File, into: &mut [u8], offset: u64) -> io::Result<()> {
+        let read = offset..offset + into.len() as u64;
+        let mut state = self.state.lock();
+        let is_hit = |(end, range): &(String, Range<u64>)| {
+            range.start < read.end && read.start < range.end && ends_with(&path_of(file), end)
+        };
+        if state.unreadable.iter().any(is_hit) {
+            state.hits += 1;
+            return Err(io::Error::from_raw_os_error(EIO));
+        }
+        drop(state);
+        SystemDisk.read_at(file, into, offset)
     }
 
     fn sync_data(&self, file: &File) -> io::Result<()> {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::handmade::{Handmade, Laid};
 use super::support::*;
 use crate::disk::SystemDisk;
-use crate::recovery::scan::{Bounds, Verdict, judge, next_valid, walk};
+use crate::recovery::scan::{Bounds, Verdict, judge, walk};
 use crate::segment::Segment;
 use crate::*;
 
@@ -78,8 +78,6 @@ fn behind_a_tear_records_are_looked_for_up_to_the_limit_and_not_beyond() {
         let found = verdict(scratch.path(), &segment, Bounds { durable_below: 0, limit });
         assert_eq!(found, Verdict::Torn { used }, "up to {limit}");
     }
-    assert_eq!(next_valid(&segment, laid[last - 1].at, seal_of(scratch.path())), Some(laid[last].at));
-    assert_eq!(next_valid(&segment, laid[last].at + 8, seal_of(scratch.path())), None);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::fault_disk::FaultDisk;
+use super::retention::{by_size, eventually_gone, fill, quick};
 use super::support::*;
 use crate::*;
 
@@ -109,6 +110,85 @@ fn a_projection_that_no_snapshot_knows_sees_the_whole_log() {
     let seen = Arc::new(Seen::default());
     let _store = open_with(scratch.path(), &seen);
     assert_eq!(seen.list(), ["before it existed"]);
+}
+
+/// Follows dead letters only, and came to the store after [`Seen`].
+#[derive(Debug)]
+struct Later {
+    seen: Seen,
+    was_added_later: bool,
+}
+
+impl Later {
+    fn new(was_added_later: bool) -> Arc<Self> {
+        Arc::new(Self { seen: Seen::default(), was_added_later })
+    }
+}
+
+impl Projection for Later {
+    fn name(&self) -> &'static str {
+        "later"
+    }
+
+    fn apply(&self, record: &Record) {
+        if record.kind == RecordKind::DeadLetter {
+            self.seen.apply(record);
+        }
+    }
+
+    fn snapshot(&self) -> Vec<u8> {
+        self.seen.snapshot()
+    }
+
+    fn restore(&self, bytes: &[u8]) -> Result<(), String> {
+        self.seen.restore(bytes)
+    }
+
+    fn was_added_later(&self) -> bool {
+        self.was_added_later
+    }
+}
+
+/// The directory of a store whose log does not begin at 0 any more, left by a version that knew [`Seen`] only.
+fn left_by_an_earlier_version() -> tempfile::TempDir {
+    let scratch = scratch();
+    let seen = Arc::new(Seen::default());
+    let store = try_open_with(quick(scratch.path(), by_size(3)), &seen).unwrap();
+    note(&store, "topic");
+    fill(&store, QUEUE, 8);
+    eventually_gone("the first segment", &store, || store.watermarks().log_start > 0);
+    store.close().unwrap();
+    scratch
+}
+
+#[test]
+fn a_projection_that_was_added_later_starts_empty_at_a_snapshot_without_it() {
+    let scratch = left_by_an_earlier_version();
+    let open = |seen: &Arc<Seen>, later: &Arc<Later>| {
+        let projections: Vec<Arc<dyn Projection>> = vec![seen.clone(), later.clone()];
+        Store::open(config(scratch.path()), projections, Arc::new(Silent)).unwrap()
+    };
+    // A crash follows: the snapshot has still no section when the log has records of the new kind. Then one that has.
+    for (round, is_closed) in [(0, false), (1, true), (2, false), (3, false)] {
+        let (seen, later) = (Arc::new(Seen::default()), Later::new(true));
+        let store = open(&seen, &later);
+        assert!(seen.list().contains(&"topic".to_owned()), "round {round}");
+        let expected: Vec<_> = (0..round).map(|round| format!("dead {round}")).collect();
+        assert_eq!(later.seen.list(), expected);
+        let dead = NewRecord { kind: RecordKind::DeadLetter, ..message(QUEUE, format!("dead {round}")) };
+        store.append(vec![dead], Durability::Disk).unwrap().wait().unwrap();
+        if is_closed {
+            store.close().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_projection_that_may_have_missed_something_refuses_a_snapshot_without_it() {
+    let scratch = left_by_an_earlier_version();
+    let projections: Vec<Arc<dyn Projection>> = vec![Arc::new(Seen::default()), Later::new(false)];
+    let error = Store::open(config(scratch.path()), projections, Arc::new(Silent)).unwrap_err();
+    assert!(matches!(error, OpenError::NoSnapshot { .. }), "{error}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::support::*;
 use crate::*;
@@ -91,6 +91,9 @@ fn check(store: &Store, known: &[Known]) {
             }
         }
     }
+    for time in [0, first, middle, last, last + 1] {
+        check_keys_since(store, known, time);
+    }
     for one in known.iter().step_by(17) {
         let record = store.record_at(one.at).unwrap();
         assert_eq!((record.queue_offset.0, record.store_time_ms), (one.offset, one.time_ms));
@@ -98,6 +101,44 @@ fn check(store: &Store, known: &[Known]) {
     let mut none = Vec::new();
     store.find(key_hash(2, &[1]), 0..u64::MAX, 10, &mut none).unwrap();
     assert!(none.is_empty(), "a key of another scope");
+}
+
+/// Two time marks lie at most so far from one another: 256 KiB and a record.
+const BETWEEN_MARKS: u64 = (256 << 10) + 21_000;
+
+fn check_keys_since(store: &Store, known: &[Known], time_ms: u64) {
+    let mut visited = Vec::new();
+    store.keys_since(time_ms, &mut |key, at| visited.push((at, key))).unwrap();
+    assert!(visited.is_sorted_by_key(|(at, _)| at.0 / MIB), "the newest segment last");
+    // Index files have a record's keys once, each.
+    let all: BTreeSet<_> = known.iter().flat_map(|one| one.keys.iter().map(|key| (one.at, *key))).collect();
+    let found: BTreeSet<_> = visited.iter().copied().collect();
+    let wanted = known.iter().filter(|one| one.time_ms >= time_ms).map(|one| one.at).min();
+    let end = store.watermarks().confirmed;
+    let wanted = wanted.unwrap_or(PhysicalOffset(end));
+    let expected: BTreeSet<_> = all.range((wanted, 0)..).copied().collect();
+    assert!(expected.is_subset(&found), "since {time_ms}");
+    let about = PhysicalOffset(wanted.0.saturating_sub(BETWEEN_MARKS));
+    assert!(found.iter().all(|one| all.contains(one) && one.0 >= about), "since {time_ms}");
+}
+
+#[test]
+fn nothing_is_visited_when_the_keys_of_an_index_file_are_damaged_and_all_when_it_is_built_anew() {
+    let scratch = scratch();
+    let known = filled(&open(scratch.path()));
+    let second = scratch.path().join("commitlog").join(segment::file_name(MIB, "idx"));
+    let store = open(scratch.path());
+    eventually("the index file is written", || second.exists());
+    let entries = store.log.index.file_of(MIB).unwrap().runs().map(|run| run.count).sum::<u32>();
+    let file = std::fs::OpenOptions::new().write(true).open(&second).unwrap();
+    let behind_keys = file.metadata().unwrap().len() - 24 - u64::from(entries) * 20;
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0xff; 2], behind_keys - 2).unwrap();
+    let mut visited = 0;
+    let error = store.keys_since(0, &mut |_, _| visited += 1).unwrap_err();
+    assert!(matches!(error, ReadError::BadIndex { segment: MIB, .. }), "{error}");
+    assert_eq!(visited, 0);
+    eventually("it is built anew", || store.keys_since(0, &mut |_, _| {}).is_ok());
+    check_keys_since(&store, &known, 0);
 }
 
 #[test]

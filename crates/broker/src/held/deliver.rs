@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 use karman_store::{Append, AppendError, Durability, NewRecord, PhysicalOffset, RecordKind, Store};
 use prost::Message as _;
 
+use super::HeldTable;
+use super::released::HeldMessage;
+use super::timers::TimerKey;
 use crate::catalog::{Catalog, Topic};
 use crate::clock::Clock;
-use crate::held::HeldTable;
-use crate::held::released::HeldMessage;
-use crate::held::timers::TimerKey;
 use crate::records::{Dropped, Settled};
 
 /// Messages claimed at once.
@@ -36,7 +36,7 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What the thread works with.
 #[derive(Debug)]
-pub struct Delivery {
+pub struct Deliverer {
     /// Where messages lie, and where they go.
     pub store: Arc<Store>,
     /// Their topics.
@@ -66,7 +66,7 @@ enum Missing {
 /// An append under way, with the messages that stay due if it fails.
 type Begun = (Vec<TimerKey>, Result<Append, AppendError>);
 
-impl Delivery {
+impl Deliverer {
     /// Starts the thread; [`HeldTable::stop`] ends it.
     pub fn start(self) -> io::Result<JoinHandle<()>> {
         std::thread::Builder::new().name("broker-delivery".into()).spawn(move || self.run())

@@ -14,11 +14,12 @@ use karman_store::{
 };
 use prost::Message as _;
 
-use super::Delivery;
+use super::Deliverer;
 use crate::catalog::{Catalog, Topic};
 use crate::catalog_writer::topic_named;
 use crate::clock::Clock;
 use crate::held::HeldTable;
+use crate::label::Label;
 use crate::records::{Change, HeldHead, Hold, Metadata, message_of};
 use crate::service::send;
 
@@ -66,8 +67,8 @@ fn open(config: StoreConfig) -> Node {
 impl Node {
     fn deliver(&mut self) {
         let (store, catalog, held) = (self.store.clone(), self.catalog.clone(), self.held.clone());
-        let delivery = Delivery { store, catalog, held, clock: self.clock, durability: Durability::Disk };
-        self.thread = Some(delivery.start().unwrap());
+        let deliverer = Deliverer { store, catalog, held, clock: self.clock, durability: Durability::Disk };
+        self.thread = Some(deliverer.start().unwrap());
     }
 
     fn metadata(&self, change: Change) {
@@ -166,7 +167,10 @@ fn messages_become_visible_at_their_time_in_the_queues_of_their_topic_and_never_
     for (id, record) in node.visible(&topic) {
         let head = HeldHead::of(&record.payload).unwrap();
         assert!(record.store_time_ms >= head.due_ms, "{id} is early: {head:?} at {}", record.store_time_ms);
-        assert_eq!((record.kind, record.tag_hash), (RecordKind::Released, send::tag_hash("tag")));
+        assert_eq!(
+            (record.kind, record.tag_hash),
+            (RecordKind::Released, Label::of(&message("delayed", 0).system_properties).0)
+        );
     }
     assert_eq!(node.held.counts(), (0, 0));
     assert_eq!(node.held.counters.delivered.load(Ordering::Relaxed), 30);

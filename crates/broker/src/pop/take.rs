@@ -1,0 +1,362 @@
+//! Handing out: what is due again first, then what was never looked at. Part of [`Pop`]; pure, behind the same lock.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+
+use karman_store::{Entry, QueueOffset};
+
+use super::order::Order;
+use super::queue::{InFlight, WITHHELD};
+use super::{Pop, Position};
+use crate::label::Label;
+
+/// Entries read from the index at once.
+const SCAN_STEP: usize = 64;
+/// Dead messages found in one call; each is copied before the call is answered.
+const DEAD_MAX: usize = 32;
+/// Overtaken entries of the schedule that are not worth a clean-up.
+pub(super) const DUE_SLACK: usize = 4096;
+/// What a client holds is renewed for at most this long.
+pub(super) const RENEW_MAX_MS: u64 = 3 * 3_600_000;
+/// How long one renewal lasts.
+pub(super) const RENEWAL_MS: u64 = 60_000;
+
+/// Who asks for messages, and how.
+#[derive(Debug)]
+pub struct Take {
+    /// Milliseconds since 1970.
+    pub now_ms: u64,
+    /// At most this many messages.
+    pub max: usize,
+    /// How long a delivered message stays invisible to others.
+    pub invisible_ms: u64,
+    /// The client whose messages are renewed while it lives.
+    pub renew_for: Option<Arc<str>>,
+    /// After this many deliveries a message is dead.
+    pub attempts_max: u32,
+    /// Not done messages per queue, at most; beyond, nothing new is handed out from it.
+    pub inflight_max: usize,
+    /// Revisions of this process are above: a handle from before a restart never equals one from after it.
+    pub revision_base: u32,
+    /// Entries looked at, at most; a filter that matches little gives way to others after that many.
+    pub scan_max: usize,
+    /// Messages of one message group are handed out one by one.
+    pub orderly: bool,
+    /// Later queues go before earlier ones, instead of all in turn.
+    pub last_queue_first: bool,
+    /// Names this attempt to receive. Who repeats it did not get what it was answered with, and gets the same again.
+    pub attempt_key: Option<u64>,
+}
+
+/// What the core needs to know and cannot hold.
+pub trait Surroundings {
+    /// The index entries of a queue from an offset on, at most `max`, appended to `out`. Confirmed ones only.
+    fn entries(&self, queue_id: u32, from: QueueOffset, max: usize, out: &mut Vec<Entry>)
+    -> Result<(), Gone>;
+    /// Whether the filter of the caller may want a message.
+    fn wants(&self, entry: &Entry) -> bool;
+    /// Whether a client is alive.
+    fn is_alive(&self, client_id: &str) -> bool;
+}
+
+/// The message asked for was deleted when its time had come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gone {
+    /// The first offset of the queue that is still there; above the one asked for.
+    pub minimum: u64,
+}
+
+/// A message handed out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    pub position: Position,
+    pub entry: Entry,
+    pub attempt: u32,
+    pub revision: u32,
+    pub visible_at_ms: u64,
+}
+
+/// What a call of [`Pop::take`] gives.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// For the consumer.
+    pub deliveries: Vec<Delivery>,
+    /// Dead: to be copied to the dead letters, then finished. They stay invisible meanwhile.
+    pub dead: Vec<Position>,
+    /// The scan ended before the end of the queues: ask again at once.
+    pub more: bool,
+}
+
+impl Pop {
+    /// Hands out messages: first those whose time has come again, then new ones.
+    pub fn take(&mut self, ask: &Take, around: &impl Surroundings) -> Taken {
+        let mut taken = Taken::default();
+        self.put_in_order(ask.orderly, around);
+        self.compact();
+        if let Some(key) = ask.attempt_key {
+            self.repeat(key, ask, around, &mut taken);
+            if !taken.deliveries.is_empty() {
+                return taken;
+            }
+        }
+        self.take_due(ask, around, &mut taken);
+        self.take_new(ask, around, &mut taken);
+        if let Some(key) = ask.attempt_key {
+            self.attempts.remember(key, &taken.deliveries);
+        }
+        taken
+    }
+
+    /// Makes every queue as orderly as the group is now.
+    fn put_in_order(&mut self, orderly: bool, around: &impl Surroundings) {
+        let mut changed = false;
+        for (queue_id, queue) in self.queues.iter_mut().enumerate() {
+            if !orderly {
+                if queue.order.is_some() {
+                    queue.drop_order();
+                    changed = true;
+                }
+                continue;
+            }
+            if queue.order.get_or_insert_with(Order::stale).is_stale {
+                let queue_id = u32::try_from(queue_id).expect("queue numbers are u32");
+                let (mut from, mut entries) = (0, Vec::new());
+                queue.put_in_order(|offset| {
+                    if offset >= from + entries.len() as u64 {
+                        from = offset;
+                        entries.clear();
+                        // Of what is gone nobody has to know the message group: it is never delivered.
+                        let _ = around.entries(queue_id, QueueOffset(from), SCAN_STEP, &mut entries);
+                    }
+                    let entry = entries.get((offset - from) as usize);
+                    entry.map_or(0, |entry| Label::in_entry(entry).message_group())
+                });
+                changed = true;
+            }
+        }
+        if changed {
+            self.schedule();
+        }
+    }
+
+    /// Acknowledged messages leave their times behind; when these outnumber what is in flight they are thrown out.
+    fn compact(&mut self) {
+        let inflight: usize = self.queues.iter().map(|queue| queue.inflight.len()).sum();
+        if self.due.len() > 2 * inflight + DUE_SLACK {
+            self.schedule();
+        }
+    }
+
+    /// Hands out once more what the attempt to receive with this key was answered with, as far as nobody else has had it
+    /// since. It counts as the same delivery.
+    fn repeat(&mut self, key: u64, ask: &Take, around: &impl Surroundings, taken: &mut Taken) {
+        for (position, revision) in self.attempts.forget(key) {
+            let Some(entry) = entry_at(position, around) else { continue };
+            let queue = &mut self.queues[position.queue_id as usize];
+            let held = queue.inflight.get_mut(&position.offset).filter(|held| held.revision == revision);
+            if let Some(inflight) = held {
+                taken.deliveries.push(deliver(position, entry, inflight, ask, self.revision_floor));
+            }
+        }
+        self.due.extend(taken.deliveries.iter().map(|delivery| Reverse(delivery.due())));
+        self.attempts.remember(key, &taken.deliveries);
+    }
+
+    fn take_due(&mut self, ask: &Take, around: &impl Surroundings, taken: &mut Taken) {
+        for _ in 0..ask.scan_max {
+            if taken.deliveries.len() >= ask.max {
+                return;
+            }
+            if taken.dead.len() >= DEAD_MAX {
+                break;
+            }
+            let Some(position) = self.next_due(ask.now_ms, &|client| around.is_alive(client)) else { return };
+            let Some(entry) = entry_at(position, around) else {
+                // Gone from the log: nobody can have it any more.
+                self.finish(position);
+                continue;
+            };
+            if !around.wants(&entry) {
+                self.finish(position);
+                self.recorder.pass(position);
+                continue;
+            }
+            let inflight = self.queues[position.queue_id as usize].inflight.get_mut(&position.offset);
+            let Some(inflight) = inflight else { continue };
+            if inflight.attempt >= ask.attempts_max {
+                self.due.push(Reverse((inflight.begin_burial(ask.now_ms), position)));
+                taken.dead.push(position);
+                continue;
+            }
+            inflight.attempt += 1;
+            let delivery = deliver(position, entry, inflight, ask, self.revision_floor);
+            self.due.push(Reverse(delivery.due()));
+            taken.deliveries.push(delivery);
+        }
+        taken.more = true;
+    }
+
+    /// Messages whose time has come and that were delivered often enough, at most `max`. They are invisible for a while
+    /// then, in which they are to be buried. At most `max` entries are looked at.
+    pub fn dead(
+        &mut self,
+        now_ms: u64,
+        attempts_max: u32,
+        max: usize,
+        is_alive: &dyn Fn(&str) -> bool,
+    ) -> Vec<Position> {
+        let (mut dead, mut others) = (Vec::new(), Vec::new());
+        for _ in 0..max {
+            let Some(position) = self.next_due(now_ms, is_alive) else { break };
+            let Some(entry) = self.queues[position.queue_id as usize].inflight.get_mut(&position.offset)
+            else {
+                continue;
+            };
+            if entry.attempt < attempts_max {
+                others.push(Reverse((entry.visible_at_ms, position)));
+                continue;
+            }
+            others.push(Reverse((entry.begin_burial(now_ms), position)));
+            dead.push(position);
+        }
+        self.due.extend(others);
+        dead
+    }
+
+    /// The next message whose time has come, and whose turn it is. A message of a living client is renewed instead.
+    fn next_due(&mut self, now_ms: u64, is_alive: &dyn Fn(&str) -> bool) -> Option<Position> {
+        while let Some(&Reverse((at_ms, position))) = self.due.peek()
+            && at_ms <= now_ms
+        {
+            self.due.pop();
+            let queue = self.queues.get_mut(position.queue_id as usize)?;
+            let is_front = queue.is_front(position.offset);
+            let entry = queue.inflight.get_mut(&position.offset);
+            let Some(entry) = entry.filter(|entry| entry.visible_at_ms <= now_ms) else { continue };
+            if let Some((client, until_ms)) = &entry.renewed_for
+                && now_ms < *until_ms
+                && is_alive(client)
+            {
+                entry.visible_at_ms = (now_ms + RENEWAL_MS).min(*until_ms);
+                self.due.push(Reverse((entry.visible_at_ms, position)));
+                continue;
+            }
+            if !is_front {
+                // It was delivered before the group became orderly.
+                entry.visible_at_ms = WITHHELD;
+                continue;
+            }
+            return Some(position);
+        }
+        None
+    }
+
+    fn take_new(&mut self, ask: &Take, around: &impl Surroundings, taken: &mut Taken) {
+        let mut scan_left = ask.scan_max;
+        let count = self.queues.len();
+        for step in 0..count {
+            let queue_id = if ask.last_queue_first { count - 1 - step } else { (self.turn + step) % count };
+            self.take_new_of(queue_id, ask, around, &mut scan_left, taken);
+            if taken.deliveries.len() >= ask.max {
+                self.turn = (queue_id + 1) % count;
+                return;
+            }
+            if scan_left == 0 {
+                taken.more = true;
+                return;
+            }
+        }
+    }
+
+    fn take_new_of(
+        &mut self,
+        queue_id: usize,
+        ask: &Take,
+        around: &impl Surroundings,
+        scan_left: &mut usize,
+        taken: &mut Taken,
+    ) {
+        let number = u32::try_from(queue_id).expect("queue numbers are u32");
+        let queue = &mut self.queues[queue_id];
+        let mut entries = Vec::with_capacity(SCAN_STEP);
+        while *scan_left > 0 && taken.deliveries.len() < ask.max && queue.inflight.len() < ask.inflight_max {
+            let want = (ask.max - taken.deliveries.len()).clamp(16, SCAN_STEP).min(*scan_left);
+            entries.clear();
+            let found = around.entries(number, QueueOffset(queue.next), want, &mut entries);
+            if let Err(Gone { minimum }) = found
+                && minimum > queue.next
+            {
+                self.recorder.skip(number, queue.next..minimum);
+                queue.next = minimum;
+                continue;
+            }
+            if entries.is_empty() {
+                return;
+            }
+            for entry in entries.drain(..) {
+                if taken.deliveries.len() >= ask.max {
+                    return;
+                }
+                *scan_left -= 1;
+                let position = Position { queue_id: number, offset: queue.next };
+                queue.next += 1;
+                if !around.wants(&entry) {
+                    self.recorder.pass(position);
+                    continue;
+                }
+                let mut inflight = InFlight::unseen();
+                if let Some(order) = &mut queue.order {
+                    inflight.message_group = Label::in_entry(&entry).message_group();
+                    if !order.join(inflight.message_group, position.offset) {
+                        inflight.visible_at_ms = WITHHELD;
+                        queue.inflight.insert(position.offset, inflight);
+                        continue;
+                    }
+                }
+                inflight.attempt = 1;
+                let delivery = deliver(position, entry, &mut inflight, ask, self.revision_floor);
+                queue.inflight.insert(position.offset, inflight);
+                self.due.push(Reverse(delivery.due()));
+                taken.deliveries.push(delivery);
+            }
+        }
+    }
+}
+
+impl Take {
+    fn renewal(&self) -> Option<(Arc<str>, u64)> {
+        self.renew_for.clone().map(|client| (client, self.now_ms + RENEW_MAX_MS))
+    }
+}
+
+impl Delivery {
+    /// When it becomes visible again, as the schedule has it.
+    fn due(&self) -> (u64, Position) {
+        (self.visible_at_ms, self.position)
+    }
+}
+
+fn entry_at(position: Position, around: &impl Surroundings) -> Option<Entry> {
+    let mut entries = Vec::with_capacity(1);
+    around.entries(position.queue_id, QueueOffset(position.offset), 1, &mut entries).ok()?;
+    entries.pop()
+}
+
+fn deliver(
+    position: Position,
+    entry: Entry,
+    inflight: &mut InFlight,
+    ask: &Take,
+    revision_floor: u32,
+) -> Delivery {
+    inflight.visible_at_ms = ask.now_ms + ask.invisible_ms;
+    inflight.revision = inflight.revision.max(ask.revision_base).max(revision_floor) + 1;
+    inflight.renewed_for = ask.renewal();
+    Delivery {
+        position,
+        entry,
+        attempt: inflight.attempt,
+        revision: inflight.revision,
+        visible_at_ms: inflight.visible_at_ms,
+    }
+}
