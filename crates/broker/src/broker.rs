@@ -19,6 +19,7 @@ use crate::catalog_writer::{CatalogWriter, topic_named};
 use crate::clock::Clock;
 use crate::dedupe::Dedupe;
 use crate::filter::FilterCache;
+use crate::held::HeldTable;
 use crate::mark::Mark;
 use crate::progress::ProgressTable;
 use crate::records::{GroupRecord, message_of};
@@ -37,6 +38,21 @@ pub struct Counters {
     pub filter_errors: AtomicU64,
     /// Messages copied to dead letters.
     pub dead_letters: AtomicU64,
+}
+
+/// How long messages may be held.
+#[derive(Clone, Copy, Debug)]
+pub struct HeldLimits {
+    /// `maxDelayTimeMills`
+    pub delay_max_ms: u64,
+    /// `transactionTimeOut`
+    pub transaction_timeout_ms: u64,
+    /// `transactionCheckInterval`
+    pub check_interval_ms: u64,
+    /// `transactionCheckMax`
+    pub checks_max: u32,
+    /// `fileReservedTime`: an undecided transaction is not kept for longer.
+    pub half_age_max_ms: u64,
 }
 
 /// See the module's comment.
@@ -76,6 +92,10 @@ pub struct Broker {
     pub progress: Arc<ProgressTable>,
     /// SQL expressions of consumers, compiled.
     pub filters: FilterCache,
+    /// Delayed messages and undecided transactions.
+    pub held: Arc<HeldTable>,
+    /// How long messages may be held.
+    pub limits: HeldLimits,
     /// Which message ids were stored lately.
     pub dedupe: Arc<Dedupe>,
     /// Who is alive.

@@ -14,6 +14,7 @@ pub mod config;
 pub mod control;
 pub mod dedupe;
 pub mod filter;
+pub mod held;
 pub mod label;
 pub mod mark;
 pub mod metrics;

@@ -305,6 +305,7 @@ impl Broker {
 
     fn describe(&self) -> v1::BrokerStatus {
         let watermarks = self.store.watermarks();
+        let (delayed, half) = self.held.counts();
         let used = process::used();
         let durability = match self.durability {
             Durability::Memory => v1::Durability::Memory,
@@ -334,8 +335,8 @@ impl Broker {
             durability: durability.into(),
             status: Some(ok()),
             damaged_bytes: self.damaged_bytes(),
-            delayed_count: 0,
-            half_count: 0,
+            delayed_count: delayed as u64,
+            half_count: half as u64,
             scrub_completed_ms: self.store.scrub_status().last_completed_ms.unwrap_or(0),
         }
     }
