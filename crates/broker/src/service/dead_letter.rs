@@ -38,7 +38,12 @@ pub async fn bury_all(broker: &Broker, row: &GroupTopic, dead: &[Position]) {
 
 /// The message is done without a copy.
 pub fn give_up(broker: &Broker, row: &GroupTopic, position: Position) {
-    tracing::warn!(client = row.client.as_deref(), topic = row.topic.name(), ?position, "broadcast message is given up");
+    tracing::warn!(
+        client = row.client.as_deref(),
+        topic = row.topic.name(),
+        ?position,
+        "broadcast message is given up"
+    );
     let queues = {
         let mut pop = row.pop.lock();
         pop.finish(position);

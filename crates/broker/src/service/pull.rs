@@ -44,7 +44,9 @@ struct Pulled {
 pub fn nothing(rejection: Rejection) -> BoxStream<v2::PullMessageResponse> {
     // Who asks for what is gone, or is not there yet, is told where the queue is.
     let next = match rejection {
-        Rejection::IllegalOffset { offset, min, max } => Some((offset.max(0).cast_unsigned()).clamp(min, max)),
+        Rejection::IllegalOffset { offset, min, max } => {
+            Some((offset.max(0).cast_unsigned()).clamp(min, max))
+        }
         _ => None,
     };
     stream(rejection.into(), Vec::new(), next)

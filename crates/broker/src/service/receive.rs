@@ -139,7 +139,10 @@ pub fn invisible_ms(duration: Option<&prost_types::Duration>, min_ms: i64) -> Re
 }
 
 /// How long to wait for a message: what the client asks for, but so that the answer comes before its deadline.
-pub(super) fn wait(timeout: Option<Duration>, asked: Option<&prost_types::Duration>) -> Result<Duration, Rejection> {
+pub(super) fn wait(
+    timeout: Option<Duration>,
+    asked: Option<&prost_types::Duration>,
+) -> Result<Duration, Rejection> {
     let asked = match asked {
         Some(asked) if asked.seconds < 0 || asked.nanos < 0 => {
             return Err(Rejection::IllegalPollingTime { seconds: asked.seconds });
