@@ -119,7 +119,8 @@ impl Broker {
         claimed: bool,
     ) -> Result<(), Rejection> {
         let mut appends = Vec::with_capacity(1);
-        for (queue, indexes) in queues_of(topic, batch, indexes) {
+        let mut queues = queues_of(topic, batch, indexes).into_iter();
+        while let Some((queue, indexes)) = queues.next() {
             let mut records = Vec::with_capacity(indexes.len());
             let mut places = Vec::with_capacity(if claimed { indexes.len() } else { 0 });
             let mut bytes = 0;
@@ -135,11 +136,17 @@ impl Broker {
                 bytes += record.encoded_bytes() as u64;
                 records.push(record);
             }
-            let append = self.store.append(records, self.durability_of(topic)).map_err(|error| {
-                self.dedupe.release(places.iter().map(|(hash, _)| *hash));
-                refuse::append(error)
-            })?;
-            appends.push((indexes, Sending::new(append, self.dedupe.clone(), places)));
+            match self.store.append(records, self.durability_of(topic)) {
+                Ok(append) => appends.push((indexes, Sending::new(append, self.dedupe.clone(), places))),
+                Err(error) => {
+                    if claimed {
+                        let rest = queues.flat_map(|(_, indexes)| indexes);
+                        let unused = indexes.into_iter().chain(rest).map(|index| batch.hashes[index]);
+                        self.dedupe.release(unused);
+                    }
+                    return Err(refuse::append(error));
+                }
+            }
         }
         for (indexes, sending) in appends {
             let appended = match tokio::time::timeout(self.flush_timeout, sending).await {
