@@ -217,24 +217,27 @@ fn queues_of(topic: &Topic, batch: &Batch, indexes: Vec<usize>) -> BTreeMap<Queu
     if indexes.is_empty() {
         return queues;
     }
-    let count = topic.queue_nums().max(1);
-    let queue_id = |index: usize| {
-        let system = &batch.messages[index].system_properties;
-        match topic.message_type() {
-            MessageType::Fifo => system.message_group.as_deref().map_or(0, group_hash) % count,
-            // The last queue is the first to be read.
-            _ => system.priority().unsigned_abs().min(count - 1),
-        }
-    };
     if matches!(topic.message_type(), MessageType::Fifo | MessageType::Priority) {
         for index in indexes {
-            let queue = topic.queue(queue_id(index)).expect("it is one of the queues");
+            let queue = queue_of(topic, &batch.messages[index].system_properties);
             queues.entry(queue).or_default().push(index);
         }
     } else {
         queues.insert(topic.next_queue().1, indexes);
     }
     queues
+}
+
+/// The queue of one message.
+pub fn queue_of(topic: &Topic, system: &v2::SystemProperties) -> QueueNumber {
+    let count = topic.queue_nums().max(1);
+    let queue_id = match topic.message_type() {
+        MessageType::Fifo => system.message_group.as_deref().map_or(0, group_hash) % count,
+        // The last queue is the first to be read.
+        MessageType::Priority => system.priority().unsigned_abs().min(count - 1),
+        _ => return topic.next_queue().1,
+    };
+    topic.queue(queue_id).expect("it is one of the queues")
 }
 
 /// The record of a message that is visible at once.
