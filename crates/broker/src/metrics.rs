@@ -18,6 +18,11 @@ pub fn text(broker: &Broker) -> String {
         ("messages_in", "Messages stored for producers", &counters.messages_in),
         ("messages_out", "Messages handed to consumers", &counters.messages_out),
         ("expired", "Messages not delivered because their time to live was over", &counters.expired),
+        (
+            "filter_errors",
+            "Messages that a filter could not be put to, and that were not delivered",
+            &counters.filter_errors,
+        ),
         ("dead_letters", "Messages copied to dead letters", &counters.dead_letters),
     ] {
         registry.register(name, help, ConstCounter::new(counter.load(Ordering::Relaxed)));

@@ -37,6 +37,7 @@ use crate::clock::Clock;
 use crate::config::BrokerConfig;
 use crate::control::{self, Control};
 use crate::dedupe::Dedupe;
+use crate::filter::FilterCache;
 use crate::held::HeldTable;
 use crate::held::deliver::Deliverer;
 use crate::metrics;
@@ -45,6 +46,8 @@ use crate::registration::Registrations;
 use crate::service::admin::AdminService;
 use crate::service::messaging::Messaging;
 
+/// Compiled SQL expressions that are kept.
+const FILTERS_MAX: usize = 1024;
 /// Requests in flight may take this long to finish at the end.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 /// Changes of the own row that a registration may be behind.
@@ -145,6 +148,7 @@ pub fn start(config: &BrokerConfig) -> Result<Running, StartError> {
         default_queue_nums: config.default_topic_queue_nums,
         dedup_window_minutes: config.dedup_window_minutes,
         dedupe,
+        filters: FilterCache::new(FILTERS_MAX),
         auto_create_topics: config.auto_create_topic_enable,
         auto_create_groups: config.auto_create_subscription_group,
         token_key: key,
@@ -291,7 +295,7 @@ fn announce(config: &BrokerConfig, broker: &Broker, clients: SocketAddr, interna
         topics: broker.catalog.topics().iter().map(|topic| topic.route()).collect(),
         groups: broker.catalog.groups().iter().map(|group| group.config.clone()).collect(),
     };
-    broker.routes.write().apply(RouteChange { change: Some(RouteChanged::Joined(state)) });
+    broker.routes.apply(RouteChange { change: Some(RouteChanged::Joined(state)) });
 }
 
 fn start_delivery(broker: &Broker) -> Result<JoinHandle<()>, StartError> {

@@ -19,6 +19,10 @@ pub struct Message {
     tag: Option<String>,
     keys: Vec<String>,
     properties: HashMap<String, String>,
+    message_group: Option<String>,
+    delivery_time: Option<SystemTime>,
+    priority: Option<i32>,
+    lite_topic: Option<String>,
 }
 
 impl Message {
@@ -30,6 +34,10 @@ impl Message {
             tag: None,
             keys: Vec::new(),
             properties: HashMap::new(),
+            message_group: None,
+            delivery_time: None,
+            priority: None,
+            lite_topic: None,
         }
     }
 
@@ -54,8 +62,54 @@ impl Message {
         self
     }
 
+    /// Messages of one group are delivered in the order of their sends, one after the other; for topics of type FIFO.
+    #[must_use]
+    pub fn message_group(mut self, group: impl Into<String>) -> Self {
+        self.message_group = Some(group.into());
+        self
+    }
+
+    /// It is not delivered before this time; for topics of type DELAY.
+    #[must_use]
+    pub fn delivery_time(mut self, at: SystemTime) -> Self {
+        self.delivery_time = Some(at);
+        self
+    }
+
+    /// Of what waits, the highest priority is delivered first; for topics of type PRIORITY.
+    #[must_use]
+    pub fn priority(mut self, priority: i32) -> Self {
+        self.priority = Some(priority);
+        self
+    }
+
+    /// The light queue it goes to; for topics of type LITE.
+    #[must_use]
+    pub fn lite_topic(mut self, name: impl Into<String>) -> Self {
+        self.lite_topic = Some(name.into());
+        self
+    }
+
     pub(crate) fn topic(&self) -> &str {
         &self.topic
+    }
+
+    pub(crate) fn group(&self) -> Option<&str> {
+        self.message_group.as_deref()
+    }
+
+    fn message_type(&self) -> v2::MessageType {
+        if self.message_group.is_some() {
+            v2::MessageType::Fifo
+        } else if self.delivery_time.is_some() {
+            v2::MessageType::Delay
+        } else if self.priority.is_some() {
+            v2::MessageType::Priority
+        } else if self.lite_topic.is_some() {
+            v2::MessageType::Lite
+        } else {
+            v2::MessageType::Normal
+        }
     }
 
     pub(crate) fn body_size(&self) -> usize {
@@ -64,14 +118,19 @@ impl Message {
 
     /// The bytes that travel and are stored; encoded once, whatever the number of attempts.
     pub(crate) fn encode(self, message_id: &str, born: SystemTime, born_host: &str) -> Bytes {
+        let message_type = self.message_type();
         let system_properties = v2::SystemProperties {
             tag: self.tag,
             keys: self.keys,
             message_id: message_id.to_owned(),
             body_encoding: v2::Encoding::Identity.into(),
-            message_type: v2::MessageType::Normal.into(),
+            message_type: message_type.into(),
             born_timestamp: Some(born.into()),
             born_host: born_host.to_owned(),
+            message_group: self.message_group,
+            delivery_timestamp: self.delivery_time.map(Into::into),
+            priority: self.priority,
+            lite_topic: self.lite_topic,
             ..Default::default()
         };
         let message = v2::Message {
@@ -234,6 +293,20 @@ mod tests {
         assert_eq!(received.properties()["a"], "1");
         assert_eq!(received.born_time(), Some(born));
         assert_eq!(received.broker(), "broker-a");
+    }
+
+    #[test]
+    fn what_a_message_has_makes_its_type() {
+        let message = || Message::new("orders", "a book");
+        let type_of = |message: Message| {
+            let sent = message.encode("01AB", SystemTime::UNIX_EPOCH, "here");
+            v2::Message::decode(sent).unwrap().system_properties.unwrap().message_type()
+        };
+        assert_eq!(type_of(message()), v2::MessageType::Normal);
+        assert_eq!(type_of(message().message_group("g")), v2::MessageType::Fifo);
+        assert_eq!(type_of(message().delivery_time(SystemTime::UNIX_EPOCH)), v2::MessageType::Delay);
+        assert_eq!(type_of(message().priority(1)), v2::MessageType::Priority);
+        assert_eq!(type_of(message().lite_topic("l")), v2::MessageType::Lite);
     }
 
     #[test]

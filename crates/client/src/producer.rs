@@ -48,6 +48,8 @@ struct Inner {
 /// Messages of one topic, encoded, with their ids.
 struct Batch {
     topic: String,
+    /// Follows from the message group of all of them.
+    turn: Option<usize>,
     ids: Vec<String>,
     encoded: Vec<Bytes>,
 }
@@ -67,7 +69,7 @@ impl Producer {
         receipts.pop().expect("there is one result for each message")
     }
 
-    /// Sends messages of one topic in one request, which is much cheaper than one request each. Their bodies may have
+    /// Sends messages of one topic, and of one message group if they have one, in one request, which is much cheaper than one request each. Their bodies may have
     /// 4 MiB together. There is one result for each message, in their order; each stands for itself.
     ///
     /// Fails as a whole, after the same attempts as [`Producer::send`], when no server took the request.
@@ -83,7 +85,7 @@ impl Producer {
         let mut attempt = 1;
         loop {
             let route = inner.session.routes.get(&batch.topic).await?;
-            let broker = inner.next_broker(&batch.topic, &route, &failed)?;
+            let broker = inner.next_broker(&batch, &route, &failed)?;
             let error = match inner.attempt(&batch, &broker).await {
                 Ok(results) => return Ok(results),
                 Err(error) => error,
@@ -93,10 +95,13 @@ impl Producer {
                 return Err(error);
             }
             tracing::debug!(%error, attempt, "send is tried again");
-            failed.push(broker);
+            // Messages of a group stay where those before them are: elsewhere they would overtake them.
+            if batch.turn.is_none() {
+                failed.push(broker);
+            }
             // Another broker is tried at once, unless this one asked for less load.
-            let another =
-                route.writable(0, &failed).is_some_and(|next| failed.iter().all(|one| one.name != next.name));
+            let is_fresh = |next: &Arc<BrokerRoute>| failed.iter().all(|one| one.name != next.name);
+            let another = batch.turn.is_none() && route.writable(0, &failed).is_some_and(is_fresh);
             if !another || error.code() == Some(v2::Code::TooManyRequests) {
                 tokio::time::sleep(backoff(attempt)).await;
             }
@@ -116,6 +121,10 @@ impl Inner {
                 other.topic()
             ));
         }
+        if messages.iter().any(|message| message.group() != first.group()) {
+            return invalid("a batch has one message group; send a request for each".into());
+        }
+        let turn = first.group().map(turn_of);
         let size: usize = messages.iter().map(Message::body_size).sum();
         if size > BATCH_MAX_BYTES {
             let rule = format!("{BATCH_MAX_BYTES} are allowed in one request; send less at once");
@@ -129,20 +138,20 @@ impl Inner {
             encoded.push(message.encode(&id, now, host));
             ids.push(id);
         }
-        Ok(Batch { topic, ids, encoded })
+        Ok(Batch { topic, turn, ids, encoded })
     }
 
     fn next_broker(
         &self,
-        topic: &str,
+        batch: &Batch,
         route: &Route,
         failed: &[Arc<BrokerRoute>],
     ) -> Result<Arc<BrokerRoute>, ClientError> {
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let turn = batch.turn.unwrap_or_else(|| self.turn.fetch_add(1, Ordering::Relaxed));
         route
             .writable(turn, failed)
             .cloned()
-            .ok_or_else(|| ClientError::NoQueue { topic: topic.to_owned(), wanted: "writable" })
+            .ok_or_else(|| ClientError::NoQueue { topic: batch.topic.clone(), wanted: "writable" })
     }
 
     async fn attempt(
@@ -180,4 +189,12 @@ impl Inner {
             self.session.routes.suspect();
         }
     }
+}
+
+/// Which of the brokers a message group belongs to: the same in every process (FNV-1a).
+fn turn_of(group: &str) -> usize {
+    let hash = group.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    usize::try_from(hash >> 33).expect("31 bits")
 }
