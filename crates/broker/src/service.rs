@@ -14,4 +14,5 @@ pub mod query;
 pub mod receive;
 pub mod reset;
 pub mod send;
+pub mod transaction;
 pub mod verify;
