@@ -90,12 +90,12 @@ pub struct Broker {
     pub catalog_writer: CatalogWriter,
     /// How far groups have come.
     pub progress: Arc<ProgressTable>,
-    /// SQL expressions of consumers, compiled.
-    pub filters: FilterCache,
     /// Delayed messages and undecided transactions.
     pub held: Arc<HeldTable>,
     /// How long messages may be held.
     pub limits: HeldLimits,
+    /// SQL expressions of consumers, compiled.
+    pub filters: FilterCache,
     /// Which message ids were stored lately.
     pub dedupe: Arc<Dedupe>,
     /// Who is alive.
