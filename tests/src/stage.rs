@@ -1,10 +1,13 @@
 //! One official client at one access point of a cluster, and what tests ask of the cluster around it. Owned by one test.
 
 use std::collections::{BTreeMap, HashSet};
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::cluster::Node;
 use crate::driver::Plan;
 use crate::{Cluster, Driver, Event, Language, until};
 
@@ -66,7 +69,13 @@ impl<'a> Stage<'a> {
 
 /// Two brokers and a namesrv.
 pub fn two_brokers() -> Cluster {
-    Cluster::builder().namesrvs(1).brokers(2).start()
+    two_brokers_with(&[])
+}
+
+/// The same, with settings of the brokers.
+pub fn two_brokers_with(settings: &[(&str, &str)]) -> Cluster {
+    let builder = Cluster::builder().namesrvs(1).brokers(2);
+    settings.iter().fold(builder, |builder, (key, value)| builder.set(key, value)).start()
 }
 
 /// Creates a topic of the type that `karman topic create --type` calls `kind`; every node knows it.
@@ -85,6 +94,19 @@ pub fn assert_on_all_brokers(cluster: &Cluster, topic: &str) {
     let topics = rows(cluster, &["topic", "list"]);
     let held = topics.iter().filter(|row| row["topic"] == topic && row["messages"].as_u64().unwrap() > 0);
     assert_eq!(held.count(), cluster.brokers.len(), "{topics:?}");
+}
+
+/// What `/metrics` of all brokers say of this counter, together.
+pub fn counted(cluster: &Cluster, name: &str) -> u64 {
+    let count = |broker: &Node| {
+        let mut connection = TcpStream::connect(broker.ready("metrics")).unwrap();
+        connection.write_all(b"GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).unwrap();
+        let value = answer.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+        value.unwrap_or_else(|| panic!("no {name} in {answer}"))
+    };
+    cluster.brokers.iter().map(count).sum()
 }
 
 /// Waits until `group` has `count` dead letters, and until clients can find them.
@@ -132,6 +154,12 @@ pub fn deliveries(events: &[Event]) -> BTreeMap<String, Vec<&Event>> {
     }
     assert!(!deliveries.is_empty(), "nothing was delivered");
     deliveries
+}
+
+/// The attempts of each message in the order of their deliveries.
+pub fn attempts(events: &[Event]) -> BTreeMap<String, Vec<u32>> {
+    let attempts = |deliveries: Vec<&Event>| deliveries.iter().map(|event| event.attempt).collect();
+    deliveries(events).into_iter().map(|(id, deliveries)| (id, attempts(deliveries))).collect()
 }
 
 /// A dead letter as it was before it died, and what it says about that.
