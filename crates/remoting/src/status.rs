@@ -20,7 +20,7 @@ pub enum Rejection {
     #[error("CODE: 17  DESC: No topic route info in name server for the topic: {topic}")]
     TopicNotFound { topic: String },
     #[error(
-        "consumer group {group:?} does not exist and autoCreateSubscriptionGroup is off; create it first"
+        "consumer group {group:?} does not exist; create it first (autoCreateSubscriptionGroup does it at the first use)"
     )]
     GroupNotFound { group: String },
     #[error("broker {broker:?} is not in the route table: it left the cluster or never was in it")]

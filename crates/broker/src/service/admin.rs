@@ -128,9 +128,9 @@ impl Admin for AdminService {
 
     async fn list_clients(
         &self,
-        _: Request<v1::ListClientsRequest>,
+        request: Request<v1::ListClientsRequest>,
     ) -> Result<Response<v1::ListClientsResponse>, Status> {
-        answer(Err(Rejection::NotImplemented { capability: "listing clients" }))
+        answer(self.0.list_clients(request.get_ref()))
     }
 
     async fn query_messages(

@@ -1,4 +1,4 @@
-//! What an operator sees of a consumer group: its settings, and how far it is with each queue.
+//! What an operator sees of a consumer group: its settings, how far it is with each queue, and its clients.
 //!
 //! From the live state, the index, and one record for each queue with messages that wait; blocks when that record has to
 //! come from the device.
@@ -25,7 +25,12 @@ impl Broker {
         if !request.topic.is_empty() {
             validate::topic(&request.topic)?;
         }
-        let mut response = v1::DescribeGroupResponse { status: Some(ok()), ..Default::default() };
+        let mut response = v1::DescribeGroupResponse {
+            status: Some(ok()),
+            clients: self.named(self.clients.members(&request.name)),
+            contradictions: self.clients.contradictions(&request.name),
+            ..Default::default()
+        };
         let Some(group) = self.catalog.group(&request.name) else { return Ok(response) };
         response.groups.push(group.config.clone());
         let mut rows = self.progress.all();
@@ -34,6 +39,34 @@ impl Broker {
         rows.sort_by(|a, b| (a.topic.name(), &a.client).cmp(&(b.topic.name(), &b.client)));
         response.queues = rows.iter().flat_map(|row| self.queue_states(row)).collect();
         Ok(response)
+    }
+
+    /// The clients of a group, or those that send to a topic or read it; all when neither is said.
+    pub fn list_clients(
+        &self,
+        request: &v1::ListClientsRequest,
+    ) -> Result<v1::ListClientsResponse, Rejection> {
+        let mut clients = if request.group.is_empty() {
+            self.clients.clients()
+        } else {
+            validate::group(&request.group)?;
+            self.clients.members(&request.group)
+        };
+        if !request.topic.is_empty() {
+            validate::topic(&request.topic)?;
+            let topic = &request.topic;
+            clients.retain(|client| {
+                client.publishing.contains(topic)
+                    || client.subscriptions.iter().any(|subscription| subscription.topic == *topic)
+            });
+        }
+        Ok(v1::ListClientsResponse { status: Some(ok()), clients: self.named(clients) })
+    }
+
+    /// With this node's name, which the registry does not know.
+    fn named(&self, clients: Vec<v1::ClientState>) -> Vec<v1::ClientState> {
+        let named = |client| v1::ClientState { broker_name: self.name.to_string(), ..client };
+        clients.into_iter().map(named).collect()
     }
 
     /// How far a group is with each queue of a topic.
