@@ -2,6 +2,7 @@
 
 pub mod ack;
 pub mod admin;
+pub mod ask;
 pub mod check;
 pub mod dead_letter;
 pub mod delay;

@@ -16,7 +16,9 @@ use karman_remoting::probe::{Probe, ProbeError};
 use karman_remoting::proto::karman::admin_server::AdminServer;
 use karman_remoting::proto::karman::route_change::Change as RouteChanged;
 use karman_remoting::proto::karman::{self as v1, BrokerIdentity, BrokerState, RouteChange};
+use karman_remoting::proto::v2::admin_server::AdminServer as PublicAdminServer;
 use karman_remoting::proto::v2::messaging_service_server::MessagingServiceServer;
+use karman_remoting::public_admin::PublicAdmin;
 use karman_remoting::relay::Peers;
 use karman_remoting::route_table::SharedRoutes;
 use karman_remoting::server::{
@@ -237,8 +239,11 @@ fn open_doors(
         Some(local),
         broker.stopping.clone(),
     );
+    let public_admin = PublicAdmin::new(admin.clone(), front.clone(), config.cluster_secret.clone());
     let messaging = MessagingServiceServer::new(front).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
-    let routes = Routes::new(messaging).add_service(AdminServer::new(admin));
+    let public_admin =
+        PublicAdminServer::new(public_admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
+    let routes = Routes::new(messaging).add_service(AdminServer::new(admin)).add_service(public_admin);
     let routes = with_health_and_reflection(routes);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = if config.data_threads == 0 { cores } else { config.data_threads as usize };

@@ -65,7 +65,8 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::DescribeTopicRequest>,
     ) -> Result<Response<v1::DescribeTopicResponse>, Status> {
-        answer(self.0.describe_topic(request.get_ref()))
+        let (broker, request) = (self.0.clone(), request.into_inner());
+        blocking(move || broker.describe_topic(&request)).await
     }
 
     async fn create_group(
@@ -133,6 +134,20 @@ impl Admin for AdminService {
         answer(self.0.list_clients(request.get_ref()))
     }
 
+    async fn ask_client(
+        &self,
+        request: Request<v1::AskClientRequest>,
+    ) -> Result<Response<v1::AskClientResponse>, Status> {
+        answer(self.0.ask_client(request.into_inner()).await)
+    }
+
+    async fn forget_subscription(
+        &self,
+        request: Request<v1::ForgetSubscriptionRequest>,
+    ) -> Result<Response<v1::ForgetSubscriptionResponse>, Status> {
+        answer(self.0.forget_subscription(request.get_ref()).await)
+    }
+
     async fn query_messages(
         &self,
         request: Request<v1::QueryMessagesRequest>,
@@ -186,6 +201,8 @@ impl Broker {
                 min_offset: range.start,
                 max_offset: range.end,
                 offset_at,
+                first_stored_ms: self.first_stored_ms(queue, range.start),
+                last_stored_ms: self.last_stored_ms(queue, range),
             });
         }
         Ok(response)

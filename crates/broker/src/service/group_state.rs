@@ -3,10 +3,12 @@
 //! From the live state, the index, and one record for each queue with messages that wait; blocks when that record has to
 //! come from the device.
 
+use std::ops::Range;
+
 use karman_remoting::proto::karman as v1;
 use karman_remoting::status::{Rejection, ok};
 use karman_remoting::validate;
-use karman_store::{QueueNumber, QueueOffset};
+use karman_store::{Entry, QueueNumber, QueueOffset};
 
 use crate::broker::Broker;
 use crate::pop::QueueState;
@@ -89,23 +91,39 @@ impl Broker {
                 ready_count: ready.end.saturating_sub(ready.start),
                 inflight_count: state.inflight,
                 withheld_count: state.withheld,
-                oldest_ready_ms: self.stored_ms(QueueNumber(queue), ready.start),
+                oldest_ready_ms: self.first_stored_ms(QueueNumber(queue), ready.start),
                 lite_topic: String::new(),
                 client_id: row.client.as_deref().unwrap_or_default().to_owned(),
+                committed_stored_ms: self.last_stored_ms(QueueNumber(queue), range.start..state.floor),
             }
         };
         (0..).zip(states.iter().zip(&row.topic.queues)).map(of_queue).collect()
     }
 
     /// When the first message of a queue from `from` on was stored; 0 if there is none.
-    fn stored_ms(&self, queue: QueueNumber, from: u64) -> u64 {
+    pub fn first_stored_ms(&self, queue: QueueNumber, from: u64) -> u64 {
         let mut entries = Vec::new();
-        if self.store.entries(queue, QueueOffset(from), LOOKED_AT_MAX, &mut entries).is_err() {
-            return 0;
+        match self.store.entries(queue, QueueOffset(from), LOOKED_AT_MAX, &mut entries) {
+            Ok(()) => self.stored_ms(entries.iter()),
+            Err(_) => 0,
         }
-        let record = entries.iter().filter(|entry| !entry.is_lost());
-        let mut records =
-            record.filter_map(|entry| self.store.record(entry.physical_offset, entry.size).ok());
+    }
+
+    /// When the last message of a queue with an offset in `range` was stored; 0 if there is none.
+    pub fn last_stored_ms(&self, queue: QueueNumber, range: Range<u64>) -> u64 {
+        let from = range.start.max(range.end.saturating_sub(LOOKED_AT_MAX as u64));
+        let mut entries = Vec::new();
+        let count = range.end.saturating_sub(from) as usize;
+        match self.store.entries(queue, QueueOffset(from), count, &mut entries) {
+            Ok(()) => self.stored_ms(entries.iter().rev()),
+            Err(_) => 0,
+        }
+    }
+
+    /// When the first of these messages that can be read was stored.
+    fn stored_ms<'a>(&self, entries: impl Iterator<Item = &'a Entry>) -> u64 {
+        let kept = entries.filter(|entry| !entry.is_lost());
+        let mut records = kept.filter_map(|entry| self.store.record(entry.physical_offset, entry.size).ok());
         records.next().map_or(0, |record| record.store_time_ms)
     }
 }
