@@ -12,7 +12,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::v2::{MessageType, Permission};
-use karman_remoting::settings::DEFAULT_RETRY_MAX_TIMES;
+use karman_remoting::settings::{DEFAULT_LITE_CLIENT_QUOTA, DEFAULT_RETRY_MAX_TIMES};
 use karman_remoting::token::TokenKey;
 use karman_store::{Durability, Projection, QueueNumber, Record, RecordKind};
 use parking_lot::RwLock;
@@ -21,9 +21,6 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
 use crate::records::{Change, GroupRecord, Metadata, TopicRecord};
-
-/// `lite.sub.client.quota`
-const LITE_CLIENT_QUOTA_DEFAULT: usize = 2000;
 
 /// A topic on this broker.
 #[derive(Debug)]
@@ -186,7 +183,7 @@ impl GroupRecord {
     /// Lite topics that one client may subscribe to.
     pub fn lite_client_quota(&self) -> usize {
         match self.config.lite_client_quota {
-            0 => LITE_CLIENT_QUOTA_DEFAULT,
+            0 => DEFAULT_LITE_CLIENT_QUOTA as usize,
             quota => quota as usize,
         }
     }
