@@ -196,6 +196,10 @@ impl ProgressTable {
     fn apply_progress(&self, progress: &Progress) {
         // A topic that was deleted since has no progress.
         let Some(topic) = self.catalog.topic_numbered(progress.topic) else { return };
+        // That on lite topics is another projection's.
+        if topic.is_lite() {
+            return;
+        }
         let client = progress.client.as_deref().map(Arc::from);
         let key = RowKey { group: progress.group, topic: progress.topic, client };
         if progress.ended {

@@ -19,7 +19,7 @@ use crate::catalog_writer::QUEUE_NUMS_MAX;
 use crate::config::RESERVED_HOURS_MAX;
 use crate::process;
 use crate::refuse;
-use crate::service::verify;
+use crate::service::{lite, verify};
 
 /// What the door calls.
 #[derive(Debug)]
@@ -281,6 +281,7 @@ impl Broker {
         for row in self.progress.all().iter().filter(|row| row.group == group.number) {
             row.arrived.notify_one();
         }
+        self.lite.of_group(group.number).iter().for_each(|row| row.settings_changed());
         Ok(v1::UpdateGroupResponse { status: Some(ok()), brokers: vec![] })
     }
 
@@ -374,6 +375,7 @@ fn check_topic(config: &v1::TopicConfig) -> Result<(), Rejection> {
     within("the reserve time", name, config.reserved_hours.into(), "hours", RESERVED_HOURS_MAX.into())?;
     let window = config.dedup_window_minutes.unwrap_or(0);
     within("the dedup window", name, window.into(), "minutes", DEDUP_WINDOW_MAX_MINUTES.into())?;
+    lite::check_expiration(config)?;
     within("the time to live", name, config.ttl_seconds, "seconds", u64::from(RESERVED_HOURS_MAX) * 3600)
 }
 
@@ -381,9 +383,7 @@ fn check_group(config: &v1::GroupConfig) -> Result<(), Rejection> {
     validate::group(&config.name)?;
     let retries = config.retry_max_times.unwrap_or(0);
     within("the number of retries", &config.name, retries.into(), "times", RETRY_MAX_TIMES_MAX.into())?;
-    if !config.lite_bind_topic.is_empty() {
-        validate::topic(&config.lite_bind_topic)?;
-    }
+    lite::check_group(config)?;
     match config.retry_policy.as_ref().map(settings::check_backoff) {
         Some(Err(rule)) => Err(Rejection::BadRequest(format!(
             "the retry policy of group {:?} is refused: {rule}",
