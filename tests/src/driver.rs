@@ -23,6 +23,12 @@ pub enum Language {
     Java,
     /// `rocketmq-python-client`, plaintext by default.
     Python,
+    /// `github.com/apache/rocketmq-clients/golang/v5`, TLS by default.
+    Go,
+    /// `rocketmq-client-nodejs`, plaintext by default. It sees the queues with the number 0 alone.
+    Node,
+    /// The crate `rocketmq`, plaintext only. It has a producer and a simple consumer.
+    Rust,
 }
 
 /// One line of a driver's output. Which fields are there depends on `event`; times are milliseconds since 1970.
@@ -49,6 +55,13 @@ pub struct Event {
     pub error: Option<String>,
     pub name: Option<String>,
     pub outcome: Option<String>,
+    pub group: Option<String>,
+    pub seq: Option<u64>,
+    pub due: Option<u64>,
+    pub priority: Option<i32>,
+    pub lite: Option<String>,
+    pub handle: Option<String>,
+    pub decision: Option<String>,
 }
 
 /// A running driver.
@@ -156,11 +169,16 @@ fn parse(line: &str) -> Event {
 }
 
 impl Language {
+    /// All of them.
+    pub const ALL: [Language; 5] =
+        [Language::Java, Language::Python, Language::Go, Language::Node, Language::Rust];
+
     fn command(self, home: &Path) -> Command {
+        let (clients, sources) = (root().join("target/clients"), root().join("tests/clients"));
         let mut command = match self {
             Language::Python => {
-                let mut command = Command::new(root().join("target/clients/python/bin/python"));
-                command.arg(root().join("tests/clients/python/driver.py")).env("HOME", home);
+                let mut command = Command::new(clients.join("python/bin/python"));
+                command.arg("-B").arg(sources.join("python/driver.py"));
                 command
             }
             Language::Java => {
@@ -168,11 +186,20 @@ impl Language {
                 // Short-lived programs: a small heap, the simple collector, and no second compiler.
                 command.args(["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]);
                 command.arg(format!("-Duser.home={}", home.display()));
-                command.arg("-jar").arg(root().join("target/clients/java/driver.jar"));
+                command.arg("-jar").arg(clients.join("java/driver.jar"));
                 command
             }
+            Language::Go => Command::new(clients.join("go/driver")),
+            Language::Node => {
+                let mut command = Command::new("node");
+                command.arg(sources.join("node/driver.js"));
+                command.env("NODE_PATH", clients.join("node/node_modules"));
+                command
+            }
+            Language::Rust => Command::new(clients.join("rust/release/driver")),
         };
-        command.current_dir(home);
+        // The clients write their logs under it.
+        command.current_dir(home).env("HOME", home);
         command
     }
 }

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use karman_remoting::proto::karman::admin_client::AdminClient;
-use karman_remoting::proto::karman::{CreateTopicRequest, DescribeClusterRequest, TopicConfig};
+use karman_remoting::proto::karman::{
+    CreateGroupRequest, CreateTopicRequest, DescribeClusterRequest, GroupConfig, TopicConfig,
+    UpdateGroupRequest,
+};
 use karman_remoting::proto::v2::messaging_service_client::MessagingServiceClient;
 use karman_remoting::proto::v2::{self, receive_message_response::Content};
 use prost::Message as _;
@@ -75,6 +78,12 @@ impl Raw {
         Raw { runtime, client, admin, client_id: Some(CLIENT_ID) }
     }
 
+    /// The same as another client.
+    pub fn named(mut self, client_id: &'static str) -> Raw {
+        self.client_id = Some(client_id);
+        self
+    }
+
     /// The same without the header that names the client.
     pub fn without_client_id(mut self) -> Raw {
         self.client_id = None;
@@ -115,30 +124,57 @@ impl Raw {
         (statuses.remove(0), messages)
     }
 
-    /// The status of a `PullMessage`.
-    pub fn pull(&self, request: v2::PullMessageRequest) -> v2::Status {
+    /// The status of a pull, which must be there exactly once, the messages, and where to go on.
+    pub fn pull(&self, request: v2::PullMessageRequest) -> (v2::Status, Vec<v2::Message>, Option<i64>) {
+        use v2::pull_message_response::Content;
         let mut client = self.client.clone();
+        let (mut statuses, mut messages, mut next) = (Vec::new(), Vec::new(), None);
         self.runtime.block_on(async {
             let mut frames = client.pull_message(self.request(request)).await.unwrap().into_inner();
-            let first = frames.next().await.expect("a frame").unwrap();
-            match first.content {
-                Some(v2::pull_message_response::Content::Status(status)) => status,
-                other => panic!("not a status: {other:?}"),
+            while let Some(frame) = frames.next().await {
+                match frame.unwrap().content {
+                    Some(Content::Status(status)) => statuses.push(status),
+                    Some(Content::Message(bytes)) => messages.push(v2::Message::decode(bytes).unwrap()),
+                    Some(Content::NextOffset(offset)) => next = Some(offset),
+                    None => {}
+                }
             }
-        })
+        });
+        assert_eq!(statuses.len(), 1, "one status frame in a stream: {statuses:?}");
+        (statuses.remove(0), messages, next)
     }
 
     /// Creates a topic with four queues on each broker of the cluster.
     pub fn create_topic(&self, name: &str, kind: v2::MessageType) -> v2::Status {
-        let config = TopicConfig {
+        self.make_topic(TopicConfig {
             name: name.to_owned(),
             message_type: kind.into(),
             queue_nums: 4,
             ..Default::default()
-        };
-        let request = CreateTopicRequest { topic: Some(config), if_not_exists: false };
+        })
+    }
+
+    /// Creates a topic just as it is said.
+    pub fn make_topic(&self, topic: TopicConfig) -> v2::Status {
+        let request = CreateTopicRequest { topic: Some(topic), if_not_exists: false };
         let mut admin = self.admin.clone();
         let response = self.runtime.block_on(admin.create_topic(self.request(request))).unwrap().into_inner();
+        response.status.expect("a status")
+    }
+
+    /// Creates a group just as it is said.
+    pub fn make_group(&self, group: GroupConfig) -> v2::Status {
+        let request = CreateGroupRequest { group: Some(group) };
+        let mut admin = self.admin.clone();
+        let response = self.runtime.block_on(admin.create_group(self.request(request))).unwrap().into_inner();
+        response.status.expect("a status")
+    }
+
+    /// Replaces the settings of a group.
+    pub fn update_group(&self, group: GroupConfig) -> v2::Status {
+        let request = UpdateGroupRequest { group: Some(group) };
+        let mut admin = self.admin.clone();
+        let response = self.runtime.block_on(admin.update_group(self.request(request))).unwrap().into_inner();
         response.status.expect("a status")
     }
 

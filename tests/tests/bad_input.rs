@@ -431,40 +431,6 @@ fn a_changed_invisible_time_needs_the_new_handle() {
 }
 
 #[test]
-fn what_comes_later_says_so() {
-    let cluster = cluster();
-    for (door, raw) in doors(&cluster) {
-        let later = |status| expect(door, status, Code::NotImplemented, "not implemented");
-        for kind in [MessageType::Fifo, MessageType::Delay, MessageType::Transaction] {
-            later(Some(raw.create_topic("typed", kind)));
-        }
-        let queue = || {
-            Some(v2::MessageQueue {
-                topic: resource(TOPIC),
-                broker: Some(v2::Broker { name: "broker-a".to_owned(), ..Default::default() }),
-                ..Default::default()
-            })
-        };
-        let sync = v2::SyncLiteSubscriptionRequest {
-            topic: resource(TOPIC),
-            group: resource(GROUP),
-            ..Default::default()
-        };
-        later(raw.sync_lite_subscription(sync).status);
-        let pull = v2::PullMessageRequest {
-            group: resource(GROUP),
-            message_queue: queue(),
-            batch_size: 1,
-            ..Default::default()
-        };
-        later(Some(raw.pull(pull)));
-        let update = v2::UpdateOffsetRequest { group: resource(GROUP), message_queue: queue(), offset: 0 };
-        later(raw.update_offset(update).status);
-        later(raw.get_offset(v2::GetOffsetRequest { group: resource(GROUP), message_queue: queue() }).status);
-    }
-}
-
-#[test]
 fn a_text_that_is_no_token_is_refused_by_every_door() {
     let cluster = cluster();
     for (door, raw) in doors(&cluster) {

@@ -56,22 +56,22 @@ fn what_several_brokers_hold_is_found_through_every_node() {
     }
     let nodes = cluster.namesrvs.iter().chain(&cluster.brokers);
     for endpoint in nodes.map(karman_tests::cluster::Node::endpoint) {
-        let all = lines(&karman(&endpoint, &["message", "get", TOPIC, "--key", "shared"]));
+        let all = lines(&karman(&endpoint, &["message", "query", TOPIC, "--key", "shared"]));
         assert_eq!(all.len(), 20);
         let times: Vec<u64> = all.iter().map(|one| one["store_ms"].as_u64().unwrap()).collect();
         assert!(times.is_sorted_by(|a, b| a >= b), "{times:?}");
-        let few = lines(&karman(&endpoint, &["message", "get", TOPIC, "--key", "shared", "--max", "3"]));
+        let few = lines(&karman(&endpoint, &["message", "query", TOPIC, "--key", "shared", "--max", "3"]));
         assert_eq!(few[..], all[..3]);
         for number in [0, 1, 19] {
             let found =
-                lines(&karman(&endpoint, &["message", "get", TOPIC, "--id", &format!("id-{number}")]));
+                lines(&karman(&endpoint, &["message", "query", TOPIC, "--id", &format!("id-{number}")]));
             assert_eq!(found.len(), 1);
             assert_eq!(found[0]["keys"][1], format!("key-{number}"));
             let of = ["broker-a", "broker-b"][number % 2];
             assert_eq!(found[0]["broker"], of);
             let other = ["broker-b", "broker-a"][number % 2];
             let id = format!("id-{number}");
-            let none = karman(&endpoint, &["message", "get", TOPIC, "--id", &id, "--broker", other]);
+            let none = karman(&endpoint, &["message", "query", TOPIC, "--id", &id, "--broker", other]);
             assert_eq!(none.status.code(), Some(3));
         }
         let reports = lines(&karman(&endpoint, &["store", "verify", "--live"])).remove(0);
@@ -92,8 +92,8 @@ fn the_offsets_of_a_queue_are_answered_on_every_node() {
     for number in 0..9 {
         owner.send(&[message(TOPIC, &format!("id-{number}"))]);
     }
-    let found =
-        lines(&karman(&cluster.brokers[1].endpoint(), &["message", "get", TOPIC, "--id", "id-8"])).remove(0);
+    let found = lines(&karman(&cluster.brokers[1].endpoint(), &["message", "query", TOPIC, "--id", "id-8"]))
+        .remove(0);
     let stored = found["store_ms"].as_i64().unwrap();
     let queue = i32::try_from(found["queue"].as_i64().unwrap()).unwrap();
     let nodes = cluster.namesrvs.iter().chain(&cluster.brokers);

@@ -1,7 +1,7 @@
 //! The broker's parts, as its services share them. Put together in [`crate::start`]; any data thread.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use karman_remoting::clients::ClientRegistry;
@@ -11,15 +11,19 @@ use karman_remoting::route_table::SharedRoutes;
 use karman_remoting::status::{Rejection, ok};
 use karman_remoting::token::TokenKey;
 use karman_remoting::validate;
-use karman_store::{Durability, Store};
+use karman_store::{Durability, Record, Store};
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{Catalog, Topic};
 use crate::catalog_writer::{CatalogWriter, topic_named};
 use crate::clock::Clock;
 use crate::dedupe::Dedupe;
+use crate::filter::FilterCache;
+use crate::held::HeldTable;
+use crate::mark::Mark;
 use crate::progress::ProgressTable;
-use crate::records::GroupRecord;
+use crate::records::{GroupRecord, message_of};
+use crate::wanted::Wanted;
 
 /// Counts since the start of the process.
 #[derive(Debug, Default)]
@@ -30,8 +34,25 @@ pub struct Counters {
     pub messages_out: AtomicU64,
     /// Messages not delivered because their time to live was over.
     pub expired: AtomicU64,
+    /// Messages that a filter could not be put to: taken as not wanted.
+    pub filter_errors: AtomicU64,
     /// Messages copied to dead letters.
     pub dead_letters: AtomicU64,
+}
+
+/// How long messages may be held.
+#[derive(Clone, Copy, Debug)]
+pub struct HeldLimits {
+    /// `maxDelayTimeMills`
+    pub delay_max_ms: u64,
+    /// `transactionTimeOut`
+    pub transaction_timeout_ms: u64,
+    /// `transactionCheckInterval`
+    pub check_interval_ms: u64,
+    /// `transactionCheckMax`
+    pub checks_max: u32,
+    /// `fileReservedTime`: an undecided transaction is not kept for longer.
+    pub half_age_max_ms: u64,
 }
 
 /// See the module's comment.
@@ -69,6 +90,12 @@ pub struct Broker {
     pub catalog_writer: CatalogWriter,
     /// How far groups have come.
     pub progress: Arc<ProgressTable>,
+    /// SQL expressions of consumers, compiled.
+    pub filters: FilterCache,
+    /// Delayed messages and undecided transactions.
+    pub held: Arc<HeldTable>,
+    /// How long messages may be held.
+    pub limits: HeldLimits,
     /// Which message ids were stored lately.
     pub dedupe: Arc<Dedupe>,
     /// Who is alive.
@@ -84,6 +111,15 @@ pub struct Broker {
 }
 
 impl Broker {
+    /// Whether a consumer wants the message in a record; a filter that cannot be put to it does not.
+    pub fn wants(&self, wanted: &Wanted, record: &Record) -> bool {
+        wanted.really_wants(message_of(record), Mark(record.mark)).unwrap_or_else(|error| {
+            self.counters.filter_errors.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(%error, at = record.physical_offset.0, "a filter cannot be put to a message");
+            false
+        })
+    }
+
     /// A topic that must be here.
     pub fn topic(&self, name: &str) -> Result<Arc<Topic>, Rejection> {
         self.catalog.topic(name).ok_or_else(|| Rejection::TopicNotFound { topic: name.to_owned() })

@@ -196,7 +196,7 @@ impl Task {
     /// Changes the own row of the route table, then everyone else's.
     fn tell(&self, delta: v1::BrokerDelta) {
         let delta = v1::BrokerDelta { broker_name: self.broker_name.clone(), ..delta };
-        self.routes.write().apply(v1::RouteChange { change: Some(RouteChanged::Changed(delta.clone())) });
+        self.routes.apply(v1::RouteChange { change: Some(RouteChanged::Changed(delta.clone())) });
         // No receiver means no namesrv is connected; the next connection begins with the whole state.
         let _ = self.deltas.send(delta);
     }

@@ -23,6 +23,13 @@ impl Clock {
         self.started_ms + millis(self.started.elapsed())
     }
 
+    /// A clock that is so much ahead of all others.
+    #[cfg(test)]
+    pub fn ahead(time: Duration) -> Self {
+        let clock = Self::default();
+        Self { started_ms: clock.started_ms + millis(time), ..clock }
+    }
+
     /// When this process started. Milliseconds since 1970.
     pub fn started_ms(&self) -> u64 {
         self.started_ms

@@ -9,6 +9,7 @@ use karman_remoting::validate::is_node_name;
 use karman_store::Retention;
 use serde::{Deserialize, Serialize};
 
+use crate::broker::HeldLimits;
 use crate::dedupe::WINDOW_DEFAULT_MINUTES;
 
 /// The configuration of one broker.
@@ -73,6 +74,15 @@ pub struct BrokerConfig {
     pub default_topic_queue_nums: u32,
     /// Messages of one queue that one group may hold at once; beyond, it gets no new ones from it.
     pub pop_inflight_message_threshold: u32,
+    /// How far ahead the delivery time of a message may lie. Milliseconds.
+    pub max_delay_time_mills: u64,
+    /// A producer that has not ended a transaction is asked about it after so long, if the message does not say
+    /// otherwise. Milliseconds.
+    pub transaction_time_out: u64,
+    /// It is asked again after so long. Milliseconds.
+    pub transaction_check_interval: u64,
+    /// So often; then the message goes to `TRANS_CHECK_MAX_TIME_TOPIC`.
+    pub transaction_check_max: u32,
     /// Milliseconds between heartbeats to the namesrvs.
     pub broker_heartbeat_interval: u64,
     /// A namesrv that is silent for longer is connected anew. Milliseconds.
@@ -118,6 +128,10 @@ impl Default for BrokerConfig {
             auto_create_subscription_group: true,
             default_topic_queue_nums: 8,
             pop_inflight_message_threshold: 100_000,
+            max_delay_time_mills: 24 * 3_600_000,
+            transaction_time_out: 6000,
+            transaction_check_interval: 30_000,
+            transaction_check_max: 15,
             broker_heartbeat_interval: 1000,
             broker_not_active_timeout_millis: 10_000,
             data_threads: 0,
@@ -185,6 +199,7 @@ impl BrokerConfig {
             (1 << 26..=1 << 31).contains(&size) && size.is_multiple_of(4096),
         );
         self.check_retention(&mut check);
+        self.check_held(&mut check);
         let queues = self.default_topic_queue_nums;
         check(
             "defaultTopicQueueNums",
@@ -226,6 +241,41 @@ impl BrokerConfig {
             both,
         );
         found
+    }
+
+    fn check_held(&self, check: &mut impl FnMut(&'static str, String, &'static str, bool)) {
+        let delay = self.max_delay_time_mills;
+        check(
+            "maxDelayTimeMills",
+            delay.to_string(),
+            "1000 to 3456000000 milliseconds (40 days) are allowed",
+            (1000..=3_456_000_000).contains(&delay),
+        );
+        for (key, value) in [
+            ("transactionTimeOut", self.transaction_time_out),
+            ("transactionCheckInterval", self.transaction_check_interval),
+        ] {
+            const ALLOWED: &str = "100 to 3600000 milliseconds are allowed";
+            check(key, value.to_string(), ALLOWED, (100..=3_600_000).contains(&value));
+        }
+        let checks = self.transaction_check_max;
+        check(
+            "transactionCheckMax",
+            checks.to_string(),
+            "1 to 1000 checks are allowed",
+            (1..=1000).contains(&checks),
+        );
+    }
+
+    /// What the broker is told of it about held messages.
+    pub fn held_limits(&self) -> HeldLimits {
+        HeldLimits {
+            delay_max_ms: self.max_delay_time_mills,
+            transaction_timeout_ms: self.transaction_time_out,
+            check_interval_ms: self.transaction_check_interval,
+            checks_max: self.transaction_check_max,
+            half_age_max_ms: self.file_reserved_time * 3_600_000,
+        }
     }
 
     fn check_retention(&self, check: &mut impl FnMut(&'static str, String, &'static str, bool)) {

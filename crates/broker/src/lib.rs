@@ -13,6 +13,8 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod dedupe;
+pub mod filter;
+pub mod held;
 pub mod label;
 pub mod mark;
 pub mod metrics;

@@ -18,10 +18,16 @@ pub fn text(broker: &Broker) -> String {
         ("messages_in", "Messages stored for producers", &counters.messages_in),
         ("messages_out", "Messages handed to consumers", &counters.messages_out),
         ("expired", "Messages not delivered because their time to live was over", &counters.expired),
+        (
+            "filter_errors",
+            "Messages that a filter could not be put to, and that were not delivered",
+            &counters.filter_errors,
+        ),
         ("dead_letters", "Messages copied to dead letters", &counters.dead_letters),
     ] {
         registry.register(name, help, ConstCounter::new(counter.load(Ordering::Relaxed)));
     }
+    held(broker, &mut registry);
     let repeated = broker.dedupe.repeated.load(Ordering::Relaxed);
     registry.register(
         "sends_repeated",
@@ -71,4 +77,32 @@ pub fn text(broker: &Broker) -> String {
     // Writing to a String does not fail.
     let _ = encode(&mut text, &registry);
     text
+}
+
+fn held(broker: &Broker, registry: &mut Registry) {
+    let counters = &broker.held.counters;
+    for (name, help, counter) in [
+        ("delayed_delivered", "Delayed messages delivered", &counters.delivered),
+        ("delayed_recalled", "Delayed messages taken back", &counters.recalled),
+        ("transactions_committed", "Transactions committed", &counters.committed),
+        ("transactions_rolled_back", "Transactions rolled back", &counters.rolled_back),
+        ("transaction_checks", "Times that a producer was asked about a transaction", &counters.checks),
+        ("transactions_given_up", "Transactions that nobody decided in time", &counters.given_up),
+        ("held_dropped", "Delayed and half messages lost to damage or with their topic", &counters.dropped),
+    ] {
+        registry.register(name, help, ConstCounter::new(counter.load(Ordering::Relaxed)));
+    }
+    let (delayed, half) = broker.held.counts();
+    registry.register(
+        "delayed",
+        "Messages that wait for their delivery time",
+        ConstGauge::new(delayed as i64),
+    );
+    registry.register("half", "Messages of undecided transactions", ConstGauge::new(half as i64));
+    let oldest_ms = broker.held.oldest_half_ms();
+    let age_ms = oldest_ms.map_or(0, |stored_ms| broker.clock.now_ms().saturating_sub(stored_ms));
+    let (name, help) = ("half_oldest_age", "How long the oldest undecided transaction has been so");
+    registry.register_with_unit(name, help, Unit::Seconds, ConstGauge::new(age_ms as f64 / 1000.0));
+    let (name, help) = ("delayed_lateness", "How long after their time delayed messages became visible");
+    registry.register_with_unit(name, help, Unit::Seconds, counters.lateness.clone());
 }

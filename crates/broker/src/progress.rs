@@ -196,8 +196,8 @@ impl ProgressTable {
     }
 }
 
-/// Where a group begins with each queue of a topic.
-fn starts(store: &Store, group: &GroupRecord, topic: &Topic) -> Result<Vec<u64>, Rejection> {
+/// Where a group begins with each queue of a topic that it has not read before.
+pub fn starts(store: &Store, group: &GroupRecord, topic: &Topic) -> Result<Vec<u64>, Rejection> {
     let start = |&queue: &u32| {
         let range = store.queue_range(QueueNumber(queue));
         match group.config.consume_from() {

@@ -1,9 +1,9 @@
-//! What the broker writes into the log besides messages: metadata and consumer progress.
+//! What the broker writes into the log besides messages: metadata, consumer progress, and what becomes of held messages.
 //!
-//! Payloads of [`RecordKind::Metadata`] and [`RecordKind::Progress`] records are protobuf, declared here because nobody
-//! else reads them, around the settings of topics and groups as operators give them. Field numbers are never reused.
+//! Payloads of [`RecordKind::Metadata`], [`RecordKind::Progress`] and [`RecordKind::Settled`] records are protobuf, declared
+//! here because nobody else reads them, around the settings of topics and groups as operators give them. Field numbers are never reused.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf as _, BufMut, Bytes, BytesMut};
 use karman_remoting::proto::karman as v1;
 use karman_store::{Record, RecordKind};
 
@@ -131,10 +131,124 @@ impl Origin {
     }
 }
 
-/// The encoded message in a record of a queue.
+/// Why a message is held, or was until it was released.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Hold {
+    /// Its delivery time has not come.
+    Timer = 1,
+    /// Its transaction is not decided; released: committed.
+    Half = 2,
+    /// Of a released half message: nobody decided, and it went to the topic for those.
+    GivenUp = 3,
+}
+
+/// In front of the message in the payload of a `Held`, `Kept` or `Released` record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeldHead {
+    /// Random: stands for the held message in handles and in the log.
+    pub id: u64,
+    /// The delivery time, or when a half message is checked first. Milliseconds since 1970.
+    pub due_ms: u64,
+    /// Number of the topic it was sent to.
+    pub topic: u32,
+    pub hold: Hold,
+}
+
+impl HeldHead {
+    /// Bytes it takes: three of them are padding.
+    pub const SIZE: usize = 24;
+
+    /// The payload of a record with the message.
+    pub fn before(self, message: &[u8]) -> Bytes {
+        let mut payload = BytesMut::with_capacity(Self::SIZE + message.len());
+        payload.put_u64_le(self.id);
+        payload.put_u64_le(self.due_ms);
+        payload.put_u32_le(self.topic);
+        payload.put_u8(self.hold as u8);
+        payload.put_bytes(0, 3);
+        payload.put_slice(message);
+        payload.freeze()
+    }
+
+    /// Reads it from a record; `None` when no message is or was held by it.
+    pub fn of_record(record: &Record) -> Option<Self> {
+        let has_one = matches!(record.kind, RecordKind::Held | RecordKind::Kept | RecordKind::Released);
+        Self::of(&record.payload).filter(|_| has_one)
+    }
+
+    /// Reads it from a payload; `None` when that is too short, or holds for a reason that is not known.
+    pub fn of(payload: &[u8]) -> Option<Self> {
+        let mut head = payload.get(..Self::SIZE)?;
+        let (id, due_ms, topic) = (head.get_u64_le(), head.get_u64_le(), head.get_u32_le());
+        let hold = match head.get_u8() {
+            1 => Hold::Timer,
+            2 => Hold::Half,
+            3 => Hold::GivenUp,
+            _ => return None,
+        };
+        Some(Self { id, due_ms, topic, hold })
+    }
+}
+
+/// What became of held messages other than being released.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Settled {
+    /// Delayed messages that their producers took back.
+    #[prost(message, repeated, tag = "1")]
+    pub recalled: Vec<Recalled>,
+    /// Ids of half messages that are not to be seen.
+    #[prost(fixed64, repeated, tag = "2")]
+    pub rolled_back: Vec<u64>,
+    /// Half messages that producers were asked about.
+    #[prost(message, repeated, tag = "3")]
+    pub checked: Vec<Checked>,
+    /// Held messages that cannot be released any more: damaged, or their topic was deleted.
+    #[prost(message, repeated, tag = "4")]
+    pub dropped: Vec<Dropped>,
+}
+
+/// A delayed message that will not be delivered.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Recalled {
+    #[prost(fixed64, tag = "1")]
+    pub id: u64,
+    #[prost(uint64, tag = "2")]
+    pub due_ms: u64,
+    /// For the answer to a second recall.
+    #[prost(string, tag = "3")]
+    pub message_id: String,
+}
+
+/// A half message that a producer was asked about, or would have been if there had been one.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct Checked {
+    #[prost(fixed64, tag = "1")]
+    pub id: u64,
+    /// How often so far.
+    #[prost(uint32, tag = "2")]
+    pub checks: u32,
+    #[prost(uint64, tag = "3")]
+    pub next_check_ms: u64,
+}
+
+/// A held message that is no more.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct Dropped {
+    #[prost(fixed64, tag = "1")]
+    pub id: u64,
+    /// Of a delayed message; 0: it was a half message.
+    #[prost(uint64, tag = "2")]
+    pub due_ms: u64,
+}
+
+/// The encoded message in a record that has one.
 pub fn message_of(record: &Record) -> &[u8] {
     match record.kind {
         RecordKind::DeadLetter => record.payload.get(Origin::SIZE..).unwrap_or_default(),
+        RecordKind::Held | RecordKind::Kept | RecordKind::Released => {
+            record.payload.get(HeldHead::SIZE..).unwrap_or_default()
+        }
         _ => &record.payload,
     }
 }
@@ -150,5 +264,19 @@ mod tests {
         assert_eq!(Origin::of(&payload), Some(origin));
         assert_eq!(&payload[Origin::SIZE..], b"message");
         assert_eq!(Origin::of(&payload[..Origin::SIZE - 1]), None);
+    }
+
+    #[test]
+    fn the_head_of_a_held_message_is_read_back_and_unknown_reasons_are_not() {
+        for hold in [Hold::Timer, Hold::Half, Hold::GivenUp] {
+            let head = HeldHead { id: u64::MAX - 7, due_ms: 1 << 41, topic: 3, hold };
+            let payload = head.before(b"message");
+            assert_eq!(HeldHead::of(&payload), Some(head));
+            assert_eq!(&payload[HeldHead::SIZE..], b"message");
+            assert_eq!(HeldHead::of(&payload[..HeldHead::SIZE - 1]), None);
+            let mut unknown = payload.to_vec();
+            unknown[20] = 9;
+            assert_eq!(HeldHead::of(&unknown), None);
+        }
     }
 }

@@ -181,7 +181,7 @@ impl Registrations {
             }
             Some(Change::Changed(_)) | None => {}
         }
-        self.routes.write().apply(change);
+        self.routes.apply(change);
     }
 }
 

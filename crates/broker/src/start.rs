@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use karman_remoting::admin_front::AdminFront;
@@ -23,7 +24,7 @@ use karman_remoting::server::{
 };
 use karman_remoting::status::Rejection;
 use karman_remoting::tls::{Tls, TlsError};
-use karman_store::{Durability, Listener, OpenError, QueueNumber, Store, StoreConfig};
+use karman_store::{Durability, Listener, OpenError, Projection, QueueNumber, Store, StoreConfig};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -36,12 +37,17 @@ use crate::clock::Clock;
 use crate::config::BrokerConfig;
 use crate::control::{self, Control};
 use crate::dedupe::Dedupe;
+use crate::filter::FilterCache;
+use crate::held::HeldTable;
+use crate::held::deliver::Deliverer;
 use crate::metrics;
 use crate::progress::ProgressTable;
 use crate::registration::Registrations;
 use crate::service::admin::AdminService;
 use crate::service::messaging::Messaging;
 
+/// Compiled SQL expressions that are kept.
+const FILTERS_MAX: usize = 1024;
 /// Requests in flight may take this long to finish at the end.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 /// Changes of the own row that a registration may be behind.
@@ -68,9 +74,9 @@ pub enum StartError {
     /// The probe's port could not be opened.
     #[error(transparent)]
     Probe(#[from] ProbeError),
-    /// The control thread could not be made.
-    #[error("start the control thread: {0}")]
-    Control(#[source] std::io::Error),
+    /// The control thread or the delivery thread could not be made.
+    #[error("start a thread: {0}")]
+    Thread(#[source] std::io::Error),
 }
 
 /// A running broker.
@@ -81,6 +87,7 @@ pub struct Running {
     internal: Server,
     probe: Probe,
     control: Control,
+    delivery: JoinHandle<()>,
     registered: CancellationToken,
     ready: Arc<AtomicBool>,
 }
@@ -109,13 +116,14 @@ pub fn start(config: &BrokerConfig) -> Result<Running, StartError> {
     let began = Instant::now();
     let catalog = Arc::new(Catalog::default());
     let progress = Arc::new(ProgressTable::new(catalog.clone()));
-    let store = Arc::new(open_store(config, &catalog, &progress)?);
+    let held = Arc::new(HeldTable::default());
+    let store = Arc::new(open_store(config, &catalog, &progress, &held)?);
     catalog.reserve_queues(store.queue_count());
     progress.go_live();
     let clock = Clock::default();
     let dedupe = Arc::new(recent_ids(config, &store, &clock));
     let key = token_key(&catalog, &store).map_err(StartError::TokenKey)?;
-    let control = Control::start().map_err(StartError::Control)?;
+    let control = Control::start().map_err(StartError::Thread)?;
     let (routes, clients) = (SharedRoutes::default(), Arc::new(ClientRegistry::default()));
     let (deltas, _) = broadcast::channel(DELTAS_MAX);
     let (catalog_writer, catalog_task) = CatalogWriter::new(
@@ -140,6 +148,7 @@ pub fn start(config: &BrokerConfig) -> Result<Running, StartError> {
         default_queue_nums: config.default_topic_queue_nums,
         dedup_window_minutes: config.dedup_window_minutes,
         dedupe,
+        filters: FilterCache::new(FILTERS_MAX),
         auto_create_topics: config.auto_create_topic_enable,
         auto_create_groups: config.auto_create_subscription_group,
         token_key: key,
@@ -148,6 +157,8 @@ pub fn start(config: &BrokerConfig) -> Result<Running, StartError> {
         catalog,
         catalog_writer,
         progress,
+        held,
+        limits: config.held_limits(),
         clients,
         routes,
         counters: Counters::default(),
@@ -155,6 +166,7 @@ pub fn start(config: &BrokerConfig) -> Result<Running, StartError> {
         stopping: CancellationToken::new(),
     });
     let (clients, internal) = open_doors(config, &broker, &control)?;
+    let delivery = start_delivery(&broker)?;
     announce(config, &broker, clients.local_addr(), internal.local_addr());
     let registered = register(config, &broker, deltas, &control);
     control.spawn(control::sweep(broker.clone()));
@@ -162,7 +174,7 @@ pub fn start(config: &BrokerConfig) -> Result<Running, StartError> {
     let probe = open_probe(config, &broker, &ready)?;
     let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     tracing::info!(broker = config.broker_name, address = %clients.local_addr(), took_ms, "broker started");
-    Ok(Running { broker, clients, internal, probe, control, registered, ready })
+    Ok(Running { broker, clients, internal, probe, control, delivery, registered, ready })
 }
 
 /// The ids of what was stored in the last window; topics with a longer one begin with less.
@@ -180,6 +192,7 @@ fn open_store(
     config: &BrokerConfig,
     catalog: &Arc<Catalog>,
     progress: &Arc<ProgressTable>,
+    held: &Arc<HeldTable>,
 ) -> Result<Store, OpenError> {
     let store = StoreConfig {
         owner: format!("{}/{}", config.broker_cluster_name, config.broker_name),
@@ -190,7 +203,8 @@ fn open_store(
         ..StoreConfig::new(Path::new(&config.store_path_root_dir).join("store"))
     };
     // The catalog first: progress is about its topics and groups.
-    Store::open(store, vec![catalog.clone(), progress.clone()], Arc::new(Arrivals(catalog.clone())))
+    let projections: Vec<Arc<dyn Projection>> = vec![catalog.clone(), progress.clone(), held.clone()];
+    Store::open(store, projections, Arc::new(Arrivals(catalog.clone())))
 }
 
 /// The configuration has been checked.
@@ -281,7 +295,14 @@ fn announce(config: &BrokerConfig, broker: &Broker, clients: SocketAddr, interna
         topics: broker.catalog.topics().iter().map(|topic| topic.route()).collect(),
         groups: broker.catalog.groups().iter().map(|group| group.config.clone()).collect(),
     };
-    broker.routes.write().apply(RouteChange { change: Some(RouteChanged::Joined(state)) });
+    broker.routes.apply(RouteChange { change: Some(RouteChanged::Joined(state)) });
+}
+
+fn start_delivery(broker: &Broker) -> Result<JoinHandle<()>, StartError> {
+    let Broker { store, catalog, held, clock, durability, .. } = broker;
+    let (store, catalog, held) = (store.clone(), catalog.clone(), held.clone());
+    let deliverer = Deliverer { store, catalog, held, clock: *clock, durability: *durability };
+    deliverer.start().map_err(StartError::Thread)
 }
 
 /// Begins to register with every namesrv; cancelling what comes back ends it.
@@ -359,13 +380,16 @@ impl Running {
         self.broker.stopping.cancel();
         self.clients.shutdown().await;
         self.internal.shutdown().await;
-        let store = self.broker.store.clone();
+        self.broker.held.stop();
+        let (store, delivery) = (self.broker.store.clone(), self.delivery);
         // The last handles of the catalog's writer go with the broker; its task ends then.
         drop(self.probe);
         drop(self.broker);
         let control = self.control;
         let close = move || {
             control.join(SHUTDOWN_GRACE);
+            // It panicked only where the log says why.
+            let _ = delivery.join();
             store.close()
         };
         let closed = tokio::task::spawn_blocking(close).await;

@@ -9,9 +9,11 @@ use karman_client::{ClientError, Code};
 
 use crate::node::Node;
 use crate::output::Format;
-use crate::{bench, cluster, dev, group, message, store, topic};
+use crate::{bench, client, cluster, dev, dlq, group, message, offset, store, topic};
 
 const EXIT_FAILED: u8 = 1;
+/// Also clap's.
+const EXIT_COMMAND_LINE: u8 = 2;
 const EXIT_NOT_FOUND: u8 = 3;
 const EXIT_DAMAGED: u8 = 4;
 
@@ -60,11 +62,21 @@ enum Command {
 #[derive(Debug)]
 pub(crate) struct NotFound(pub(crate) String);
 
+/// The command line leaves something open; the text says what to add.
+#[derive(Debug)]
+pub(crate) struct Incomplete(pub(crate) String);
+
 /// A store is not as it should be, which was printed; the text sums it up.
 #[derive(Debug)]
 pub(crate) struct Damaged(pub(crate) String);
 
 impl fmt::Display for NotFound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for Incomplete {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -77,20 +89,30 @@ impl fmt::Display for Damaged {
 }
 
 impl std::error::Error for NotFound {}
+impl std::error::Error for Incomplete {}
 impl std::error::Error for Damaged {}
 
 /// What is done through a node of a cluster.
 #[derive(Debug, Subcommand)]
 enum OnlineCommand {
-    /// Create, list, show and delete topics
+    /// Create, list, show, change and delete topics
     #[command(subcommand)]
     Topic(topic::TopicCommand),
-    /// Create and list consumer groups
+    /// Create, show, change, suspend and list consumer groups
     #[command(subcommand)]
     Group(group::GroupCommand),
-    /// Send and receive messages by hand
+    /// Move a group on a topic: back, forward, or to where another group is
+    #[command(subcommand)]
+    Offset(offset::OffsetCommand),
+    /// Look at dead letters, export them and send them back
+    #[command(subcommand)]
+    Dlq(dlq::DlqCommand),
+    /// Send, receive, find and explain messages
     #[command(subcommand)]
     Message(message::MessageCommand),
+    /// Look at producers and consumers
+    #[command(subcommand)]
+    Client(client::ClientCommand),
     /// Look at the brokers
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
@@ -132,6 +154,9 @@ async fn operate(command: OnlineCommand, node: &Node, format: Format) -> anyhow:
     match command {
         OnlineCommand::Topic(command) => topic::run(command, node, format).await,
         OnlineCommand::Group(command) => group::run(command, node, format).await,
+        OnlineCommand::Offset(command) => offset::run(command, node, format).await,
+        OnlineCommand::Dlq(command) => dlq::run(command, node, format).await,
+        OnlineCommand::Client(command) => client::run(command, node, format).await,
         OnlineCommand::Message(command) => message::run(command, node, format).await,
         OnlineCommand::Cluster(command) => cluster::run(command, node, format).await,
         OnlineCommand::Bench(command) => bench::run(command, node, format).await,
@@ -164,6 +189,9 @@ fn hint(error: &ClientError) -> Option<&'static str> {
 fn exit_code(error: &anyhow::Error) -> u8 {
     if error.is::<Damaged>() {
         return EXIT_DAMAGED;
+    }
+    if error.is::<Incomplete>() {
+        return EXIT_COMMAND_LINE;
     }
     if error.is::<NotFound>() {
         return EXIT_NOT_FOUND;
@@ -212,6 +240,7 @@ mod tests {
         );
         assert_eq!(exit_code(&anyhow::anyhow!("else")), EXIT_FAILED);
         assert_eq!(exit_code(&NotFound(String::new()).into()), EXIT_NOT_FOUND);
+        assert_eq!(exit_code(&Incomplete(String::new()).into()), EXIT_COMMAND_LINE);
         assert_eq!(exit_code(&Damaged(String::new()).into()), EXIT_DAMAGED);
     }
 }

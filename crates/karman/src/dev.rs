@@ -63,8 +63,9 @@ fn topic(text: &str) -> Result<TopicConfig, String> {
     let name = parts.next().unwrap_or_default();
     let message_type: TypeWord = match parts.next() {
         None => TypeWord::Normal,
-        Some(word) => clap::ValueEnum::from_str(word, false)
-            .map_err(|_| format!("{word:?} is no type: normal, fifo, delay and transaction are"))?,
+        Some(word) => clap::ValueEnum::from_str(word, false).map_err(|_| {
+            format!("{word:?} is no type: normal, fifo, delay, transaction, lite and priority are")
+        })?,
     };
     let queue_nums = match parts.next() {
         None => 0,

@@ -4,11 +4,15 @@
 
 mod bench;
 mod cli;
+mod client;
 mod cluster;
+mod confirm;
 mod dev;
+mod dlq;
 mod group;
 mod message;
 mod node;
+mod offset;
 mod output;
 mod signals;
 mod store;

@@ -1,6 +1,8 @@
 //! `karman message`: what a producer and a consumer do, by hand.
 
-mod get;
+mod peek;
+pub(crate) mod query;
+mod why;
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -15,6 +17,7 @@ use serde::Serialize;
 
 use crate::node::Node;
 use crate::output::{self, Format, grouped, number, text};
+use crate::time;
 
 /// How long a message that was received and not acknowledged stays away from the group.
 const INVISIBLE: Duration = Duration::from_secs(30);
@@ -26,7 +29,14 @@ const BATCH_MAX: u32 = 32;
 #[derive(Debug, Subcommand)]
 pub(crate) enum MessageCommand {
     /// Send one message
-    #[command(after_help = "Example:\n  karman message send orders --body @order.json --tag new --key 4711")]
+    #[command(after_help = "\
+A delay is 500ms, 90s, 15m, 2h or 3d, or one of the 18 classic levels: level-1 to level-18 are 1s 5s 10s 30s 1m 2m 3m
+4m 5m 6m 7m 8m 9m 10m 20m 30m 1h 2h.
+
+Example:
+  karman message send orders --body @order.json --tag new --key 4711
+  karman message send invoices --body 'a bill' --message-group customer-7
+  karman message send reminders --body 'pay now' --delay level-5")]
     Send(SendArgs),
     /// Receive messages for a group, print and acknowledge them
     #[command(
@@ -36,9 +46,15 @@ With -o json each message is one line: an object with body, or body_base64 when 
 Without a message the command says so on stderr and exits 0."
     )]
     Receive(ReceiveArgs),
-    /// Look at stored messages, by id, key or place
-    #[command(after_help = get::AFTER_HELP)]
-    Get(get::GetArgs),
+    /// Look at stored messages, by id, key, time or place
+    #[command(alias = "get", after_help = query::AFTER_HELP)]
+    Query(query::QueryArgs),
+    /// Look at what a group gets next, or at the last messages of a topic; nothing changes
+    #[command(after_help = peek::AFTER_HELP)]
+    Peek(peek::PeekArgs),
+    /// Where a message is, who has it, and why it is not delivered
+    #[command(after_help = why::AFTER_HELP)]
+    Why(why::WhyArgs),
 }
 
 #[derive(Args, Debug)]
@@ -57,6 +73,18 @@ pub(crate) struct SendArgs {
     /// A property of the application; may be repeated
     #[arg(long = "property", value_name = "NAME=VALUE", value_parser = name_and_value)]
     properties: Vec<(String, String)>,
+    /// For FIFO topics: messages of one group come in the order of their sends
+    #[arg(long, value_name = "GROUP")]
+    message_group: Option<String>,
+    /// For DELAY topics: how long it is kept back
+    #[arg(long, value_name = "DURATION|LEVEL", value_parser = time::parse_delay)]
+    delay: Option<Duration>,
+    /// For PRIORITY topics: the highest is delivered first
+    #[arg(long)]
+    priority: Option<u32>,
+    /// For LITE topics: the light queue it goes to
+    #[arg(long, value_name = "NAME")]
+    lite_topic: Option<String>,
 }
 
 #[derive(Args, Debug)]
@@ -91,7 +119,9 @@ pub(crate) async fn run(command: MessageCommand, node: &Node, format: Format) ->
     match command {
         MessageCommand::Send(args) => send(args, node, format).await,
         MessageCommand::Receive(args) => receive(args, node, format).await,
-        MessageCommand::Get(args) => get::run(args, node, format).await,
+        MessageCommand::Query(args) => query::run(args, node, format).await,
+        MessageCommand::Peek(args) => peek::run(args, node, format).await,
+        MessageCommand::Why(args) => why::run(args, node, format).await,
     }
 }
 
@@ -106,6 +136,18 @@ async fn send(args: SendArgs, node: &Node, format: Format) -> anyhow::Result<()>
     let mut message = Message::new(args.topic, read_body(&args.body)?);
     if let Some(tag) = args.tag {
         message = message.tag(tag);
+    }
+    if let Some(group) = args.message_group {
+        message = message.message_group(group);
+    }
+    if let Some(delay) = args.delay {
+        message = message.deliver_after(delay);
+    }
+    if let Some(priority) = args.priority {
+        message = message.priority(priority);
+    }
+    if let Some(name) = args.lite_topic {
+        message = message.lite_topic(name);
     }
     message = args.keys.into_iter().fold(message, Message::key);
     message =

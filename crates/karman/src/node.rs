@@ -194,9 +194,11 @@ macro_rules! answers {
 
 answers! {
     v1::ListTopicsResponse, v1::DescribeTopicResponse, v1::ListGroupsResponse, v1::DescribeClusterResponse,
-    v1::QueryMessagesResponse,
+    v1::QueryMessagesResponse, v1::DescribeGroupResponse, v1::ResetOffsetResponse, v1::RedriveDeadLettersResponse,
+    v1::ExplainMessageResponse, v1::ListClientsResponse,
     v2::QueryRouteResponse;
-    v1::CreateTopicResponse, v1::DeleteTopicResponse, v1::CreateGroupResponse
+    v1::CreateTopicResponse, v1::DeleteTopicResponse, v1::UpdateTopicResponse, v1::CreateGroupResponse,
+    v1::UpdateGroupResponse
 }
 
 #[derive(Serialize)]

@@ -1,6 +1,8 @@
 //! `karman topic`.
 
-use clap::{Args, Subcommand, ValueEnum};
+use std::time::Duration;
+
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::v2;
 use serde::Serialize;
@@ -12,10 +14,25 @@ use crate::time;
 #[derive(Debug, Subcommand)]
 pub(crate) enum TopicCommand {
     /// Create a topic on all brokers
-    #[command(
-        after_help = "Example:\n  karman topic create orders --queues 16 --durability disk --if-not-exists"
-    )]
+    #[command(after_help = "\
+Example:
+  karman topic create orders --queues 16 --durability disk --if-not-exists
+  karman topic create invoices --type fifo --dedup-window-minutes 30
+  karman topic create offers --type delay --ttl 1h")]
     Create(CreateArgs),
+    /// Change settings of a topic; its type and its queues stay
+    #[command(after_help = "\
+What is not named stays as it is.
+
+Example:
+  karman topic update orders --ttl 1h --dedup-window-minutes 10
+  karman topic update orders --reserved-hours 0", group = changes(SETTINGS))]
+    Update {
+        /// The topic
+        name: String,
+        #[command(flatten)]
+        settings: SettingsArgs,
+    },
     /// List the topics of all brokers
     #[command(after_help = "Example:\n  karman topic list")]
     List,
@@ -55,23 +72,76 @@ pub(crate) struct CreateArgs {
     /// Queues on each broker
     #[arg(long, default_value_t = 8)]
     queues: u32,
-    /// What a send that was answered OK survives; the broker's default when not given
-    #[arg(long, value_enum)]
-    durability: Option<DurabilityWord>,
-    /// Hours its messages are kept; as long as the brokers' fileReservedTime says when not given
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=87_600))]
-    reserved_hours: Option<u32>,
+    #[command(flatten)]
+    settings: SettingsArgs,
     /// Leave a topic of this name as it is
     #[arg(long)]
     if_not_exists: bool,
 }
 
+/// The names of [`SettingsArgs`]: an update has at least one.
+const SETTINGS: &[&str] = &["durability", "reserved_hours", "dedup_window_minutes", "ttl", "lite_expiration"];
+
+/// What can be changed later.
+#[derive(Args, Debug)]
+pub(crate) struct SettingsArgs {
+    /// What a send that was answered OK survives; the broker's default when never given
+    #[arg(long, value_enum)]
+    durability: Option<DurabilityWord>,
+    /// Hours its messages are kept; 0: as long as the brokers' fileReservedTime says
+    #[arg(long, value_parser = clap::value_parser!(u32).range(0..=87_600))]
+    reserved_hours: Option<u32>,
+    /// A message id that was stored so lately is not stored again; 0 switches it off
+    #[arg(long, value_name = "MINUTES", value_parser = clap::value_parser!(u32).range(0..=1440))]
+    dedup_window_minutes: Option<u32>,
+    /// A message older than this is not delivered any more, for example 1h; 0s: it never grows too old
+    #[arg(long, value_name = "DURATION", value_parser = time::parse_duration)]
+    ttl: Option<Duration>,
+    /// A lite topic without messages for this long goes, for example 3d; 0m: never
+    #[arg(long, value_name = "DURATION", value_parser = time::parse_duration)]
+    lite_expiration: Option<Duration>,
+}
+
+impl SettingsArgs {
+    /// What was typed takes the place of what was.
+    fn set(&self, topic: &mut v1::TopicConfig) -> anyhow::Result<()> {
+        if let Some(durability) = self.durability {
+            topic.set_durability(durability.to_proto());
+        }
+        topic.reserved_hours = self.reserved_hours.unwrap_or(topic.reserved_hours);
+        topic.dedup_window_minutes = self.dedup_window_minutes.or(topic.dedup_window_minutes);
+        if let Some(ttl) = self.ttl {
+            anyhow::ensure!(
+                ttl.subsec_millis() == 0,
+                "--ttl {ttl:?} is refused: it is kept in whole seconds"
+            );
+            topic.ttl_seconds = ttl.as_secs();
+        }
+        if let Some(expiration) = self.lite_expiration {
+            let is_whole = expiration.as_millis().is_multiple_of(60_000);
+            anyhow::ensure!(
+                is_whole,
+                "--lite-expiration {expiration:?} is refused: it is kept in whole minutes"
+            );
+            topic.lite_expiration_minutes = u32::try_from(expiration.as_secs() / 60)?;
+        }
+        Ok(())
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum TypeWord {
     Normal,
+    /// In order of their sends within a message group
     Fifo,
+    /// Not before a time that each message names
     Delay,
+    /// Visible once their producer commits
     Transaction,
+    /// In many light queues under one name
+    Lite,
+    /// The most important first
+    Priority,
 }
 
 impl TypeWord {
@@ -81,6 +151,8 @@ impl TypeWord {
             Self::Fifo => v2::MessageType::Fifo,
             Self::Delay => v2::MessageType::Delay,
             Self::Transaction => v2::MessageType::Transaction,
+            Self::Lite => v2::MessageType::Lite,
+            Self::Priority => v2::MessageType::Priority,
         }
     }
 }
@@ -114,9 +186,15 @@ fn type_word(message_type: v2::MessageType) -> String {
     message_type.as_str_name().to_ascii_lowercase()
 }
 
+/// One of these arguments is there, or several.
+pub(crate) fn changes(names: &'static [&'static str]) -> ArgGroup {
+    ArgGroup::new("changes").args(names).required(true).multiple(true)
+}
+
 pub(crate) async fn run(command: TopicCommand, node: &Node, format: Format) -> anyhow::Result<()> {
     match command {
         TopicCommand::Create(args) => create(args, node, format).await,
+        TopicCommand::Update { name, settings } => update(name, &settings, node, format).await,
         TopicCommand::List => list(node, format).await,
         TopicCommand::Show { name, at } => show(name, at, node, format).await,
         TopicCommand::Delete { name, yes: _ } => {
@@ -128,17 +206,26 @@ pub(crate) async fn run(command: TopicCommand, node: &Node, format: Format) -> a
 }
 
 async fn create(args: CreateArgs, node: &Node, format: Format) -> anyhow::Result<()> {
-    let topic = v1::TopicConfig {
+    let mut topic = v1::TopicConfig {
         name: args.name.clone(),
         message_type: args.message_type.to_proto().into(),
         queue_nums: args.queues,
-        durability: args.durability.map_or(v1::Durability::Unspecified, DurabilityWord::to_proto).into(),
-        reserved_hours: args.reserved_hours.unwrap_or(0),
         ..Default::default()
     };
+    args.settings.set(&mut topic)?;
     let request = v1::CreateTopicRequest { topic: Some(topic), if_not_exists: args.if_not_exists };
     let response = node.answer(node.admin()?.create_topic(node.request(request))).await?;
     print_changed(&args.name, &response.brokers, format)
+}
+
+async fn update(name: String, settings: &SettingsArgs, node: &Node, format: Format) -> anyhow::Result<()> {
+    let request = node.request(v1::DescribeTopicRequest { name: name.clone(), at_ms: None });
+    let response = node.answer(node.admin()?.describe_topic(request)).await?;
+    let mut topic = response.topics.into_iter().next().unwrap_or_default();
+    settings.set(&mut topic)?;
+    let request = node.request(v1::UpdateTopicRequest { topic: Some(topic) });
+    let response = node.answer(node.admin()?.update_topic(request)).await?;
+    print_changed(&name, &response.brokers, format)
 }
 
 #[derive(Serialize)]
@@ -192,6 +279,12 @@ struct ShownJson {
     durability: &'static str,
     /// None: as long as the broker's `fileReservedTime` says.
     reserved_hours: Option<u32>,
+    /// None: as the brokers' durability says.
+    dedup_window_minutes: Option<u32>,
+    /// None: messages never grow too old.
+    ttl_seconds: Option<u64>,
+    /// None: a lite topic stays.
+    lite_expiration_minutes: Option<u32>,
     queues: Vec<QueueJson>,
 }
 
@@ -223,19 +316,16 @@ async fn show(name: String, at_ms: Option<u64>, node: &Node, format: Format) -> 
         r#type: type_word(config.message_type()),
         durability: durability_word(config.durability()),
         reserved_hours: Some(config.reserved_hours).filter(|hours| *hours > 0),
+        dedup_window_minutes: config.dedup_window_minutes,
+        ttl_seconds: Some(config.ttl_seconds).filter(|seconds| *seconds > 0),
+        lite_expiration_minutes: Some(config.lite_expiration_minutes).filter(|minutes| *minutes > 0),
         queues: queues.collect(),
     };
     if format == Format::Json {
         return output::json(&shown);
     }
-    let kept = match shown.reserved_hours {
-        Some(hours) => format!("{hours} h"),
-        None => "as long as the broker's fileReservedTime says".to_owned(),
-    };
-    output::line(&format!(
-        "{}: {}, durability {}, kept {kept}\n",
-        shown.topic, shown.r#type, shown.durability
-    ))?;
+    output::line(&headline(&shown))?;
+    output::line("")?;
     let cells = |row: QueueJson| {
         let numbers = [row.min_offset, row.max_offset, row.messages].map(grouped);
         let offset_at = row.offset_at.map(grouped);
@@ -245,4 +335,26 @@ async fn show(name: String, at_ms: Option<u64>, node: &Node, format: Format) -> 
         vec![text("BROKER"), number("QUEUE"), number("MIN OFFSET"), number("MAX OFFSET"), number("MESSAGES")];
     columns.extend(at_ms.map(|_| number("OFFSET AT")));
     Ok(output::table(&columns, shown.queues.into_iter().map(cells).collect())?)
+}
+
+/// The settings of a topic, in lines.
+fn headline(topic: &ShownJson) -> String {
+    let kept = match topic.reserved_hours {
+        Some(hours) => format!("{hours} h"),
+        None => "as long as the broker's fileReservedTime says".to_owned(),
+    };
+    let mut text = format!("{}: {}, durability {}, kept {kept}", topic.topic, topic.r#type, topic.durability);
+    match topic.dedup_window_minutes {
+        Some(0) => text += "\na message id is stored as often as it is sent",
+        Some(minutes) => text += &format!("\na message id is stored once in {minutes} minutes"),
+        None => {}
+    }
+    if let Some(seconds) = topic.ttl_seconds {
+        text += &format!("\nnot delivered after {}", time::format_duration(Duration::from_secs(seconds)));
+    }
+    if let Some(minutes) = topic.lite_expiration_minutes {
+        let expiration = Duration::from_secs(u64::from(minutes) * 60);
+        text += &format!("\na lite topic without messages goes after {}", time::format_duration(expiration));
+    }
+    text
 }

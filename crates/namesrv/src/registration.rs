@@ -72,7 +72,7 @@ impl Registrations {
 
     /// Called with the lock on `info` held, so that the table and all streams see one order.
     fn publish(&self, change: RouteChange) {
-        self.routes.write().apply(change.clone());
+        self.routes.apply(change.clone());
         // No receiver means no broker is connected.
         let _ = self.changes.send(change);
     }

@@ -77,6 +77,12 @@ impl Front {
         local: Option<Local>,
         stopping: CancellationToken,
     ) -> Self {
+        let members = Arc::downgrade(&clients);
+        routes.listen(move |routes, changed| {
+            if let Some(clients) = members.upgrade() {
+                clients.groups_changed(routes, changed);
+            }
+        });
         Self { routes, clients, peers, local, stopping }
     }
 
@@ -288,7 +294,7 @@ impl MessagingService for Front {
         let caller =
             self.heard(&request).map_err(|rejection| Status::invalid_argument(rejection.to_string()))?;
         let (clients, routes, stopping) = (self.clients.clone(), self.routes.clone(), self.stopping.clone());
-        Ok(Response::new(telemetry::serve(caller, request.into_inner(), clients, routes, stopping)))
+        Ok(Response::new(telemetry::serve(caller, request, clients, routes, stopping)))
     }
 
     async fn notify_client_termination(

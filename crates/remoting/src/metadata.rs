@@ -13,13 +13,54 @@ const HOP: &str = "x-karman-hop";
 /// The longest client id that is remembered, in bytes.
 const CLIENT_ID_MAX_BYTES: usize = 255;
 
-/// Which back-off a client's SDK understands (`x-mq-language`; the values are the SDKs' own words, not the enum's).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The SDK of a client (`x-mq-language`); they do not all understand the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum Language {
-    /// Understands exponential back-off only.
+    Java,
+    Cpp,
+    DotNet,
+    Go,
+    Rust,
+    Python,
+    Php,
     Node,
-    /// Any other SDK: understands the customised steps.
+    /// It does not say, or says something else.
+    #[default]
     Other,
+}
+
+impl Language {
+    /// From an SDK's own word, which is not the enum's.
+    fn of(word: &str) -> Self {
+        match word {
+            "JAVA" => Self::Java,
+            "CPP" => Self::Cpp,
+            "DOTNET" | "DOT_NET" => Self::DotNet,
+            "GO" | "GOLANG" => Self::Go,
+            "RUST" => Self::Rust,
+            "PYTHON" => Self::Python,
+            "PHP" => Self::Php,
+            // Node announces itself as "HTTP".
+            "HTTP" | "NODE_JS" | "NODEJS" => Self::Node,
+            _ => Self::Other,
+        }
+    }
+
+    /// As people call it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Java => "Java",
+            Self::Cpp => "C++",
+            Self::DotNet => "C#",
+            Self::Go => "Go",
+            Self::Rust => "Rust",
+            Self::Python => "Python",
+            Self::Php => "PHP",
+            Self::Node => "Node.js",
+            Self::Other => "unknown",
+        }
+    }
 }
 
 /// The caller, from its headers.
@@ -49,11 +90,7 @@ impl Caller {
                 client_id.len()
             )));
         }
-        // Node announces itself as "HTTP".
-        let language = match text("x-mq-language") {
-            Some("HTTP" | "NODE_JS" | "NODEJS") => Language::Node,
-            _ => Language::Other,
-        };
+        let language = text("x-mq-language").map_or(Language::Other, Language::of);
         Ok(Self {
             client_id: client_id.to_owned(),
             language,
@@ -77,6 +114,11 @@ pub fn timeout_of(metadata: &MetadataMap) -> Option<Duration> {
         "n" => Some(Duration::from_nanos(count)),
         _ => None,
     }
+}
+
+/// The id of the caller, if it says it.
+pub fn client_id_of(metadata: &MetadataMap) -> Option<&str> {
+    metadata.get("x-mq-client-id").and_then(|value| value.to_str().ok())
 }
 
 /// Whether a door has relayed this request already.

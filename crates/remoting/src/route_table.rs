@@ -2,19 +2,78 @@
 //!
 //! A pure state machine over [`RouteChange`]s, without clock or I/O. A namesrv feeds it from registration streams, a
 //! broker from what namesrvs push; both answer QueryRoute from it with the same code, which is why it lives here. It is
-//! shared as [`SharedRoutes`]; readers and the one writer of a node hold the lock for one look-up or one change.
+//! shared as [`SharedRoutes`]; readers and writers of a node hold the lock for one look-up or one change.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
 
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockReadGuard};
 
 use crate::proto::karman::route_change::Change;
 use crate::proto::karman::{BrokerDelta, BrokerIdentity, BrokerState, GroupConfig, RouteChange, TopicRoute};
 use crate::proto::v2::{Assignment, Broker, MessageQueue, MessageType, Permission, Resource};
 
-/// A route table that several tasks read and one changes.
-pub type SharedRoutes = Arc<RwLock<RouteTable>>;
+/// A route table that all threads of a node read and some change. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct SharedRoutes(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    table: RwLock<RouteTable>,
+    listener: OnceLock<Listener>,
+}
+
+type Listener = Box<dyn Fn(&SharedRoutes, &GroupsChanged) + Send + Sync>;
+
+/// Which consumer groups a change may have changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GroupsChanged {
+    /// These.
+    Some(Vec<String>),
+    /// A broker came or left: whichever it knows.
+    Any,
+}
+
+impl GroupsChanged {
+    fn by(change: &RouteChange) -> Option<Self> {
+        match change.change.as_ref()? {
+            Change::Joined(_) | Change::Left(_) => Some(Self::Any),
+            Change::Changed(delta) => {
+                let changed = delta.groups.iter().map(|group| &group.name);
+                let groups: Vec<String> = changed.chain(&delta.removed_groups).cloned().collect();
+                (!groups.is_empty()).then_some(Self::Some(groups))
+            }
+        }
+    }
+}
+
+impl SharedRoutes {
+    /// For one look-up. Never twice in one thread: a writer that waits in between would stop both.
+    pub fn read(&self) -> RwLockReadGuard<'_, RouteTable> {
+        self.0.table.read()
+    }
+
+    /// Applies one change, and tells the listener when it is about groups.
+    pub fn apply(&self, change: RouteChange) {
+        let groups = GroupsChanged::by(&change);
+        self.0.table.write().apply(change);
+        if let (Some(groups), Some(listener)) = (groups, self.0.listener.get()) {
+            listener(self, &groups);
+        }
+    }
+
+    /// Calls `listener` after every change that is about groups, on the thread that made it. The first listener stays.
+    pub(crate) fn listen(&self, listener: impl Fn(&Self, &GroupsChanged) + Send + Sync + 'static) {
+        let _ = self.0.listener.set(Box::new(listener));
+    }
+}
+
+impl fmt::Debug for SharedRoutes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.table.fmt(f)
+    }
+}
 
 /// Queue number in an assignment that means "all queues of this broker".
 const WHOLE_BROKER: i32 = -1;
@@ -264,6 +323,21 @@ mod tests {
         assert_eq!(ids, [("a".into(), 0, both), ("a".into(), 1, both), ("b".into(), 0, both)]);
         assert_eq!(table.assignments_of(&resource("t")).len(), 2);
         assert!(table.queues_of(&resource("other")).is_empty());
+    }
+
+    #[test]
+    fn assignments_name_each_broker_once_whatever_the_type_of_the_topic() {
+        for kind in [MessageType::Normal, MessageType::Fifo, MessageType::Lite] {
+            let mut table = RouteTable::default();
+            for broker in ["b", "a"] {
+                let topic = TopicRoute { message_type: kind.into(), ..route("t", 4) };
+                table.apply(joined(broker, vec![topic]));
+            }
+            let assigned = table.assignments_of(&resource("t")).into_iter().filter_map(|a| a.message_queue);
+            let assigned: Vec<_> = assigned.map(|queue| (queue.broker.unwrap().name, queue.id)).collect();
+            assert_eq!(assigned, [("a".into(), WHOLE_BROKER), ("b".into(), WHOLE_BROKER)], "{kind:?}");
+            assert_eq!(table.message_type("t"), Some(kind));
+        }
     }
 
     #[test]

@@ -62,7 +62,7 @@ pub enum Rejection {
     #[error("message {index} says it is a {declared} message, its properties make it a {derived} message")]
     TypeMismatch { index: usize, declared: &'static str, derived: &'static str },
     #[error("filter expression {expression:?} is refused: {rule}")]
-    IllegalFilter { expression: String, rule: &'static str },
+    IllegalFilter { expression: String, rule: String },
     #[error("invisible duration {millis} ms is refused: it must be between {min_millis} and {max_millis} ms")]
     IllegalInvisibleTime { millis: i64, min_millis: i64, max_millis: i64 },
     #[error("a long polling timeout of {seconds} s is refused: it must not be negative")]

@@ -3,11 +3,13 @@
 //! Every Settings command is answered, promptly and in order: several SDKs wait for the answer without a deadline. The
 //! stream is driven by the connection that reads it; there is no task to lose.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, Streaming};
+use tonic::{Request, Status, Streaming};
 
 use crate::clients::{ClientRegistry, CommandSender};
 use crate::metadata::Caller;
@@ -15,20 +17,22 @@ use crate::proto::v2::settings::PubSub;
 use crate::proto::v2::telemetry_command::Command;
 use crate::proto::v2::{Resource, Settings, TelemetryCommand};
 use crate::route_table::SharedRoutes;
-use crate::settings::{self, DEFAULT_RETRY_MAX_TIMES};
-use crate::status::{Rejection, ok};
-use crate::validate;
+use crate::status::Rejection;
+use crate::{settings, validate};
 
 /// Commands that may wait for a client that does not read.
 const COMMANDS_MAX: usize = 64;
 /// Topics and subscriptions of one client.
 const NAMES_MAX: usize = 4096;
+/// They are kept as long as the stream is open.
+const SETTINGS_MAX_BYTES: usize = 256 * 1024;
 
 /// What a door's response stream of commands is.
 pub type CommandStream = tonic::codegen::BoxStream<TelemetryCommand>;
 
 struct Session {
     caller: Caller,
+    address: Option<SocketAddr>,
     inbound: Streaming<TelemetryCommand>,
     commands: mpsc::Receiver<Result<TelemetryCommand, Status>>,
     sender: CommandSender,
@@ -46,13 +50,14 @@ impl Drop for Session {
 /// Serves one stream until the client ends it or `stopping` is cancelled.
 pub fn serve(
     caller: Caller,
-    inbound: Streaming<TelemetryCommand>,
+    request: Request<Streaming<TelemetryCommand>>,
     clients: Arc<ClientRegistry>,
     routes: SharedRoutes,
     stopping: CancellationToken,
 ) -> CommandStream {
     let (sender, commands) = mpsc::channel(COMMANDS_MAX);
-    let session = Session { caller, inbound, commands, sender, clients, routes, stopping };
+    let (address, inbound) = (request.remote_addr(), request.into_inner());
+    let session = Session { caller, address, inbound, commands, sender, clients, routes, stopping };
     Box::pin(futures_util::stream::unfold(Some(session), |session| async {
         let mut session = session?;
         match session.next().await? {
@@ -84,30 +89,26 @@ impl Session {
 
     fn receive(&mut self, command: TelemetryCommand) -> Option<Result<TelemetryCommand, Status>> {
         self.clients.heard(&self.caller.client_id);
-        // The other commands answer questions that nobody asks yet.
-        let Some(Command::Settings(sent)) = command.command else { return None };
-        if let Err(rejection) = check(&sent) {
+        let Some(Command::Settings(sent)) = command.command else {
+            self.clients.answered(&self.caller.client_id, command);
+            return None;
+        };
+        if let Err(rejection) = check(&sent, &self.routes) {
             return Some(Err(Status::invalid_argument(rejection.to_string())));
         }
-        let retry_max_times = self.retry_max_times(&sent);
-        let answer = TelemetryCommand {
-            status: Some(ok()),
-            command: Some(Command::Settings(settings::answer(&sent, self.caller.language, retry_max_times))),
-        };
-        self.clients.opened(&self.caller.client_id, self.sender.clone(), answer.clone());
-        Some(Ok(answer))
-    }
-
-    fn retry_max_times(&self, sent: &Settings) -> u32 {
-        let Some(PubSub::Subscription(subscription)) = &sent.pub_sub else { return DEFAULT_RETRY_MAX_TIMES };
-        let group = subscription.group.as_ref().map_or("", |group| group.name.as_str());
-        let known = self.routes.read().group(group).and_then(|group| group.retry_max_times);
-        known.unwrap_or(DEFAULT_RETRY_MAX_TIMES)
+        let sender = self.sender.clone();
+        Some(Ok(self.clients.opened(&self.caller, self.address, sender, sent, &self.routes)))
     }
 }
 
-/// Names must be valid, and the settings must say whether the client produces or consumes.
-fn check(sent: &Settings) -> Result<(), Rejection> {
+/// Names must be valid, and the settings must say whether the client produces or consumes, with the group for that.
+fn check(sent: &Settings, routes: &SharedRoutes) -> Result<(), Rejection> {
+    let size = sent.encoded_len();
+    if size > SETTINGS_MAX_BYTES {
+        return Err(Rejection::BadRequest(format!(
+            "the settings have {size} bytes, the limit is {SETTINGS_MAX_BYTES}"
+        )));
+    }
     let topics = |topics: &mut dyn Iterator<Item = Option<&Resource>>| {
         for (count, topic) in topics.enumerate() {
             if count == NAMES_MAX {
@@ -120,8 +121,11 @@ fn check(sent: &Settings) -> Result<(), Rejection> {
     match &sent.pub_sub {
         Some(PubSub::Publishing(publishing)) => topics(&mut publishing.topics.iter().map(Some)),
         Some(PubSub::Subscription(subscription)) => {
-            validate::group_of(subscription.group.as_ref())?;
-            topics(&mut subscription.subscriptions.iter().map(|entry| entry.topic.as_ref()))
+            let group = validate::group_of(subscription.group.as_ref())?;
+            topics(&mut subscription.subscriptions.iter().map(|entry| entry.topic.as_ref()))?;
+            let names = subscription.subscriptions.iter().flat_map(|entry| &entry.topic);
+            let names = names.map(|topic| topic.name.as_str());
+            settings::check_lite(sent.client_type(), routes.read().group(group), names)
         }
         None => Err(Rejection::BadRequest("the settings have neither publishing nor subscription".into())),
     }

@@ -2,7 +2,7 @@
 //!
 //! The rules are RocketMQ's (`grpc-protocol.md` 4.1 and 4.5 name the reference's limits).
 
-use crate::proto::v2::{FilterExpression, FilterType, Resource};
+use crate::proto::v2::{FilterExpression, Resource};
 use crate::status::Rejection;
 
 /// Longest topic name a user may give, in characters; `%RETRY%` and `%DLQ%` names may reach 255.
@@ -79,15 +79,20 @@ pub fn group(name: &str) -> Result<(), Rejection> {
     rule.map_or(Ok(()), |rule| Err(Rejection::IllegalGroup { name: shortened(name), rule }))
 }
 
+/// The name in an optional `Resource`, as it is.
+pub(crate) fn name_of(resource: Option<&Resource>) -> &str {
+    resource.map_or("", |resource| resource.name.as_str())
+}
+
 /// The name in an optional `Resource`, checked as a topic. The namespace is not part of the name, as in the reference.
 pub fn topic_of(resource: Option<&Resource>) -> Result<&str, Rejection> {
-    let name = resource.map_or("", |resource| resource.name.as_str());
+    let name = name_of(resource);
     topic(name).map(|()| name)
 }
 
 /// The name in an optional `Resource`, checked as a consumer group.
 pub fn group_of(resource: Option<&Resource>) -> Result<&str, Rejection> {
-    let name = resource.map_or("", |resource| resource.name.as_str());
+    let name = name_of(resource);
     group(name).map(|()| name)
 }
 
@@ -114,14 +119,12 @@ pub enum TagFilter {
 /// Reads the filter of a subscription; an absent one is `*`.
 pub fn tag_filter(expression: Option<&FilterExpression>) -> Result<TagFilter, Rejection> {
     let Some(filter) = expression else { return Ok(TagFilter::All) };
-    if filter.r#type == FilterType::Sql as i32 {
-        return Err(Rejection::NotImplemented { capability: "filtering by an SQL expression" });
-    }
     let text = filter.expression.trim();
     if text.is_empty() || text == "*" {
         return Ok(TagFilter::All);
     }
-    let refused = |rule| Rejection::IllegalFilter { expression: shortened(text), rule };
+    let refused =
+        |rule: &str| Rejection::IllegalFilter { expression: shortened(text), rule: rule.to_owned() };
     let mut tags: Vec<String> = Vec::new();
     for tag in text.split("||").map(str::trim) {
         if let Some(rule) = label_rule(tag) {
@@ -154,6 +157,7 @@ pub fn shortened(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::v2::FilterType;
 
     fn tags(expression: &str) -> Result<TagFilter, Rejection> {
         tag_filter(Some(&FilterExpression { r#type: FilterType::Tag.into(), expression: expression.into() }))

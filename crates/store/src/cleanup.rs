@@ -278,7 +278,7 @@ impl Cleanup {
         let limit_bytes = PINNED_BYTES.min(self.log.config.max_append_bytes() as usize);
         for at in pinned {
             let copy = match self.log.copy_of(at.0) {
-                Ok(copy) if copy.queue.is_none() => copy,
+                Ok(copy) if copy.queue.is_none() => NewRecord { kind: copy.kind.again(), ..copy },
                 Ok(_) => return Err(AppendError::Invalid("a record of a queue keeps its place in it")),
                 Err(error) => {
                     tracing::error!(at = at.0, %error, "what a projection needs cannot be read");

@@ -141,8 +141,8 @@ pub trait Projection: Send + Sync {
         false
     }
     /// Places of records below `below` that it will have to read again, at most `max` of them. Before the segment with
-    /// them is deleted they are appended once more, as they are, and shown by [`Projection::apply`]; they must be found at
-    /// the new place then. Only records without a queue can be moved; while others are named their segment stays.
+    /// them is deleted they are appended once more, as they are (but [`RecordKind::Held`] becomes [`RecordKind::Kept`]),
+    /// and shown by [`Projection::apply`]; they must be found at the new place then. Only records without a queue can be moved; while others are named their segment stays.
     /// Called on the maintenance thread.
     fn pinned(&self, below: PhysicalOffset, max: usize) -> Vec<PhysicalOffset> {
         let _ = (below, max);

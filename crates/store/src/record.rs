@@ -73,12 +73,20 @@ pub enum RecordKind {
     Released = 6,
     /// What became of held messages otherwise; has no queue.
     Settled = 7,
+    /// A `Held` record once more, because the segment with it was to go; has no queue. Not a `Held` one: the message may
+    /// have been released while it was copied, and whoever follows the log must not take the copy for another message.
+    Kept = 8,
 }
 
 impl RecordKind {
-    /// What consumers and operators record goes on when there is no room for messages.
+    /// What consumers and operators record goes on when there is no room for messages, and what lets a segment go.
     pub(crate) fn may_use_reserve(self) -> bool {
-        matches!(self, Self::Metadata | Self::Progress | Self::Settled)
+        matches!(self, Self::Metadata | Self::Progress | Self::Settled | Self::Kept)
+    }
+
+    /// What a record becomes when it is appended once more.
+    pub(crate) fn again(self) -> Self {
+        if self == Self::Held { Self::Kept } else { self }
     }
 
     /// Records of this kind lie in a queue and are indexed.
@@ -99,6 +107,7 @@ impl TryFrom<u8> for RecordKind {
             5 => Ok(Self::Held),
             6 => Ok(Self::Released),
             7 => Ok(Self::Settled),
+            8 => Ok(Self::Kept),
             other => Err(Invalid::Kind(other)),
         }
     }

@@ -372,7 +372,11 @@ impl Replay<'_> {
             Content::Record(RecordKind::Message) => false,
             // Who has not seen a message being held could not release it; a release of what is not known does nothing.
             Content::Record(
-                RecordKind::Metadata | RecordKind::Held | RecordKind::Released | RecordKind::Settled,
+                RecordKind::Metadata
+                | RecordKind::Held
+                | RecordKind::Kept
+                | RecordKind::Released
+                | RecordKind::Settled,
             ) => true,
             _ => header.physical_offset >= self.no_progress_below,
         };

@@ -96,14 +96,48 @@ impl Admin for AdminService {
         Ok(Response::new(v1::ListGroupsResponse { status: Some(ok()), groups: self.0.group_summaries() }))
     }
 
+    async fn describe_group(
+        &self,
+        request: Request<v1::DescribeGroupRequest>,
+    ) -> Result<Response<v1::DescribeGroupResponse>, Status> {
+        let (broker, request) = (self.0.clone(), request.into_inner());
+        blocking(move || broker.describe_group(&request)).await
+    }
+
+    async fn reset_offset(
+        &self,
+        request: Request<v1::ResetOffsetRequest>,
+    ) -> Result<Response<v1::ResetOffsetResponse>, Status> {
+        answer(self.0.reset_offset(request.into_inner()).await)
+    }
+
+    async fn redrive_dead_letters(
+        &self,
+        _: Request<v1::RedriveDeadLettersRequest>,
+    ) -> Result<Response<v1::RedriveDeadLettersResponse>, Status> {
+        answer(Err(Rejection::NotImplemented { capability: "sending dead letters back" }))
+    }
+
+    async fn explain_message(
+        &self,
+        _: Request<v1::ExplainMessageRequest>,
+    ) -> Result<Response<v1::ExplainMessageResponse>, Status> {
+        answer(Err(Rejection::NotImplemented { capability: "explaining a message" }))
+    }
+
+    async fn list_clients(
+        &self,
+        _: Request<v1::ListClientsRequest>,
+    ) -> Result<Response<v1::ListClientsResponse>, Status> {
+        answer(Err(Rejection::NotImplemented { capability: "listing clients" }))
+    }
+
     async fn query_messages(
         &self,
         request: Request<v1::QueryMessagesRequest>,
     ) -> Result<Response<v1::QueryMessagesResponse>, Status> {
         let (broker, request) = (self.0.clone(), request.into_inner());
-        // What is asked for may have to come from the device.
-        let found = tokio::task::spawn_blocking(move || broker.query_messages(&request)).await;
-        answer(found.unwrap_or_else(|error| Err(Rejection::Internal(error.to_string()))))
+        blocking(move || broker.query_messages(&request)).await
     }
 
     async fn verify_store(
@@ -122,6 +156,14 @@ impl Admin for AdminService {
             brokers: vec![self.0.describe()],
         }))
     }
+}
+
+/// Runs what may have to wait for the device beside the data threads.
+async fn blocking<T: From<Rejection> + Send + 'static>(
+    work: impl FnOnce() -> Result<T, Rejection> + Send + 'static,
+) -> Result<Response<T>, Status> {
+    let done = tokio::task::spawn_blocking(work).await;
+    answer(done.unwrap_or_else(|error| Err(Rejection::Internal(error.to_string()))))
 }
 
 impl Broker {
@@ -263,6 +305,7 @@ impl Broker {
 
     fn describe(&self) -> v1::BrokerStatus {
         let watermarks = self.store.watermarks();
+        let (delayed, half) = self.held.counts();
         let used = process::used();
         let durability = match self.durability {
             Durability::Memory => v1::Durability::Memory,
@@ -292,8 +335,8 @@ impl Broker {
             durability: durability.into(),
             status: Some(ok()),
             damaged_bytes: self.damaged_bytes(),
-            delayed_count: 0,
-            half_count: 0,
+            delayed_count: delayed as u64,
+            half_count: half as u64,
             scrub_completed_ms: self.store.scrub_status().last_completed_ms.unwrap_or(0),
         }
     }

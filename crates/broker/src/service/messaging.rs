@@ -121,6 +121,13 @@ impl MessagingService for Messaging {
         run!(self, request, query_offset)
     }
 
+    async fn recall_message(
+        &self,
+        request: Request<v2::RecallMessageRequest>,
+    ) -> Result<Response<v2::RecallMessageResponse>, Status> {
+        run!(self, request, recall)
+    }
+
     async fn notify_client_termination(
         &self,
         request: Request<v2::NotifyClientTerminationRequest>,

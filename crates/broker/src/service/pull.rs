@@ -20,9 +20,7 @@ use tonic::codegen::BoxStream;
 
 use crate::broker::Broker;
 use crate::catalog::Topic;
-use crate::mark::Mark;
 use crate::progress;
-use crate::records::message_of;
 use crate::refuse;
 use crate::service::{delivery, query, receive};
 use crate::ttl;
@@ -72,7 +70,7 @@ pub async fn pull(
 ) -> Result<BoxStream<v2::PullMessageResponse>, Rejection> {
     validate::group_of(request.group.as_ref())?;
     let (topic, queue_id, queue) = broker.queue_of(request.message_queue.as_ref())?;
-    let wanted = Wanted::of(request.filter_expression.as_ref())?;
+    let wanted = Wanted::of(request.filter_expression.as_ref(), &broker.filters)?;
     let max = usize::try_from(request.batch_size).ok().filter(|&size| size > 0);
     let max = max.unwrap_or(RECEIVE_BATCH_SIZE_MAX).min(RECEIVE_BATCH_SIZE_MAX);
     let deadline = Instant::now() + receive::wait(caller.timeout, request.long_polling_timeout.as_ref())?;
@@ -136,7 +134,7 @@ fn read(
         if entry.size > 0 && wanted.may_want(&entry) {
             match broker.store.record(entry.physical_offset, entry.size) {
                 Ok(record) if ttl::has_expired(&record, ttl_ms, now_ms) => {}
-                Ok(record) if wanted.really_wants(message_of(&record), Mark(record.mark)) => {
+                Ok(record) if broker.wants(wanted, &record) => {
                     bytes += record.payload.len();
                     pulled.records.push(record);
                 }

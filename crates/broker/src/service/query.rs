@@ -8,7 +8,7 @@ use karman_remoting::proto::karman::query_messages_request::By;
 use karman_remoting::proto::v2::{self, QueryOffsetPolicy};
 use karman_remoting::status::{Rejection, ok};
 use karman_remoting::validate;
-use karman_store::{PhysicalOffset, QueueOffset, ReadError, Record, key_hash};
+use karman_store::{Entry, PhysicalOffset, QueueNumber, QueueOffset, ReadError, Record, key_hash};
 
 use crate::broker::Broker;
 use crate::catalog::Topic;
@@ -17,9 +17,9 @@ use crate::records::message_of;
 use crate::refuse;
 
 /// Messages of one answer when it is not said how many.
-const MAX_DEFAULT: u32 = 32;
+const MAX_DEFAULT: usize = 32;
 /// RocketMQ's limit for a query.
-const MAX_MAX: u32 = 64;
+const MAX_MAX: usize = 64;
 /// Bytes of messages in one answer, if they are more than one.
 const ANSWER_MAX_BYTES: usize = 4 << 20;
 /// So many messages with the same hash are looked at when some turn out to have another key.
@@ -48,11 +48,17 @@ impl Broker {
                 let has_key = |system: &v2::SystemProperties| system.keys.iter().any(|own| own == key);
                 self.find(request, key_hash(topic.number, key.as_bytes()), has_key, &mut response.truncated)?
             }
-            Some(By::Queue(place)) => self.at_queue_offset(&topic, place)?.into_iter().collect(),
+            Some(By::Queue(place)) => {
+                let max = if request.max == 0 { 1 } else { max_of(request)? };
+                let queue = topic.queue(place.queue_id);
+                let queue = queue.ok_or_else(|| no_queue(&topic, place.queue_id.into()))?;
+                self.messages_from(queue, place.offset, max, &mut response.truncated)?
+            }
             Some(By::PhysicalOffset(at)) => self.at_physical_offset(*at)?.into_iter().collect(),
-            Some(By::Time(_)) => return Err(Rejection::NotImplemented { capability: "listing by time" }),
+            Some(By::Time(_)) => self.stored_between(&topic, request, &mut response.truncated)?,
             None => {
-                let what = "a query names a message id, a key, a queue with an offset, or a physical offset";
+                let what =
+                    "a query names a message id, a key, a queue with an offset, a physical offset, or a time";
                 return Err(Rejection::BadRequest(what.to_owned()));
             }
         };
@@ -85,19 +91,14 @@ impl Broker {
         is_it: impl Fn(&v2::SystemProperties) -> bool,
         truncated: &mut bool,
     ) -> Result<Vec<Record>, Rejection> {
-        let max = if request.max == 0 { MAX_DEFAULT } else { request.max };
-        if max > MAX_MAX {
-            return Err(Rejection::BadRequest(format!(
-                "{max} messages are asked for, the limit is {MAX_MAX}"
-            )));
-        }
+        let max = max_of(request)?;
         let end_ms = if request.end_ms == 0 { u64::MAX } else { request.end_ms };
         let is_it = |record: &Record| {
             let message = EncodedMessage::read(bytes::Bytes::copy_from_slice(message_of(record)));
             message.is_ok_and(|message| is_it(&message.system_properties))
         };
         // One more, to know whether there are more.
-        let (wanted, mut looked_at) = (max as usize + 1, max as usize + 1);
+        let (wanted, mut looked_at) = (max + 1, max + 1);
         loop {
             let mut found = Vec::new();
             let times = request.begin_ms..end_ms;
@@ -106,21 +107,76 @@ impl Broker {
             found.retain(is_it);
             if found.len() >= wanted || all || looked_at >= LOOKED_AT_MAX {
                 *truncated = found.len() >= wanted || !all;
-                found.truncate(max as usize);
+                found.truncate(max);
                 return Ok(found);
             }
             looked_at *= 2;
         }
     }
 
-    fn at_queue_offset(&self, topic: &Topic, place: &v1::QueuePosition) -> Result<Option<Record>, Rejection> {
-        let queue = topic.queue(place.queue_id).ok_or_else(|| no_queue(topic, place.queue_id.into()))?;
-        let mut entries = Vec::new();
-        self.store
-            .entries(queue, QueueOffset(place.offset), 1, &mut entries)
-            .map_err(|error| refuse::read(&error))?;
-        let Some(entry) = entries.first() else { return Ok(None) };
-        self.store.record(entry.physical_offset, entry.size).map(Some).map_err(|error| refuse::read(&error))
+    /// The messages of a queue from an offset on. What is lost or was deleted is passed over.
+    fn messages_from(
+        &self,
+        queue: QueueNumber,
+        from: u64,
+        max: usize,
+        truncated: &mut bool,
+    ) -> Result<Vec<Record>, Rejection> {
+        let range = self.store.queue_range(queue);
+        // A single one is asked for by its place: another one would be the wrong answer.
+        let from = if max == 1 { from } else { from.max(range.start) };
+        let mut entries = Vec::with_capacity(max);
+        match self.store.entries(queue, QueueOffset(from), max, &mut entries) {
+            Err(ReadError::BelowMinimum { .. }) => return Ok(Vec::new()),
+            result => result.map_err(|error| refuse::read(&error))?,
+        }
+        *truncated |= max > 1 && from + (entries.len() as u64) < range.end;
+        self.records(&entries)
+    }
+
+    /// The messages of all queues that were stored in a time, the first stored first.
+    fn stored_between(
+        &self,
+        topic: &Topic,
+        request: &v1::QueryMessagesRequest,
+        truncated: &mut bool,
+    ) -> Result<Vec<Record>, Rejection> {
+        let max = max_of(request)?;
+        let mut entries: Vec<Entry> = Vec::new();
+        for &queue in &topic.queues {
+            let queue = QueueNumber(queue);
+            let at =
+                |time_ms| self.store.offset_by_time(queue, time_ms).map_err(|error| refuse::read(&error));
+            let from = at(request.begin_ms)?.0;
+            let to =
+                if request.end_ms == 0 { self.store.queue_range(queue).end } else { at(request.end_ms)?.0 };
+            // Each queue may have all of the answer, and one more says that there are more.
+            let count = to.saturating_sub(from).min(max as u64 + 1) as usize;
+            match self.store.entries(queue, QueueOffset(from), count, &mut entries) {
+                // Deleted meanwhile.
+                Err(error) if error.is_final() => {}
+                result => result.map_err(|error| refuse::read(&error))?,
+            }
+        }
+        entries.retain(|entry| !entry.is_lost());
+        // Store times never go back in the log.
+        entries.sort_unstable_by_key(|entry| entry.physical_offset);
+        *truncated |= entries.len() > max;
+        entries.truncate(max);
+        self.records(&entries)
+    }
+
+    /// The records of entries; those that are lost or have become unreadable are left out.
+    fn records(&self, entries: &[Entry]) -> Result<Vec<Record>, Rejection> {
+        let mut records = Vec::with_capacity(entries.len());
+        for entry in entries.iter().filter(|entry| !entry.is_lost()) {
+            match self.store.record(entry.physical_offset, entry.size) {
+                Ok(record) => records.push(record),
+                Err(error) if error.is_final() => {}
+                Err(error) => return Err(refuse::read(&error)),
+            }
+        }
+        Ok(records)
     }
 
     fn at_physical_offset(&self, at: u64) -> Result<Option<Record>, Rejection> {
@@ -159,6 +215,15 @@ impl Broker {
             }
         };
         Ok(v2::QueryOffsetResponse { status: Some(ok()), offset: offset.cast_signed() })
+    }
+}
+
+/// How many messages a request wants.
+fn max_of(request: &v1::QueryMessagesRequest) -> Result<usize, Rejection> {
+    match request.max {
+        0 => Ok(MAX_DEFAULT),
+        max if max as usize <= MAX_MAX => Ok(max as usize),
+        max => Err(Rejection::BadRequest(format!("{max} messages are asked for, the limit is {MAX_MAX}"))),
     }
 }
 

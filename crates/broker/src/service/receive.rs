@@ -27,10 +27,9 @@ use tonic::codegen::BoxStream;
 
 use crate::broker::Broker;
 use crate::clock::timestamp;
-use crate::mark::Mark;
 use crate::pop::{Delivery, Gone, Position, Surroundings, Take};
 use crate::progress::{self, GroupTopic};
-use crate::records::{GroupRecord, message_of};
+use crate::records::GroupRecord;
 use crate::service::{dead_letter, delivery};
 use crate::ttl;
 use crate::wanted::Wanted;
@@ -88,7 +87,12 @@ impl Surroundings for Around<'_> {
     }
 
     fn wants(&self, entry: &Entry) -> bool {
-        self.wanted.may_want(entry)
+        if !self.wanted.needs_message() {
+            return self.wanted.may_want(entry);
+        }
+        // What cannot be read is dealt with where it is read to be sent.
+        let record = self.broker.store.record(entry.physical_offset, entry.size);
+        record.map_or(true, |record| self.broker.wants(self.wanted, &record))
     }
 
     fn is_alive(&self, client_id: &str) -> bool {
@@ -107,7 +111,7 @@ struct Polling {
 }
 
 impl Polling {
-    fn of(caller: &Caller, request: &v2::ReceiveMessageRequest) -> Result<Self, Rejection> {
+    fn of(broker: &Broker, caller: &Caller, request: &v2::ReceiveMessageRequest) -> Result<Self, Rejection> {
         let max = usize::try_from(request.batch_size).ok().filter(|&size| size > 0);
         let (invisible_ms, renew_for) = if request.auto_renew {
             (INVISIBLE_DEFAULT_MS, Some(caller.client_id.as_str().into()))
@@ -115,7 +119,7 @@ impl Polling {
             (invisible_ms(request.invisible_duration.as_ref(), INVISIBLE_MIN_MS)?, None)
         };
         Ok(Self {
-            wanted: Wanted::of(request.filter_expression.as_ref())?,
+            wanted: Wanted::of(request.filter_expression.as_ref(), &broker.filters)?,
             max: max.unwrap_or(RECEIVE_BATCH_SIZE_MAX).min(RECEIVE_BATCH_SIZE_MAX),
             invisible_ms,
             renew_for,
@@ -165,7 +169,7 @@ pub async fn receive(
     let group_name = validate::group_of(request.group.as_ref())?;
     let topic = request.message_queue.as_ref().and_then(|queue| queue.topic.as_ref());
     let topic_name = validate::topic_of(topic)?;
-    let poll = Polling::of(caller, &request)?;
+    let poll = Polling::of(broker, caller, &request)?;
     let topic = broker.topic(topic_name)?;
     let mut group = broker.group(group_name).await?;
     let client = group.config.broadcast.then_some(caller.client_id.as_str());
@@ -272,7 +276,8 @@ fn read(
                 broker.counters.expired.fetch_add(1, Ordering::Relaxed);
                 unwanted.push(delivery.position);
             }
-            Ok(record) if wanted.really_wants(message_of(&record), Mark(record.mark)) => {
+            // A filter over messages has been asked already.
+            Ok(record) if wanted.needs_message() || broker.wants(wanted, &record) => {
                 batch.push_back((delivery, record));
             }
             Ok(_) => unwanted.push(delivery.position),

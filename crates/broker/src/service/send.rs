@@ -16,9 +16,9 @@ use crate::catalog::Topic;
 use crate::dedupe::{Known, Sending, id_hash};
 use crate::label::{Label, group_hash};
 use crate::mark::Mark;
-use crate::records::message_of;
+use crate::records::{HeldHead, message_of};
 use crate::refuse;
-use crate::service::check;
+use crate::service::{check, hold};
 use crate::ttl;
 
 /// Messages on their way into the log, and what each was answered.
@@ -26,6 +26,8 @@ struct Batch {
     messages: Vec<EncodedMessage>,
     /// Of each message id.
     hashes: Vec<u64>,
+    /// What is held back.
+    holds: Vec<Option<HeldHead>>,
     entries: Vec<Option<v2::SendResultEntry>>,
 }
 
@@ -34,7 +36,7 @@ impl Broker {
     pub async fn send(&self, request: v2::SendMessageRequest) -> Result<v2::SendMessageResponse, Rejection> {
         let messages = check::read(request.messages)?;
         let topic = self.topic_for_send(&messages[0].topic).await?;
-        let mut batch = Batch::of(messages, &topic)?;
+        let mut batch = self.batch(messages, &topic)?;
         let window_ms = topic.dedup_window_ms(self.durability_of(&topic), self.dedup_window_minutes);
         if window_ms == 0 {
             let all = (0..batch.messages.len()).collect();
@@ -97,6 +99,9 @@ impl Broker {
             return None;
         }
         self.dedupe.repeated.fetch_add(1, Ordering::Relaxed);
+        if let Some(head) = HeldHead::of_record(&record) {
+            return Some(self.held_result(message_id.clone(), &head));
+        }
         Some(v2::SendResultEntry {
             status: Some(ok()),
             message_id: message_id.clone(),
@@ -120,6 +125,10 @@ impl Broker {
             let mut bytes = 0;
             for &index in &indexes {
                 let record = record(&batch.messages[index], queue, topic.number);
+                let record = match batch.holds[index] {
+                    Some(head) => hold::held(record, head),
+                    None => record,
+                };
                 if claimed {
                     places.push((batch.hashes[index], bytes));
                 }
@@ -138,13 +147,18 @@ impl Broker {
                 Err(_) => return Err(self.flush_timed_out()),
             };
             self.counters.messages_in.fetch_add(indexes.len() as u64, Ordering::Relaxed);
-            for (index, offset) in indexes.into_iter().zip(appended.queue_offset.0..) {
-                batch.entries[index] = Some(v2::SendResultEntry {
-                    status: Some(ok()),
-                    message_id: batch.messages[index].system_properties.message_id.clone(),
-                    offset: offset.cast_signed(),
-                    ..Default::default()
-                });
+            let mut offsets = appended.queue_offset.0..;
+            for index in indexes {
+                let message_id = batch.messages[index].system_properties.message_id.clone();
+                batch.entries[index] = match batch.holds[index] {
+                    Some(head) => Some(self.held_result(message_id, &head)),
+                    None => Some(v2::SendResultEntry {
+                        status: Some(ok()),
+                        message_id,
+                        offset: offsets.next().unwrap_or_default().cast_signed(),
+                        ..Default::default()
+                    }),
+                };
             }
         }
         Ok(())
@@ -155,7 +169,8 @@ impl Broker {
         topic.durability().unwrap_or(self.durability)
     }
 
-    fn flush_timed_out(&self) -> Rejection {
+    /// It took longer than `syncFlushTimeout`.
+    pub fn flush_timed_out(&self) -> Rejection {
         Rejection::PersistenceTimeout { timeout_ms: self.flush_timeout.as_millis() as u64 }
     }
 
@@ -167,11 +182,13 @@ impl Broker {
     }
 }
 
-impl Batch {
-    fn of(messages: Vec<EncodedMessage>, topic: &Topic) -> Result<Self, Rejection> {
+impl Broker {
+    fn batch(&self, messages: Vec<EncodedMessage>, topic: &Topic) -> Result<Batch, Rejection> {
         let (count, mut whole) = (messages.len(), Vec::with_capacity(messages.len()));
+        let mut holds = Vec::with_capacity(count);
         for (index, message) in messages.into_iter().enumerate() {
             check::message_type(index, &message.system_properties, topic)?;
+            holds.push(self.hold_of(index, &message, topic)?);
             whole.push(check::complete(index, message, topic)?);
         }
         let id = |message: &EncodedMessage| id_hash(topic.number, &message.system_properties.message_id);
@@ -183,7 +200,7 @@ impl Batch {
                 return Err(Rejection::IllegalMessageId { index, rule });
             }
         }
-        Ok(Self { messages: whole, hashes, entries: vec![None; count] })
+        Ok(Batch { messages: whole, hashes, holds, entries: vec![None; count] })
     }
 }
 

@@ -51,6 +51,7 @@ fn kind_word(kind: RecordKind) -> &'static str {
         RecordKind::Held => "held",
         RecordKind::Released => "released",
         RecordKind::Settled => "settled",
+        RecordKind::Kept => "kept",
     }
 }
 

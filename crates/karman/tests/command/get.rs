@@ -20,7 +20,7 @@ fn stored_messages_are_found_by_id_key_place_and_time() {
         json(&run(&["message", "send", "orders", "--body", body, "--key", key, "--property", "a=b"]))
     };
     let sent = [send("one", "k"), send("two", "other"), send("three", "k")];
-    let get = |arguments: &[&str]| lines(&run(&[&["message", "get", "orders"], arguments].concat()));
+    let get = |arguments: &[&str]| lines(&run(&[&["message", "query", "orders"], arguments].concat()));
 
     let id = sent[1]["message_id"].as_str().unwrap();
     let found = get(&["--id", id]);
@@ -44,20 +44,20 @@ fn stored_messages_are_found_by_id_key_place_and_time() {
         &["--queue", "0", "--offset", "99"],
         &["--position", "8"],
     ] {
-        let output = run(&[&["message", "get", "orders"], missing].concat());
+        let output = run(&[&["message", "query", "orders"], missing].concat());
         assert_eq!(output.status.code(), Some(3), "{missing:?}: {}", stderr(&output));
         assert!(output.stdout.is_empty());
     }
-    assert_eq!(run(&["message", "get", "bills", "--id", id]).status.code(), Some(3));
-    let output = run(&["message", "get", "orders", "--queue", "77", "--offset", "0"]);
+    assert_eq!(run(&["message", "query", "bills", "--id", id]).status.code(), Some(3));
+    let output = run(&["message", "query", "orders", "--queue", "77", "--offset", "0"]);
     assert!(stderr(&output).contains("no queue 77"), "{}", stderr(&output));
     for wrong in
         [&["--queue", "0"][..], &[], &["--id", "1", "--key", "2"], &["--key", "k", "--begin", "soon"]]
     {
-        let output = run(&[&["message", "get", "orders"], wrong].concat());
+        let output = run(&[&["message", "query", "orders"], wrong].concat());
         assert_eq!(output.status.code(), Some(2), "{wrong:?}");
     }
-    let text = karman(&dev.endpoint, &["message", "get", "orders", "--id", id]);
+    let text = karman(&dev.endpoint, &["message", "query", "orders", "--id", id]);
     let text = String::from_utf8_lossy(&text.stdout).into_owned();
     assert!(text.contains(id) && text.contains("\ntwo\n"), "{text}");
 

@@ -188,7 +188,7 @@ fn a_running_store_is_verified_and_its_damage_is_shown_and_repaired_later() {
     assert!(stderr(&unknown).contains("nobody"), "{}", stderr(&unknown));
 
     let second: Value = {
-        let output = run(&["message", "get", "orders", "--id", &ids[1]]);
+        let output = run(&["message", "query", "orders", "--id", &ids[1]]);
         serde_json::from_slice(&output.stdout).unwrap()
     };
     let log = data.path().join("store/commitlog/00000000000000000000.log");
@@ -209,7 +209,7 @@ fn a_running_store_is_verified_and_its_damage_is_shown_and_repaired_later() {
     let dev = Dev::start(data.path());
     assert_eq!(metric(&dev.metrics, "karman_store_damaged_bytes"), 0);
     for (number, id) in ids.iter().enumerate() {
-        let output = karman(&dev.endpoint, &["message", "get", "orders", "--id", id]);
+        let output = karman(&dev.endpoint, &["message", "query", "orders", "--id", id]);
         assert_eq!(output.status.code(), Some(if number == 1 { 3 } else { 0 }), "{}", stderr(&output));
     }
     assert_eq!(dev.stop(), Some(0));

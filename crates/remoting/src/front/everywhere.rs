@@ -25,12 +25,11 @@ impl Front {
         request: Request<v2::HeartbeatRequest>,
     ) -> Result<v2::HeartbeatResponse, Rejection> {
         let caller = self.heard(&request)?;
-        if let Some(group) = &request.get_ref().group
-            && !group.name.is_empty()
-        {
-            validate::group(&group.name)?;
+        let group = validate::name_of(request.get_ref().group.as_ref());
+        if !group.is_empty() {
+            validate::group(group)?;
         }
-        self.clients.heartbeat(&caller.client_id);
+        self.clients.heartbeat(&caller.client_id, request.get_ref().client_type(), group);
         if self.local.is_none() && !caller.relayed {
             let pass_on = self.all_brokers().into_iter().map(|peer| {
                 let copy = self.peers.request(request.metadata(), request.get_ref().clone());

@@ -7,7 +7,7 @@ use super::{Front, Owner, call, failure_here};
 use crate::proto::v2;
 use crate::relay::failure;
 use crate::status::Rejection;
-use crate::validate;
+use crate::{settings, validate};
 
 /// [`call`] for the calls that answer with a stream of frames.
 macro_rules! stream {
@@ -29,7 +29,8 @@ impl Front {
         &self,
         request: Request<v2::ReceiveMessageRequest>,
     ) -> Result<Response<BoxStream<v2::ReceiveMessageResponse>>, Rejection> {
-        let relayed = self.heard(&request)?.relayed;
+        let caller = self.heard(&request)?;
+        let relayed = caller.relayed;
         let queue = request.get_ref().message_queue.as_ref();
         let owner = match broker_of(queue) {
             "" => {
@@ -39,7 +40,31 @@ impl Front {
             }
             broker => self.owner_named(broker, relayed)?,
         };
+        if matches!(owner, Owner::Here(_)) {
+            self.note_subscription(&caller.client_id, request.get_ref())?;
+        }
         stream!(self, owner, receive_message, request)
+    }
+
+    /// Remembers what a consumer receives, which its settings may not have said here. Names that the broker refuses are
+    /// left to it.
+    fn note_subscription(
+        &self,
+        client_id: &str,
+        request: &v2::ReceiveMessageRequest,
+    ) -> Result<(), Rejection> {
+        let group = validate::name_of(request.group.as_ref());
+        let topic = validate::name_of(request.message_queue.as_ref().and_then(|queue| queue.topic.as_ref()));
+        let client_type = self.clients.client_type(client_id).unwrap_or_default();
+        {
+            let routes = self.routes.read();
+            settings::check_lite(client_type, routes.group(group), [topic])?;
+            if routes.message_type(topic).is_none() || validate::group(group).is_err() {
+                return Ok(());
+            }
+        }
+        self.clients.subscribed(client_id, group, topic, request.filter_expression.as_ref());
+        Ok(())
     }
 
     pub(super) async fn pull(

@@ -25,7 +25,13 @@ impl Front {
         let relayed = metadata::is_relayed(request.metadata());
         let messages = &request.get_ref().messages;
         let topic = messages.first().map(|first| message::topic_of(first)).unwrap_or_default();
-        let mut owners = self.owners_of_send(&topic, messages, relayed)?;
+        let (mut owners, is_known) = self.owners_of_send(&topic, messages, relayed)?;
+        if let [Owner::Here(_)] = owners[..]
+            && let Some(client_id) = metadata::client_id_of(request.metadata())
+            && is_known
+        {
+            self.clients.publishes(client_id, &topic);
+        }
         let Some(last) = owners.pop() else {
             self.heard(&request)?;
             if messages.is_empty() {
@@ -47,21 +53,23 @@ impl Front {
         call!(self, last, send_message, request)
     }
 
-    /// The one home of messages whose order matters; any master that has the topic for the others.
+    /// The one home of messages whose order matters; any master that has the topic for the others. And whether anybody
+    /// has it.
     fn owners_of_send(
         &self,
         topic: &str,
         messages: &[bytes::Bytes],
         relayed: bool,
-    ) -> Result<Vec<Owner<'_>>, Rejection> {
+    ) -> Result<(Vec<Owner<'_>>, bool), Rejection> {
         let routes = self.routes.read();
+        let message_type = routes.message_type(topic);
         if !relayed
-            && let Some(kind) = Ordered::of(routes.message_type(topic))
+            && let Some(kind) = Ordered::of(message_type)
             && let Some(home) = home_of_batch(&routes, topic, messages, kind)?
         {
-            return Ok(vec![self.owner_of(home)]);
+            return Ok((vec![self.owner_of(home)], true));
         }
-        Ok(self.owners_by(&routes, topic, relayed))
+        Ok((self.owners_by(&routes, topic, relayed), message_type.is_some()))
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod admission;
 mod channel;
+mod door;
 mod drain;
 mod handshake;
 mod http2;

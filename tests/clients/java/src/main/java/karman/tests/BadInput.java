@@ -35,7 +35,7 @@ final class BadInput {
     }
 
     void run() throws Exception {
-        producer = Driver.producer(options);
+        producer = Producing.producer(options);
         Events.emit("ready");
         send("unknown-topic", m -> m.setTopic(topic + "-unknown"));
         send("illegal-topic", m -> m.setTopic("no.dots.allowed"));
@@ -60,7 +60,7 @@ final class BadInput {
         receive("short-invisible", topic, group, 1, all);
         receive("long-group", topic, "g".repeat(121), 10, all);
         receive("system-group", topic, "CID_RMQ_SYS_x", 10, all);
-        receive("sql-filter", topic, group, 10, Driver.sql("index = '1'"));
+        receive("sql-filter", topic, group, 10, Consuming.sql("index = '1'"));
         receive("consume-unknown-topic", topic + "-unknown", group, 10, all);
     }
 
@@ -78,7 +78,7 @@ final class BadInput {
 
     private void receive(String name, String topic, String group, int seconds, FilterExpression filter) {
         attempt(name, () -> {
-            var consumer = Driver.simpleConsumer(options, group, Map.of(topic, filter));
+            var consumer = Consuming.simpleConsumer(options, group, Map.of(topic, filter));
             return String.valueOf(consumer.receive(1, Duration.ofSeconds(seconds)).size());
         });
     }

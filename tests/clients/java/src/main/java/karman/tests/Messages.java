@@ -9,13 +9,12 @@ import java.util.HexFormat;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
-import org.apache.rocketmq.client.apis.ClientServiceProvider;
 import org.apache.rocketmq.client.apis.message.Message;
+import org.apache.rocketmq.client.apis.message.MessageBuilder;
 import org.apache.rocketmq.client.apis.message.MessageView;
 
 /** What is sent follows from a seed and an index alone, so that a test can say what must arrive. */
 final class Messages {
-    private static final ClientServiceProvider PROVIDER = ClientServiceProvider.loadService();
     private static final List<String> COLOURS = List.of("red", "green", "blue");
 
     private Messages() {}
@@ -42,15 +41,31 @@ final class Messages {
         return body;
     }
 
-    static Message message(String topic, String seed, long index, int size) {
-        return PROVIDER.newMessageBuilder()
-                .setTopic(topic)
-                .setBody(body(seed, index, size))
+    static Message message(Options options, long index, Kind kind) {
+        String seed = options.text("seed", "seed");
+        MessageBuilder builder = Driver.PROVIDER.newMessageBuilder()
+                .setTopic(options.text("topic"))
+                .setBody(body(seed, index, options.number("size", 0)))
                 .setTag(COLOURS.get((int) (index % 3)))
                 .setKeys("key-" + seed + "-" + index, "seventh-" + index % 7)
                 .addProperty("index", String.valueOf(index))
-                .addProperty("text", "größe " + index + " 漢字 🚀")
-                .build();
+                .addProperty("text", "größe " + index + " 漢字 🚀");
+        if (kind.seq() != null) {
+            builder.addProperty("seq", String.valueOf(kind.seq()));
+        }
+        if (kind.group() != null) {
+            builder.setMessageGroup(kind.group());
+        }
+        if (kind.lite() != null) {
+            builder.setLiteTopic(kind.lite());
+        }
+        if (kind.priority() != null) {
+            builder.setPriority(kind.priority());
+        }
+        if (kind.due() != null) {
+            builder.setDeliveryTimestamp(kind.due());
+        }
+        return builder.build();
     }
 
     /** Properties whose keys and values together have {@code total} bytes. */
@@ -75,9 +90,13 @@ final class Messages {
         buffer.get(body);
         List<String> keys = new ArrayList<>(view.getKeys());
         keys.sort(null);
+        String seq = view.getProperties().get("seq");
         Events.emit("message", "id", view.getMessageId().toString(), "topic", view.getTopic(),
                 "tag", view.getTag().orElse(null), "keys", keys, "properties", view.getProperties(),
                 "sha256", HexFormat.of().formatHex(sha256(body)), "length", body.length,
-                "attempt", view.getDeliveryAttempt(), "born", view.getBornTimestamp(), "corrupted", false);
+                "attempt", view.getDeliveryAttempt(), "born", view.getBornTimestamp(), "corrupted", false,
+                "group", view.getMessageGroup().orElse(null), "seq", seq == null ? null : Long.valueOf(seq),
+                "due", view.getDeliveryTimestamp().orElse(null), "priority", view.getPriority().orElse(null),
+                "lite", view.getLiteTopic().orElse(null));
     }
 }

@@ -1,4 +1,4 @@
-//! `karman message get`: messages that are stored, whatever consumers did with them.
+//! `karman message query`: messages that are stored, whatever consumers did with them.
 
 use std::collections::BTreeMap;
 
@@ -17,36 +17,37 @@ use crate::output::{self, Format};
 use crate::time;
 
 pub(super) const AFTER_HELP: &str = "\
-The last stored message comes first. With -o json each message is one line: an object with body, or body_base64 when
-the body is not text. Times are milliseconds since 1970, 90s, 15m, 2h or 3d ago, or 2026-11-21T13:12:34 in UTC.
-Without a message the command says so on stderr and exits 3.
+By id and key the last stored message comes first, by time the first. With -o json each message is one line: an object
+with body, or body_base64 when the body is not text. Times are milliseconds since 1970, 90s, 15m, 2h or 3d ago, or
+2026-11-21T13:12:34 in UTC. Without a message the command says so on stderr and exits 3.
 
 Example:
-  karman message get orders --id 017793EEDC8B32653E0B12EE3DEF2D8AA0
-  karman message get orders --key 4711 --begin 2h --max 5
-  karman message get orders --queue 3 --offset 1207 --broker broker-a";
+  karman message query orders --id 017793EEDC8B32653E0B12EE3DEF2D8AA0
+  karman message query orders --key 4711 --begin 2h --max 5
+  karman message query orders --time --begin 2026-11-21T13:00 --end 2026-11-21T13:05
+  karman message query orders --queue 3 --offset 1207 --broker broker-a";
 
 #[derive(Args, Debug)]
-pub(crate) struct GetArgs {
+pub(crate) struct QueryArgs {
     /// The topic
     topic: String,
     #[command(flatten)]
     by: ByArgs,
-    /// The place in that queue
+    /// The place in that queue; with --max also what follows
     #[arg(long, requires = "queue")]
     offset: Option<u64>,
     /// Only on this broker
     #[arg(long, value_name = "NAME")]
     broker: Option<String>,
-    /// By id or key: stored then or later
+    /// By id, key or time: stored then or later
     #[arg(long, value_name = "TIME", value_parser = time::parse)]
     begin: Option<u64>,
-    /// By id or key: stored before
+    /// By id, key or time: stored before
     #[arg(long, value_name = "TIME", value_parser = time::parse)]
     end: Option<u64>,
-    /// By id or key: at most so many
-    #[arg(long, value_name = "COUNT", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=64))]
-    max: u32,
+    /// At most so many; 32 when not given, and 1 at an offset
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=64))]
+    max: Option<u32>,
 }
 
 #[derive(Args, Debug)]
@@ -61,45 +62,50 @@ struct ByArgs {
     /// The message at --offset of this queue
     #[arg(long, requires = "offset")]
     queue: Option<u32>,
+    /// Messages of a time: from --begin until --end
+    #[arg(long)]
+    time: bool,
     /// The message whose record starts at this physical offset
     #[arg(long, value_name = "OFFSET")]
     position: Option<u64>,
 }
 
-impl GetArgs {
+impl QueryArgs {
     fn by(&self) -> By {
-        let ByArgs { id, key, queue, position } = &self.by;
+        let ByArgs { id, key, queue, time, position } = &self.by;
         match (id, key, queue, position) {
             (Some(id), ..) => By::MessageId(id.clone()),
             (_, Some(key), ..) => By::Key(key.clone()),
             (_, _, Some(queue_id), _) => {
                 By::Queue(v1::QueuePosition { queue_id: *queue_id, offset: self.offset.unwrap_or(0) })
             }
+            _ if *time => By::Time(true),
             _ => By::PhysicalOffset(position.unwrap_or(0)),
         }
     }
 }
 
+/// A stored message as programs read it.
 #[derive(Serialize)]
-struct StoredJson {
-    message_id: String,
+pub(crate) struct StoredJson {
+    pub(crate) message_id: String,
     topic: String,
     broker: String,
     queue: u32,
     offset: u64,
     position: u64,
-    store_ms: u64,
+    pub(crate) store_ms: u64,
     born_ms: Option<i64>,
     born_host: String,
     tag: Option<String>,
     keys: Vec<String>,
-    properties: BTreeMap<String, String>,
+    pub(crate) properties: BTreeMap<String, String>,
     body: Option<String>,
     body_base64: Option<String>,
 }
 
 impl StoredJson {
-    fn of(stored: v1::StoredMessage) -> anyhow::Result<Self> {
+    pub(crate) fn of(stored: v1::StoredMessage) -> anyhow::Result<Self> {
         let message = v2::Message::decode(&stored.message[..])?;
         let system = message.system_properties.unwrap_or_default();
         let body = std::str::from_utf8(&message.body).ok().map(str::to_owned);
@@ -122,7 +128,14 @@ impl StoredJson {
         })
     }
 
-    fn print(&self) -> std::io::Result<()> {
+    pub(crate) fn print(&self, format: Format) -> anyhow::Result<()> {
+        match format {
+            Format::Json => output::json(self),
+            Format::Table => Ok(self.print_text()?),
+        }
+    }
+
+    fn print_text(&self) -> std::io::Result<()> {
         let Self { message_id, broker, queue, offset, position, .. } = self;
         let stored = time::format_ms(self.store_ms);
         output::line(&format!("{message_id} {broker} queue {queue} offset {offset} position {position}"))?;
@@ -141,28 +154,24 @@ impl StoredJson {
     }
 }
 
-pub(super) async fn run(args: GetArgs, node: &Node, format: Format) -> anyhow::Result<()> {
+pub(super) async fn run(args: QueryArgs, node: &Node, format: Format) -> anyhow::Result<()> {
     let request = v1::QueryMessagesRequest {
         topic: args.topic.clone(),
         by: Some(args.by()),
         broker_name: args.broker.unwrap_or_default(),
         begin_ms: args.begin.unwrap_or(0),
         end_ms: args.end.unwrap_or(0),
-        max: args.max,
+        max: args.max.unwrap_or(0),
     };
     let response = node.answer(node.admin()?.query_messages(node.request(request))).await?;
     if response.messages.is_empty() {
         return Err(NotFound(format!("topic {} has no such message", args.topic)).into());
     }
     for stored in response.messages {
-        let stored = StoredJson::of(stored)?;
-        match format {
-            Format::Json => output::json(&stored)?,
-            Format::Table => stored.print()?,
-        }
+        StoredJson::of(stored)?.print(format)?;
     }
     if response.truncated {
-        eprintln!("karman: there are more; give a time with --end, or a higher --max");
+        eprintln!("karman: there are more; give a narrower time with --begin or --end, or a higher --max");
     }
     Ok(())
 }

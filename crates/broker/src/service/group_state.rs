@@ -1,0 +1,78 @@
+//! What an operator sees of a consumer group: its settings, and how far it is with each queue.
+//!
+//! From the live state, the index, and one record for each queue with messages that wait; blocks when that record has to
+//! come from the device.
+
+use karman_remoting::proto::karman as v1;
+use karman_remoting::status::{Rejection, ok};
+use karman_remoting::validate;
+use karman_store::{QueueNumber, QueueOffset};
+
+use crate::broker::Broker;
+use crate::pop::QueueState;
+use crate::progress::GroupTopic;
+
+/// Entries that are looked at for one that is not lost.
+const LOOKED_AT_MAX: usize = 32;
+
+impl Broker {
+    /// A group on this broker. One that is not here has no settings in the answer; its clients may be known all the same.
+    pub fn describe_group(
+        &self,
+        request: &v1::DescribeGroupRequest,
+    ) -> Result<v1::DescribeGroupResponse, Rejection> {
+        validate::group(&request.name)?;
+        if !request.topic.is_empty() {
+            validate::topic(&request.topic)?;
+        }
+        let mut response = v1::DescribeGroupResponse { status: Some(ok()), ..Default::default() };
+        let Some(group) = self.catalog.group(&request.name) else { return Ok(response) };
+        response.groups.push(group.config.clone());
+        let mut rows = self.progress.all();
+        let is_asked = |row: &GroupTopic| request.topic.is_empty() || row.topic.name() == request.topic;
+        rows.retain(|row| row.group == group.number && is_asked(row));
+        rows.sort_by(|a, b| (a.topic.name(), &a.client).cmp(&(b.topic.name(), &b.client)));
+        response.queues = rows.iter().flat_map(|row| self.queue_states(row)).collect();
+        Ok(response)
+    }
+
+    /// How far a group is with each queue of a topic.
+    pub fn queue_states(&self, row: &GroupTopic) -> Vec<v1::QueueProgressState> {
+        let states: Vec<QueueState> = {
+            let pop = row.pop.lock();
+            (0..row.topic.queue_nums()).filter_map(|queue_id| pop.queue_state(queue_id)).collect()
+        };
+        let of_queue = |(queue_id, (state, &queue)): (u32, (&QueueState, &u32))| {
+            let range = self.store.queue_range(QueueNumber(queue));
+            // What was deleted unread is not ready any more.
+            let ready = state.next.max(range.start)..range.end;
+            v1::QueueProgressState {
+                broker_name: self.name.to_string(),
+                topic: row.topic.name().to_owned(),
+                queue_id,
+                min_offset: range.start,
+                max_offset: range.end,
+                committed_offset: state.floor.max(range.start),
+                ready_count: ready.end.saturating_sub(ready.start),
+                inflight_count: state.inflight,
+                withheld_count: state.withheld,
+                oldest_ready_ms: self.stored_ms(QueueNumber(queue), ready.start),
+                lite_topic: String::new(),
+                client_id: row.client.as_deref().unwrap_or_default().to_owned(),
+            }
+        };
+        (0..).zip(states.iter().zip(&row.topic.queues)).map(of_queue).collect()
+    }
+
+    /// When the first message of a queue from `from` on was stored; 0 if there is none.
+    fn stored_ms(&self, queue: QueueNumber, from: u64) -> u64 {
+        let mut entries = Vec::new();
+        if self.store.entries(queue, QueueOffset(from), LOOKED_AT_MAX, &mut entries).is_err() {
+            return 0;
+        }
+        let record = entries.iter().filter(|entry| !entry.is_lost());
+        let mut records =
+            record.filter_map(|entry| self.store.record(entry.physical_offset, entry.size).ok());
+        records.next().map_or(0, |record| record.store_time_ms)
+    }
+}

@@ -1,0 +1,255 @@
+//! `karman dlq`: dead letters, the messages that a group was given often enough.
+
+use clap::{Args, Subcommand};
+use karman_remoting::proto::karman as v1;
+use karman_remoting::proto::karman::query_messages_request::By;
+use serde::Serialize;
+
+use crate::confirm::confirm;
+use crate::message::query::StoredJson;
+use crate::node::Node;
+use crate::output::{self, Format, grouped, number, text};
+use crate::time;
+
+/// What the topics with dead letters begin with.
+const PREFIX: &str = "%DLQ%";
+/// Messages of one query.
+const QUERY_MAX: u32 = 64;
+/// Letters of one call on each broker.
+const REDRIVE_MAX: u32 = 1000;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DlqCommand {
+    /// List the groups that have dead letters
+    #[command(after_help = "Example:\n  karman dlq list")]
+    List,
+    /// Show dead letters of a group: where each came from, and why it is dead
+    #[command(after_help = "\
+The first stored letter comes first. With --id the whole letter is shown, as by karman message query.
+
+Example:
+  karman dlq show shipping --begin 2h
+  karman dlq show shipping --id 017793EEDC8B32653E0B12EE3DEF2D8AA0")]
+    Show(ShowArgs),
+    /// Send dead letters back to the topics they came from
+    #[command(after_help = "\
+Each letter goes back once and keeps its message id; every group of its topic gets it. What cannot go back is named with
+the reason and stays. Without --yes it is asked first; a script gives --yes or --dry-run.
+
+Example:
+  karman dlq redrive shipping --dry-run
+  karman dlq redrive shipping --id 017793EEDC8B32653E0B12EE3DEF2D8AA0 --yes")]
+    Redrive(RedriveArgs),
+    /// Write all dead letters of a group as lines of JSON
+    #[command(after_help = "\
+Each line is an object as of karman -o json message query, whatever -o says. They stay where they are.
+
+Example:
+  karman dlq export shipping > letters.jsonl")]
+    Export {
+        /// The group
+        group: String,
+    },
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ShowArgs {
+    /// The group
+    group: String,
+    /// The letter with this message id
+    #[arg(long, conflicts_with_all = ["begin", "end"])]
+    id: Option<String>,
+    /// Dead then or later
+    #[arg(long, value_name = "TIME", value_parser = time::parse)]
+    begin: Option<u64>,
+    /// Dead before
+    #[arg(long, value_name = "TIME", value_parser = time::parse)]
+    end: Option<u64>,
+    /// At most so many
+    #[arg(long, value_name = "COUNT", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=64))]
+    max: u32,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct RedriveArgs {
+    /// The group
+    group: String,
+    /// Only the letter with this message id
+    #[arg(long)]
+    id: Option<String>,
+    /// At most so many on each broker; all when not given
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    max: Option<u32>,
+    /// Only count them
+    #[arg(long, conflicts_with = "yes")]
+    dry_run: bool,
+    /// Do it without asking
+    #[arg(long)]
+    yes: bool,
+}
+
+pub(crate) async fn run(command: DlqCommand, node: &Node, format: Format) -> anyhow::Result<()> {
+    match command {
+        DlqCommand::List => list(node, format).await,
+        DlqCommand::Show(args) => show(args, node, format).await,
+        DlqCommand::Redrive(args) => redrive(args, node, format).await,
+        DlqCommand::Export { group } => export(&group, node).await,
+    }
+}
+
+#[derive(Serialize)]
+struct ListedJson {
+    group: String,
+    broker: String,
+    letters: u64,
+}
+
+async fn list(node: &Node, format: Format) -> anyhow::Result<()> {
+    let response = node.answer(node.admin()?.list_topics(node.request(v1::ListTopicsRequest {}))).await?;
+    let rows = response.topics.into_iter().filter_map(|summary| {
+        let group = summary.topic?.name.strip_prefix(PREFIX)?.to_owned();
+        Some(ListedJson { group, broker: summary.broker_name, letters: summary.message_count })
+    });
+    match format {
+        Format::Json => output::json(&rows.collect::<Vec<_>>()),
+        Format::Table => {
+            let cells = |row: ListedJson| vec![row.group, row.broker, grouped(row.letters)];
+            let columns = [text("GROUP"), text("BROKER"), number("LETTERS")];
+            Ok(output::table(&columns, rows.map(cells).collect())?)
+        }
+    }
+}
+
+/// A letter that ends up here without saying why is still one.
+fn property<'a>(letter: &'a StoredJson, name: &str) -> &'a str {
+    letter.properties.get(name).map_or("-", String::as_str)
+}
+
+async fn show(args: ShowArgs, node: &Node, format: Format) -> anyhow::Result<()> {
+    let whole = args.id.is_some();
+    let request = v1::QueryMessagesRequest {
+        topic: format!("{PREFIX}{}", args.group),
+        by: Some(args.id.map_or(By::Time(true), By::MessageId)),
+        begin_ms: args.begin.unwrap_or(0),
+        end_ms: args.end.unwrap_or(0),
+        max: args.max,
+        ..Default::default()
+    };
+    let response = node.answer(node.admin()?.query_messages(node.request(request))).await?;
+    let letters = response.messages.into_iter().map(StoredJson::of).collect::<anyhow::Result<Vec<_>>>()?;
+    if whole || format == Format::Json {
+        letters.iter().try_for_each(|letter| letter.print(format))?;
+    } else {
+        let cells = |letter: &StoredJson| {
+            let [topic, attempts, reason] = ["DLQ_ORIGIN_TOPIC", "DLQ_ATTEMPTS", "DLQ_REASON"]
+                .map(|name| property(letter, name).to_owned());
+            vec![letter.message_id.clone(), time::format_ms(letter.store_ms), topic, attempts, reason]
+        };
+        let columns =
+            [text("MESSAGE ID"), text("DEAD SINCE"), text("FROM TOPIC"), number("ATTEMPTS"), text("REASON")];
+        output::table(&columns, letters.iter().map(cells).collect())?;
+    }
+    if response.truncated {
+        eprintln!("karman: there are more; go on with --begin, or write them all with karman dlq export");
+    }
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct RedrivenJson {
+    group: String,
+    /// False: it is only what would be sent back.
+    done: bool,
+    count: u32,
+    /// Letters that stay, and why; the first 32.
+    skipped: Vec<String>,
+    /// There are more than were looked at.
+    more: bool,
+}
+
+async fn redrive(args: RedriveArgs, node: &Node, format: Format) -> anyhow::Result<()> {
+    if !args.yes {
+        let planned = call(&args, args.max.unwrap_or(0), true, node).await?;
+        if args.dry_run {
+            return print_redriven(&args.group, false, planned, format);
+        }
+        let more = if planned.more { "or more " } else { "" };
+        let question = format!("Send {} {more}dead letters of group {} back?", planned.count, args.group);
+        if !confirm(&question, false)? {
+            return Ok(());
+        }
+    }
+    let mut whole = v1::RedriveDeadLettersResponse::default();
+    let mut left = args.max.unwrap_or(u32::MAX);
+    loop {
+        let wanted = left.min(REDRIVE_MAX);
+        let part = call(&args, wanted, false, node).await?;
+        whole.count += part.count;
+        whole.skipped = part.skipped;
+        left -= wanted;
+        whole.more = part.more;
+        if !part.more || left == 0 || part.count == 0 {
+            return print_redriven(&args.group, true, whole, format);
+        }
+    }
+}
+
+async fn call(
+    args: &RedriveArgs,
+    max: u32,
+    dry_run: bool,
+    node: &Node,
+) -> anyhow::Result<v1::RedriveDeadLettersResponse> {
+    let request = v1::RedriveDeadLettersRequest {
+        group: args.group.clone(),
+        message_id: args.id.clone().unwrap_or_default(),
+        max,
+        dry_run,
+    };
+    node.answer(node.admin()?.redrive_dead_letters(node.request(request))).await
+}
+
+fn print_redriven(
+    group: &str,
+    done: bool,
+    whole: v1::RedriveDeadLettersResponse,
+    format: Format,
+) -> anyhow::Result<()> {
+    let v1::RedriveDeadLettersResponse { count, more, skipped, .. } = whole;
+    if format == Format::Json {
+        return output::json(&RedrivenJson { group: group.to_owned(), done, count, skipped, more });
+    }
+    let what = if done { "went back" } else { "would go back" };
+    let more = if more { "; there are more" } else { "" };
+    output::line(&format!("{} dead letters of group {group} {what}{more}", grouped(count.into())))?;
+    for letter in skipped {
+        output::line(&format!("left: {letter}"))?;
+    }
+    Ok(())
+}
+
+async fn export(group: &str, node: &Node) -> anyhow::Result<()> {
+    let topic = format!("{PREFIX}{group}");
+    let request = v1::DescribeTopicRequest { name: topic.clone(), at_ms: None };
+    let queues = node.answer(node.admin()?.describe_topic(node.request(request))).await?.queues;
+    for queue in queues {
+        let mut offset = queue.min_offset;
+        while offset < queue.max_offset {
+            let request = v1::QueryMessagesRequest {
+                topic: topic.clone(),
+                by: Some(By::Queue(v1::QueuePosition { queue_id: queue.queue_id, offset })),
+                broker_name: queue.broker_name.clone(),
+                max: QUERY_MAX,
+                ..Default::default()
+            };
+            let response = node.answer(node.admin()?.query_messages(node.request(request))).await?;
+            let last = response.messages.last().map(|message| message.queue_offset);
+            for letter in response.messages {
+                StoredJson::of(letter)?.print(Format::Json)?;
+            }
+            // Where a whole page is lost to damage it is passed over.
+            offset = last.map_or(offset + u64::from(QUERY_MAX), |last| last + 1);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,192 @@
+//! Each call of the service: on all brokers, and what they answered as one.
+
+use futures_util::future::join_all;
+use tonic::codegen::BoxStream;
+use tonic::{Request, Response, Status};
+
+use super::merge::{self, Answered, Judged as _, collected, respond};
+use super::{AdminFront, BROKER_TIMEOUT};
+use crate::metadata;
+use crate::proto::karman::admin_server::Admin;
+use crate::proto::karman::{self as v1, BrokerIdentity};
+use crate::proto::v2::{self, Code};
+use crate::relay::failure;
+use crate::status::ok;
+
+#[tonic::async_trait]
+impl Admin for AdminFront {
+    async fn create_topic(
+        &self,
+        request: Request<v1::CreateTopicRequest>,
+    ) -> Result<Response<v1::CreateTopicResponse>, Status> {
+        let name = request.get_ref().topic.clone().unwrap_or_default().name;
+        let answers: Vec<Answered<v1::CreateTopicResponse>> = door!(self, create_topic, request);
+        let (status, brokers) = merge::results(answers);
+        self.wait_for_routes(&name, &brokers).await;
+        Ok(Response::new(v1::CreateTopicResponse { status: Some(status), brokers }))
+    }
+
+    async fn delete_topic(
+        &self,
+        request: Request<v1::DeleteTopicRequest>,
+    ) -> Result<Response<v1::DeleteTopicResponse>, Status> {
+        let answers: Vec<Answered<v1::DeleteTopicResponse>> = door!(self, delete_topic, request);
+        let (status, brokers) = merge::results(merge::without(answers, Code::TopicNotFound));
+        Ok(Response::new(v1::DeleteTopicResponse { status: Some(status), brokers }))
+    }
+
+    async fn update_topic(
+        &self,
+        request: Request<v1::UpdateTopicRequest>,
+    ) -> Result<Response<v1::UpdateTopicResponse>, Status> {
+        let answers: Vec<Answered<v1::UpdateTopicResponse>> = door!(self, update_topic, request);
+        let (status, brokers) = merge::results(merge::without(answers, Code::TopicNotFound));
+        Ok(Response::new(v1::UpdateTopicResponse { status: Some(status), brokers }))
+    }
+
+    async fn create_group(
+        &self,
+        request: Request<v1::CreateGroupRequest>,
+    ) -> Result<Response<v1::CreateGroupResponse>, Status> {
+        let answers: Vec<Answered<v1::CreateGroupResponse>> = door!(self, create_group, request);
+        let (status, brokers) = merge::results(answers);
+        Ok(Response::new(v1::CreateGroupResponse { status: Some(status), brokers }))
+    }
+
+    async fn update_group(
+        &self,
+        request: Request<v1::UpdateGroupRequest>,
+    ) -> Result<Response<v1::UpdateGroupResponse>, Status> {
+        let (metadata, message) = enter!(self, update_group, request);
+        Ok(Response::new(self.change_group(&metadata, message).await))
+    }
+
+    async fn list_topics(
+        &self,
+        request: Request<v1::ListTopicsRequest>,
+    ) -> Result<Response<v1::ListTopicsResponse>, Status> {
+        let answers: Vec<Answered<v1::ListTopicsResponse>> = door!(self, list_topics, request);
+        respond(collected(answers, |answer| answer.topics).map(|mut topics| {
+            let name = |row: &v1::TopicSummary| row.topic.as_ref().map(|topic| topic.name.clone());
+            topics.sort_by_key(|row| (name(row), row.broker_name.clone()));
+            v1::ListTopicsResponse { status: Some(ok()), topics }
+        }))
+    }
+
+    async fn describe_topic(
+        &self,
+        request: Request<v1::DescribeTopicRequest>,
+    ) -> Result<Response<v1::DescribeTopicResponse>, Status> {
+        let name = request.get_ref().name.clone();
+        let answers: Vec<Answered<v1::DescribeTopicResponse>> = door!(self, describe_topic, request);
+        respond(collected(answers, |answer| vec![answer]).and_then(|parts| merge::topic(name, parts)))
+    }
+
+    async fn list_groups(
+        &self,
+        request: Request<v1::ListGroupsRequest>,
+    ) -> Result<Response<v1::ListGroupsResponse>, Status> {
+        let answers: Vec<Answered<v1::ListGroupsResponse>> = door!(self, list_groups, request);
+        respond(collected(answers, |answer| answer.groups).map(|mut groups| {
+            let name = |row: &v1::GroupSummary| row.group.as_ref().map(|group| group.name.clone());
+            groups.sort_by_key(|row| (name(row), row.broker_name.clone(), row.topic.clone()));
+            v1::ListGroupsResponse { status: Some(ok()), groups }
+        }))
+    }
+
+    async fn describe_group(
+        &self,
+        request: Request<v1::DescribeGroupRequest>,
+    ) -> Result<Response<v1::DescribeGroupResponse>, Status> {
+        let name = request.get_ref().name.clone();
+        let answers: Vec<Answered<v1::DescribeGroupResponse>> = door!(self, describe_group, request);
+        respond(collected(answers, |answer| vec![answer]).and_then(|parts| merge::group(name, parts)))
+    }
+
+    async fn reset_offset(
+        &self,
+        request: Request<v1::ResetOffsetRequest>,
+    ) -> Result<Response<v1::ResetOffsetResponse>, Status> {
+        let (metadata, message) = enter!(self, reset_offset, request);
+        respond(self.reset(&metadata, message).await)
+    }
+
+    async fn redrive_dead_letters(
+        &self,
+        request: Request<v1::RedriveDeadLettersRequest>,
+    ) -> Result<Response<v1::RedriveDeadLettersResponse>, Status> {
+        let answers: Vec<Answered<v1::RedriveDeadLettersResponse>> =
+            door!(self, redrive_dead_letters, request);
+        Ok(Response::new(merge::redriven(merge::without(answers, Code::ConsumerGroupNotFound))))
+    }
+
+    async fn explain_message(
+        &self,
+        request: Request<v1::ExplainMessageRequest>,
+    ) -> Result<Response<v1::ExplainMessageResponse>, Status> {
+        let topic = request.get_ref().topic.clone();
+        let answers: Vec<Answered<v1::ExplainMessageResponse>> = door!(self, explain_message, request);
+        let place = if topic.is_empty() { Ok(()) } else { self.check_place(&topic, "") };
+        let traces =
+            place.map_err(v2::Status::from).and_then(|()| collected(answers, |answer| answer.traces));
+        respond(traces.map(|mut traces| {
+            traces.sort_by_key(|trace| (trace.broker_name.clone(), trace.physical_offset));
+            v1::ExplainMessageResponse { status: Some(ok()), traces }
+        }))
+    }
+
+    async fn list_clients(
+        &self,
+        request: Request<v1::ListClientsRequest>,
+    ) -> Result<Response<v1::ListClientsResponse>, Status> {
+        let answers: Vec<Answered<v1::ListClientsResponse>> = door!(self, list_clients, request);
+        respond(collected(answers, |answer| answer.clients).map(|mut clients| {
+            clients.sort_by_key(|client| (client.client_id.clone(), client.broker_name.clone()));
+            v1::ListClientsResponse { status: Some(ok()), clients }
+        }))
+    }
+
+    async fn query_messages(
+        &self,
+        request: Request<v1::QueryMessagesRequest>,
+    ) -> Result<Response<v1::QueryMessagesResponse>, Status> {
+        let asked = request.get_ref().clone();
+        let answers: Vec<Answered<v1::QueryMessagesResponse>> = door!(self, query_messages, request);
+        let place = self.check_place(&asked.topic, &asked.broker_name).map_err(v2::Status::from);
+        let parts = place.and_then(|()| collected(answers, |answer| vec![answer]));
+        respond(parts.map(|parts| merge::messages(parts, asked.by.as_ref(), asked.max)))
+    }
+
+    async fn verify_store(
+        &self,
+        request: Request<v1::VerifyStoreRequest>,
+    ) -> Result<Response<BoxStream<v1::VerifyStoreResponse>>, Status> {
+        let (metadata, message) = enter!(self, verify_store, request);
+        Ok(Response::new(self.verify_all(&metadata, message).await))
+    }
+
+    async fn describe_cluster(
+        &self,
+        request: Request<v1::DescribeClusterRequest>,
+    ) -> Result<Response<v1::DescribeClusterResponse>, Status> {
+        let answers: Vec<Answered<v1::DescribeClusterResponse>> = door!(self, describe_cluster, request);
+        let mut brokers = Vec::new();
+        for (identity, answer) in answers {
+            match answer {
+                Ok(answer) => brokers.extend(answer.brokers),
+                // Here the hole is the news: the row says why it is empty.
+                Err(status) => brokers.push(v1::BrokerStatus {
+                    cluster: identity.cluster,
+                    broker_name: identity.broker_name,
+                    broker_id: identity.broker_id,
+                    internal_address: identity.internal_address,
+                    version: identity.version,
+                    status: Some(status),
+                    ..Default::default()
+                }),
+            }
+        }
+        brokers.sort_by(|a, b| a.broker_name.cmp(&b.broker_name));
+        Ok(Response::new(v1::DescribeClusterResponse { status: Some(ok()), brokers }))
+    }
+}
