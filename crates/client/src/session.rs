@@ -148,7 +148,8 @@ impl Session {
         let mut is_first = true;
         loop {
             // Consumers and senders look up the rest themselves.
-            if (is_first || self.role.is_asked()) && stop.run_until_cancelled(self.look_up()).await.is_none() {
+            if (is_first || self.role.is_asked()) && stop.run_until_cancelled(self.look_up()).await.is_none()
+            {
                 break;
             }
             is_first = false;
