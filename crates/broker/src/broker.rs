@@ -106,6 +106,8 @@ pub struct Broker {
     pub counters: Counters,
     /// An operator has the store verified.
     pub verifying: AtomicBool,
+    /// An operator sends dead letters back.
+    pub redriving: AtomicBool,
     /// Cancelled when long polls are to end.
     pub stopping: CancellationToken,
 }
