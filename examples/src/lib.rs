@@ -44,16 +44,13 @@ impl Operator {
                 tokio::time::sleep(POLL).await;
             }
         };
-        tokio::time::timeout(ROUTE_TIMEOUT, known).await.with_context(|| format!("topic {name} is in no route"))
+        tokio::time::timeout(ROUTE_TIMEOUT, known)
+            .await
+            .with_context(|| format!("topic {name} is in no route"))
     }
 
     /// Makes a group whose failed messages come again `retry_max_times` times, each time after `retry_after`.
-    pub async fn group(
-        &self,
-        name: &str,
-        retry_max_times: u32,
-        retry_after: Duration,
-    ) -> anyhow::Result<()> {
+    pub async fn group(&self, name: &str, retry_max_times: u32, retry_after: Duration) -> anyhow::Result<()> {
         let next = vec![retry_after.try_into()?];
         let strategy = Some(Strategy::CustomizedBackoff(CustomizedBackoff { next }));
         let group = GroupConfig {
@@ -71,11 +68,6 @@ impl Operator {
     pub async fn redrive(&self, group: &str, dry_run: bool) -> anyhow::Result<u32> {
         let request = RedriveDeadLettersRequest { group: group.to_owned(), dry_run, ..Default::default() };
         let response = self.0.clone().redrive_dead_letters(timed(request)).await?.into_inner();
-        // Nothing has died yet.
-        let none = [Code::TopicNotFound, Code::ConsumerGroupNotFound].map(|code| code as i32);
-        if response.status.as_ref().is_some_and(|status| none.contains(&status.code)) {
-            return Ok(0);
-        }
         check(response.status).with_context(|| format!("redrive the dead letters of {group}"))?;
         Ok(response.count)
     }

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use karman_client::{
-    Client, ClientOptions, Code, FilterExpression, Message, MessageView, PushConsumer, PushOptions, QueryOffset,
-    Resolution, SimpleConsumer, TransactionProducer,
+    Client, ClientOptions, Code, FilterExpression, Message, MessageView, PushConsumer, PushOptions,
+    QueryOffset, Resolution, SimpleConsumer, TransactionProducer,
 };
 use karman_remoting::proto::karman::{GroupConfig, TopicConfig};
 use karman_remoting::proto::v2::retry_policy::Strategy;
@@ -21,12 +21,8 @@ const RETRY_MS: i32 = 100;
 /// A server with one topic of this kind, named `orders`.
 fn server(kind: MessageType) -> Cluster {
     let cluster = Cluster::builder().dev().start();
-    let config = TopicConfig {
-        name: "orders".into(),
-        message_type: kind.into(),
-        queue_nums: 4,
-        ..Default::default()
-    };
+    let config =
+        TopicConfig { name: "orders".into(), message_type: kind.into(), queue_nums: 4, ..Default::default() };
     let status = Raw::connect(&cluster.brokers[0].endpoint()).make_topic(config);
     assert_eq!(status.code, Code::Ok as i32, "{status:?}");
     cluster.wait_route("orders");
@@ -133,7 +129,8 @@ fn a_message_group_keeps_its_order_and_waits_for_a_message_that_fails() {
         let log = log.lock().unwrap();
         for message_group in ["a", "b", "c"] {
             let seen: Vec<_> = log.iter().filter(|(text, _)| text.starts_with(message_group)).collect();
-            let expected = [0, 1, 2, 3, 4, 4, 5, 6, 7, 8, 8, 9].map(|number| format!("{message_group}{number}"));
+            let expected =
+                [0, 1, 2, 3, 4, 4, 5, 6, 7, 8, 8, 9].map(|number| format!("{message_group}{number}"));
             assert!(seen.iter().map(|(text, _)| text).eq(&expected), "{seen:?}");
         }
     });
@@ -319,7 +316,8 @@ fn a_transaction_is_seen_when_it_is_committed_by_its_producer_or_a_checker() {
         // A producer that ends in the middle of it, and another one that is asked.
         drop(producer);
         let (left, _) = transactions(&client);
-        let forever = left.transaction(order("commit of who is gone").check_after(soon), |_| std::future::pending());
+        let forever =
+            left.transaction(order("commit of who is gone").check_after(soon), |_| std::future::pending());
         assert!(tokio::time::timeout(Duration::from_millis(500), forever).await.is_err());
         drop(left);
 
@@ -332,7 +330,8 @@ fn a_transaction_is_seen_when_it_is_committed_by_its_producer_or_a_checker() {
         }
         seen.sort();
         assert_eq!(seen, ["commit by a checker", "commit of who is gone"]);
-        until("the last question", || asked.lock().unwrap().iter().any(|text| text.starts_with("rollback"))).await;
+        until("the last question", || asked.lock().unwrap().iter().any(|text| text.starts_with("rollback")))
+            .await;
         assert_eq!(take(&impatient(&client)).await, [""; 0]);
     });
 }

@@ -61,8 +61,9 @@ pub(crate) async fn shopping(shop: &Arc<Shop>) -> anyhow::Result<TransactionProd
             quantity: 1 + number % 4,
         };
         place(shop, &producer, &order, Mishap::of(number)).await?;
-        let pays = number / 3 % 3 != 0;
-        if pays && shop.database.state(&order.id).is_some() {
+    }
+    for (number, order) in shop.database.open_orders().into_iter().enumerate() {
+        if number % 3 != 0 {
             producer.producer().send(order.message(PAYMENTS)).await?;
         }
     }

@@ -135,14 +135,20 @@ impl Database {
             let (state, item) = (row.state, row.order.item.as_str());
             let expected = u32::from(state == State::Paid);
             ensure!(state != State::Placed, "order {id} is neither paid nor cancelled");
-            ensure!(reductions == expected, "order {id} is {state:?}, its stock was reduced {reductions} times");
+            ensure!(
+                reductions == expected,
+                "order {id} is {state:?}, its stock was reduced {reductions} times"
+            );
             *sold.entry(item).or_default() += row.order.quantity * expected;
             paid += expected;
             cancelled += 1 - expected;
         }
         for (item, quantity) in sold {
             let left = tables.stock.get(item).copied().unwrap_or(STOCK);
-            ensure!(left + quantity == STOCK, "{quantity} of {item} were sold, and {left} of {STOCK} are left");
+            ensure!(
+                left + quantity == STOCK,
+                "{quantity} of {item} were sold, and {left} of {STOCK} are left"
+            );
         }
         println!("{paid} orders are paid, {cancelled} are cancelled");
         Ok(())

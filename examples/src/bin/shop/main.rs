@@ -121,7 +121,9 @@ async fn settle(shop: &Shop, operator: &Operator) -> anyhow::Result<()> {
             }
             shop.lamps_are_accessible.store(true, Ordering::Relaxed);
             let count = operator.redrive(staff::STOCK_KEEPER, false).await?;
-            println!("operator: lamps are accessible again, {count} dead letters go back to the stock keeper");
+            println!(
+                "operator: lamps are accessible again, {count} dead letters go back to the stock keeper"
+            );
         }
         anyhow::Ok(())
     };

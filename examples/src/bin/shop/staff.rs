@@ -5,9 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::bail;
-use karman_client::{
-    ClientError, Code, FilterExpression, MessageView, Producer, PushConsumer, PushOptions,
-};
+use karman_client::{ClientError, Code, FilterExpression, MessageView, Producer, PushConsumer, PushOptions};
 
 use crate::customers::{ORDERS, PAYMENTS};
 use crate::database::State;
