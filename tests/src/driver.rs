@@ -169,6 +169,10 @@ fn parse(line: &str) -> Event {
 }
 
 impl Language {
+    /// All of them.
+    pub const ALL: [Language; 5] =
+        [Language::Java, Language::Python, Language::Go, Language::Node, Language::Rust];
+
     fn command(self, home: &Path) -> Command {
         let (clients, sources) = (root().join("target/clients"), root().join("tests/clients"));
         let mut command = match self {

@@ -62,6 +62,8 @@ pub struct Ledger {
     released: HashMap<String, u64>,
     /// Answers to the broker's questions about transactions.
     checked: HashMap<String, Vec<Event>>,
+    /// Recalls that were accepted.
+    recalled: HashMap<String, Event>,
 }
 
 impl Ledger {
@@ -76,6 +78,9 @@ impl Ledger {
                 "sent" => drop(self.sent.insert(id, event)),
                 "message" => self.delivered.entry(id).or_default().push(event),
                 "acked" => drop(self.acked.entry(id).or_insert(event)),
+                "recalled" if event.outcome.as_deref() == Some("accepted") => {
+                    drop(self.recalled.insert(id, event));
+                }
                 "checked" => self.checked.entry(id).or_default().push(event),
                 _ => {}
             }
@@ -187,6 +192,12 @@ impl Ledger {
         }
         late.sort_unstable();
         late
+    }
+
+    /// Panics when a message was seen whose recall was accepted.
+    pub fn assert_recalled_unseen(&self) {
+        let seen = self.recalled.iter().find(|(id, _)| self.delivered.contains_key(*id));
+        assert!(seen.is_none(), "recalled, but seen: {seen:?}");
     }
 
     /// The ids of the transactions that end in a commit: by the word of their sender or, where that is `unknown` or the
@@ -301,6 +312,18 @@ mod tests {
         assert_eq!(ledger.assert_none_early(), [0, 7]);
         ledger.add([event("message", 99, "a")]);
         assert!(panics(|| drop(ledger.assert_none_early())));
+    }
+
+    #[test]
+    fn a_recall_that_was_accepted_leaves_nothing_to_be_seen() {
+        let mut ledger = Ledger::default();
+        for (id, outcome) in [("a", "accepted"), ("b", "refused")] {
+            ledger.add([Event { outcome: Some(outcome.into()), ..event("recalled", 1, id) }]);
+        }
+        ledger.add([event("message", 2, "b")]);
+        ledger.assert_recalled_unseen();
+        ledger.add([event("message", 2, "a")]);
+        assert!(panics(|| ledger.assert_recalled_unseen()));
     }
 
     fn transactions() -> Ledger {

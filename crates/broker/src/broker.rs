@@ -90,12 +90,12 @@ pub struct Broker {
     pub catalog_writer: CatalogWriter,
     /// How far groups have come.
     pub progress: Arc<ProgressTable>,
+    /// SQL expressions of consumers, compiled.
+    pub filters: FilterCache,
     /// Delayed messages and undecided transactions.
     pub held: Arc<HeldTable>,
     /// How long messages may be held.
     pub limits: HeldLimits,
-    /// SQL expressions of consumers, compiled.
-    pub filters: FilterCache,
     /// Which message ids were stored lately.
     pub dedupe: Arc<Dedupe>,
     /// Who is alive.
@@ -106,6 +106,8 @@ pub struct Broker {
     pub counters: Counters,
     /// An operator has the store verified.
     pub verifying: AtomicBool,
+    /// An operator sends dead letters back.
+    pub redriving: AtomicBool,
     /// Cancelled when long polls are to end.
     pub stopping: CancellationToken,
 }

@@ -164,6 +164,7 @@ pub fn start(config: &BrokerConfig) -> Result<Running, StartError> {
         routes,
         counters: Counters::default(),
         verifying: AtomicBool::new(false),
+        redriving: AtomicBool::new(false),
         stopping: CancellationToken::new(),
     });
     let (clients, internal) = open_doors(config, &broker, &control)?;

@@ -4,19 +4,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use karman_remoting::channel::{ChannelPool, ClientTls};
+use karman_remoting::proto::v2::ClientType;
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use crate::consuming::Consuming;
 use crate::error::ClientError;
 use crate::message::FilterExpression;
 use crate::message_id::MessageIds;
 use crate::producer::Producer;
+use crate::pull_consumer::PullConsumer;
+use crate::push_consumer::{Handler, PushConsumer, PushOptions};
 use crate::route::Routes;
-use crate::session::{Role, Session};
+use crate::session::{Role, Session, Subscriptions};
 use crate::simple_consumer::SimpleConsumer;
+use crate::transaction::{Checker, Resolution, TransactionProducer};
 use crate::transport::Transport;
+use crate::view::MessageView;
 
 /// How long [`Client::close`] waits for farewells that nobody answers.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -61,6 +68,15 @@ impl Shared {
         if self.stop.is_cancelled() { Err(ClientError::Closed) } else { Ok(()) }
     }
 
+    /// Ends with the client.
+    pub(crate) fn stop_token(&self) -> CancellationToken {
+        self.stop.child_token()
+    }
+
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+        self.tasks.spawn_on(task, &self.runtime)
+    }
+
     /// A client id of its own, known to the brokers until the guard is dropped.
     fn open_session(&self, role: Role) -> (Arc<Session>, DropGuard) {
         let session = Arc::new(Session::new(self.transport.renamed(), self.routes.clone(), role));
@@ -103,7 +119,32 @@ impl Client {
 
     /// A producer. One is enough for a process: it may be cloned and used by all tasks at once.
     pub fn producer(&self) -> Producer {
-        let (session, guard) = self.0.open_session(Role::Producer);
+        self.producer_of(Role::Producer { topics: Vec::new(), checker: None })
+    }
+
+    /// A producer of transactions on `topics`, each of the type TRANSACTION. `check` is asked about messages of these
+    /// topics that were left without a decision; it says what it finds the application to have done, for example whether
+    /// the order that the message tells of is in the database.
+    ///
+    /// It is asked from now on, also about what a producer of an earlier process left. Up to 64 questions of a broker are
+    /// answered at the same time; each may take as long as it likes, and the broker asks again from time to time.
+    pub fn transaction_producer<T, F, D>(
+        &self,
+        topics: impl IntoIterator<Item = T>,
+        check: F,
+    ) -> TransactionProducer
+    where
+        T: Into<String>,
+        F: Fn(MessageView) -> D + Send + Sync + 'static,
+        D: Future<Output = Resolution> + Send + 'static,
+    {
+        let topics = topics.into_iter().map(Into::into).collect();
+        let role = Role::Producer { topics, checker: Some(Checker::new(check)) };
+        TransactionProducer::new(self.producer_of(role))
+    }
+
+    fn producer_of(&self, role: Role) -> Producer {
+        let (session, guard) = self.0.open_session(role);
         Producer::new(self.0.clone(), session, guard)
     }
 
@@ -115,20 +156,70 @@ impl Client {
         group: impl Into<String>,
         subscriptions: impl IntoIterator<Item = (T, FilterExpression)>,
     ) -> Result<SimpleConsumer, ClientError> {
-        self.0.check_open()?;
-        let group = group.into();
-        let subscriptions: Arc<[_]> =
-            subscriptions.into_iter().map(|(topic, filter)| (topic.into(), filter)).collect();
-        if group.is_empty() || subscriptions.is_empty() {
-            let what = "a simple consumer needs a group and at least one subscription";
-            return Err(ClientError::InvalidArgument(what.into()));
-        }
-        let role = Role::SimpleConsumer { group: group.clone(), subscriptions: subscriptions.clone() };
-        let (session, guard) = self.0.open_session(role);
-        Ok(SimpleConsumer::new(self.0.clone(), session, guard, group, subscriptions))
+        let subscriptions = collect(subscriptions);
+        self.consuming(ClientType::SimpleConsumer, group.into(), subscriptions).map(SimpleConsumer::new)
     }
 
-    /// Says farewell to the brokers and ends all tasks; takes at most 5 s. Calls of producers and consumers fail with
+    /// A consumer of `group` that calls `handle` for each message of the topics of `subscriptions`, from now on. A topic
+    /// that is not there yet is waited for.
+    ///
+    /// All consumers of a group must have the same subscriptions. See [`PushConsumer`] for what the result of `handle`
+    /// means.
+    pub fn push_consumer<T, F, H, E>(
+        &self,
+        group: impl Into<String>,
+        subscriptions: impl IntoIterator<Item = (T, FilterExpression)>,
+        options: &PushOptions,
+        handle: F,
+    ) -> Result<PushConsumer, ClientError>
+    where
+        T: Into<String>,
+        F: Fn(MessageView) -> H + Send + Sync + 'static,
+        H: Future<Output = Result<(), E>> + Send + 'static,
+        E: std::fmt::Display,
+    {
+        let subscriptions = collect(subscriptions);
+        let consuming = self.consuming(ClientType::PushConsumer, group.into(), subscriptions)?;
+        Ok(PushConsumer::start(consuming, options, Handler::new(handle)))
+    }
+
+    /// A consumer that reads queues by itself and keeps its place in them, with the broker as the place of `group` or
+    /// wherever it likes.
+    pub fn pull_consumer(&self, group: impl Into<String>) -> Result<PullConsumer, ClientError> {
+        let group = group.into();
+        if group.is_empty() {
+            return Err(ClientError::InvalidArgument("a pull consumer needs a group".into()));
+        }
+        self.consuming_of(ClientType::PullConsumer, group, Arc::default()).map(PullConsumer::new)
+    }
+
+    fn consuming(
+        &self,
+        client_type: ClientType,
+        group: String,
+        subscriptions: Subscriptions,
+    ) -> Result<Consuming, ClientError> {
+        if group.is_empty() || subscriptions.is_empty() {
+            let what = "a consumer needs a group and at least one subscription";
+            return Err(ClientError::InvalidArgument(what.into()));
+        }
+        self.consuming_of(client_type, group, subscriptions)
+    }
+
+    fn consuming_of(
+        &self,
+        client_type: ClientType,
+        group: String,
+        subscriptions: Subscriptions,
+    ) -> Result<Consuming, ClientError> {
+        self.0.check_open()?;
+        let role = Role::Consumer { client_type, group: group.clone(), subscriptions: subscriptions.clone() };
+        let (session, open) = self.0.open_session(role);
+        Ok(Consuming { client: self.0.clone(), session, group, subscriptions, _open: open })
+    }
+
+    /// Says farewell to the brokers and ends all tasks; takes at most 5 s. A push consumer is better shut down before, for
+    /// what its handlers have not finished by then comes again. Calls of producers and consumers fail with
     /// [`ClientError::Closed`] from now on, those under way end as they would have.
     pub async fn close(self) {
         self.0.stop.cancel();
@@ -137,6 +228,10 @@ impl Client {
             tracing::warn!("some tasks of the client did not end in time; left behind");
         }
     }
+}
+
+fn collect<T: Into<String>>(subscriptions: impl IntoIterator<Item = (T, FilterExpression)>) -> Subscriptions {
+    subscriptions.into_iter().map(|(topic, filter)| (topic.into(), filter)).collect()
 }
 
 /// Whether anything listens: a wrong address should be told at once, not by the first send.

@@ -19,11 +19,19 @@ pub enum ClientError {
         /// What is wrong with it.
         why: String,
     },
-    /// Nothing was stored or delivered by this attempt's node as far as is known: it could not be spoken to.
+    /// There is no connection to the node, and the call did not reach it.
     #[error(
         "{endpoint} cannot be reached: {why}; check that a node runs there and that the address is right"
     )]
     Unreachable {
+        /// `host:port`
+        endpoint: String,
+        /// What the connection said.
+        why: String,
+    },
+    /// The connection broke under the call. Whether it was carried out is not known.
+    #[error("the connection to {endpoint} broke: {why}; whether it carried out the call is not known")]
+    Disconnected {
         /// `host:port`
         endpoint: String,
         /// What the connection said.
@@ -85,7 +93,7 @@ impl ClientError {
     /// Whether the same call may succeed on another node, or here a moment later.
     pub(crate) fn is_retryable(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::Timeout { .. } => true,
+            Self::Unreachable { .. } | Self::Disconnected { .. } | Self::Timeout { .. } => true,
             // The blocks of the contract: 4xxxx is the caller's fault, 5xxxx the server's.
             Self::Refused { code, .. } => {
                 *code == v2::Code::TooManyRequests
@@ -94,6 +102,27 @@ impl ClientError {
             }
             _ => false,
         }
+    }
+
+    /// Whether the node may have carried out the call all the same.
+    pub(crate) fn is_uncertain(&self) -> bool {
+        match self {
+            Self::Disconnected { .. } | Self::Timeout { .. } => true,
+            // Servers that gave up waiting; what they waited for goes on.
+            Self::Refused { code, .. } => matches!(
+                code,
+                v2::Code::RequestTimeout
+                    | v2::Code::ProxyTimeout
+                    | v2::Code::MasterPersistenceTimeout
+                    | v2::Code::SlavePersistenceTimeout
+            ),
+            _ => false,
+        }
+    }
+
+    /// Whether the node's door, not what it knows, is what failed.
+    pub(crate) fn is_of_connection(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Disconnected { .. })
     }
 
     pub(crate) fn protocol(endpoint: &str, why: impl Into<String>) -> Self {
@@ -109,9 +138,12 @@ impl ClientError {
         let endpoint = endpoint.to_owned();
         match status.code() {
             tonic::Code::DeadlineExceeded => Self::Timeout { endpoint, timeout },
+            tonic::Code::Unavailable if never_connected(status) => {
+                Self::Unreachable { endpoint, why: told(status) }
+            }
             // A connection that broke under a call is told as UNKNOWN or CANCELLED, according to the moment.
             tonic::Code::Unavailable | tonic::Code::Unknown | tonic::Code::Cancelled => {
-                Self::Unreachable { endpoint, why: told(status) }
+                Self::Disconnected { endpoint, why: told(status) }
             }
             code => Self::Protocol { endpoint, why: format!("gRPC {code:?}: {}", status.message()) },
         }
@@ -126,6 +158,18 @@ impl ClientError {
             Err(_) => Err(Self::protocol(endpoint, format!("code {}: {}", status.code, status.message))),
         }
     }
+}
+
+/// The connection was not made, so that the call was never sent.
+fn never_connected(status: &tonic::Status) -> bool {
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// The message of `status` with its causes: tonic's own is often only "transport error".

@@ -1,4 +1,12 @@
-//! The Rust SDK of Karman: a [`Producer`] and a [`SimpleConsumer`] over one [`Client`].
+//! The Rust SDK of Karman: producers and consumers over one [`Client`].
+//!
+//! | to | there is |
+//! |---|---|
+//! | send messages: ordered, delayed, with a priority, with a time to live | [`Producer`], [`Message`] |
+//! | send a message if, and only if, something else is done | [`TransactionProducer`] |
+//! | have a function called for each message | [`PushConsumer`] |
+//! | ask for messages and acknowledge them one by one | [`SimpleConsumer`] |
+//! | read queues from an offset on | [`PullConsumer`] |
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -28,21 +36,30 @@
 #![deny(missing_docs)]
 
 mod client;
+mod consuming;
 mod error;
 mod message;
 mod message_id;
 mod producer;
+mod pull_consumer;
+mod push_consumer;
 mod retry;
 mod route;
 mod session;
 mod simple_consumer;
+mod transaction;
 mod transport;
+mod view;
 
 pub use karman_remoting::channel::ClientTls;
 pub use karman_remoting::proto::v2::Code;
 
 pub use self::client::{Client, ClientOptions};
 pub use self::error::ClientError;
-pub use self::message::{FilterExpression, Message, ReceivedMessage};
+pub use self::message::{FilterExpression, Message};
 pub use self::producer::{Producer, SendReceipt};
+pub use self::pull_consumer::{MessageQueue, PullConsumer, Pulled, QueryOffset};
+pub use self::push_consumer::{PushConsumer, PushOptions};
 pub use self::simple_consumer::SimpleConsumer;
+pub use self::transaction::{Resolution, Transaction, TransactionProducer};
+pub use self::view::{MessageView, ReceivedMessage};

@@ -1,17 +1,22 @@
-//! What is sent, what is received, and what a consumer wants of a topic. Pure.
+//! What is sent, and what a consumer wants of a topic. Pure.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use karman_remoting::proto::v2;
+use karman_remoting::proto::v2::{self, MessageType};
 use prost::Message as _;
 
 use crate::error::ClientError;
-use crate::route::BrokerRoute;
+
+/// The user property in which a message says how long it is worth being delivered, in milliseconds.
+const TTL_PROPERTY: &str = "KARMAN_TTL_MS";
 
 /// A message to be sent.
+///
+/// A message is of one kind, and its topic takes that kind: one with a message group goes to a FIFO topic, one with a
+/// delivery time to a DELAY topic, one with a priority to a PRIORITY topic, one with a lite topic to a LITE topic, one of
+/// a transaction to a TRANSACTION topic, and one with none of them to a NORMAL topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
     topic: String,
@@ -21,8 +26,17 @@ pub struct Message {
     properties: HashMap<String, String>,
     message_group: Option<String>,
     delivery_time: Option<SystemTime>,
-    priority: Option<i32>,
+    priority: Option<u32>,
     lite_topic: Option<String>,
+    check_after: Option<Duration>,
+}
+
+/// What one send gives to all its messages.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Birth<'a> {
+    pub(crate) time: SystemTime,
+    pub(crate) host: &'a str,
+    pub(crate) in_transaction: bool,
 }
 
 impl Message {
@@ -38,6 +52,7 @@ impl Message {
             delivery_time: None,
             priority: None,
             lite_topic: None,
+            check_after: None,
         }
     }
 
@@ -62,31 +77,60 @@ impl Message {
         self
     }
 
-    /// Messages of one group are delivered in the order of their sends, one after the other; for topics of type FIFO.
+    /// Messages of one message group are delivered in the order in which they were sent, one at a time; those of different
+    /// groups do not wait for one another. At most 63 bytes. For FIFO topics.
+    ///
+    /// The order is that of the sends: a second message is sent when the first was answered.
     #[must_use]
-    pub fn message_group(mut self, group: impl Into<String>) -> Self {
-        self.message_group = Some(group.into());
+    pub fn message_group(mut self, message_group: impl Into<String>) -> Self {
+        self.message_group = Some(message_group.into());
         self
     }
 
-    /// It is not delivered before this time; for topics of type DELAY.
+    /// Not delivered before `time`, to the millisecond; at once when that has passed. A server takes times of up to 24 h
+    /// ahead, unless it is set up for more. For DELAY topics.
     #[must_use]
-    pub fn delivery_time(mut self, at: SystemTime) -> Self {
-        self.delivery_time = Some(at);
+    pub fn deliver_at(mut self, time: SystemTime) -> Self {
+        self.delivery_time = Some(time);
         self
     }
 
-    /// Of what waits, the highest priority is delivered first; for topics of type PRIORITY.
+    /// [`Message::deliver_at`] `delay` from now.
     #[must_use]
-    pub fn priority(mut self, priority: i32) -> Self {
+    pub fn deliver_after(self, delay: Duration) -> Self {
+        let now = SystemTime::now();
+        // What no clock can say is further ahead than any server takes.
+        let far = Duration::from_secs(1000 * 365 * 86_400);
+        self.deliver_at(now + delay.min(far))
+    }
+
+    /// Messages of a higher priority are delivered before those of a lower one, 0 being the lowest. A topic tells apart as
+    /// many as it has queues on a broker; higher ones count as the highest. For PRIORITY topics.
+    #[must_use]
+    pub fn priority(mut self, priority: u32) -> Self {
         self.priority = Some(priority);
         self
     }
 
-    /// The light queue it goes to; for topics of type LITE.
+    /// The light queue of the topic that the message goes to: 1 to 64 of `a-z A-Z 0-9 - _`. For LITE topics.
     #[must_use]
-    pub fn lite_topic(mut self, name: impl Into<String>) -> Self {
-        self.lite_topic = Some(name.into());
+    pub fn lite_topic(mut self, lite_topic: impl Into<String>) -> Self {
+        self.lite_topic = Some(lite_topic.into());
+        self
+    }
+
+    /// Not delivered any more when it has been stored for so long, 1 ms to 10 years; it takes the place of the topic's
+    /// own time to live. Servers other than Karman do not know it.
+    #[must_use]
+    pub fn time_to_live(self, time_to_live: Duration) -> Self {
+        self.property(TTL_PROPERTY, time_to_live.as_millis().max(1).to_string())
+    }
+
+    /// For a message of a transaction: how long after the send the checker is asked when no decision has come, at most
+    /// 1 h. Without, the server's own time: 6 s.
+    #[must_use]
+    pub fn check_after(mut self, duration: Duration) -> Self {
+        self.check_after = Some(duration);
         self
     }
 
@@ -94,43 +138,51 @@ impl Message {
         &self.topic
     }
 
-    pub(crate) fn group(&self) -> Option<&str> {
-        self.message_group.as_deref()
-    }
-
-    fn message_type(&self) -> v2::MessageType {
-        if self.message_group.is_some() {
-            v2::MessageType::Fifo
-        } else if self.delivery_time.is_some() {
-            v2::MessageType::Delay
-        } else if self.priority.is_some() {
-            v2::MessageType::Priority
-        } else if self.lite_topic.is_some() {
-            v2::MessageType::Lite
-        } else {
-            v2::MessageType::Normal
-        }
-    }
-
     pub(crate) fn body_size(&self) -> usize {
         self.body.len()
     }
 
+    /// What the order of the message is kept within: its sends meet at one broker.
+    pub(crate) fn order_key(&self) -> Option<&str> {
+        self.message_group.as_deref().or(self.lite_topic.as_deref())
+    }
+
+    fn kind(&self, in_transaction: bool) -> Result<MessageType, ClientError> {
+        let kinds = [
+            (self.message_group.is_some(), "a message group", MessageType::Fifo),
+            (self.delivery_time.is_some(), "a delivery time", MessageType::Delay),
+            (self.priority.is_some(), "a priority", MessageType::Priority),
+            (self.lite_topic.is_some(), "a lite topic", MessageType::Lite),
+            (in_transaction, "a transaction", MessageType::Transaction),
+        ];
+        let mut those = kinds.into_iter().filter(|(is_set, ..)| *is_set);
+        match (those.next(), those.next()) {
+            (None, _) => Ok(MessageType::Normal),
+            (Some((.., kind)), None) => Ok(kind),
+            (Some((_, one, _)), Some((_, other, _))) => Err(ClientError::InvalidArgument(format!(
+                "a message for {:?} has {one} and {other}; it can have one of them",
+                self.topic
+            ))),
+        }
+    }
+
     /// The bytes that travel and are stored; encoded once, whatever the number of attempts.
-    pub(crate) fn encode(self, message_id: &str, born: SystemTime, born_host: &str) -> Bytes {
-        let message_type = self.message_type();
+    pub(crate) fn encode(self, message_id: &str, birth: &Birth<'_>) -> Result<Bytes, ClientError> {
+        let kind = self.kind(birth.in_transaction)?;
+        let check_after = self.check_after.filter(|_| birth.in_transaction);
         let system_properties = v2::SystemProperties {
             tag: self.tag,
             keys: self.keys,
             message_id: message_id.to_owned(),
             body_encoding: v2::Encoding::Identity.into(),
-            message_type: message_type.into(),
-            born_timestamp: Some(born.into()),
-            born_host: born_host.to_owned(),
+            message_type: kind.into(),
+            born_timestamp: Some(birth.time.into()),
+            born_host: birth.host.to_owned(),
             message_group: self.message_group,
             delivery_timestamp: self.delivery_time.map(Into::into),
-            priority: self.priority,
+            priority: self.priority.map(|priority| i32::try_from(priority).unwrap_or(i32::MAX)),
             lite_topic: self.lite_topic,
+            orphaned_transaction_recovery_duration: check_after.map(duration),
             ..Default::default()
         };
         let message = v2::Message {
@@ -139,126 +191,35 @@ impl Message {
             system_properties: Some(system_properties),
             body: self.body,
         };
-        message.encode_to_vec().into()
+        Ok(message.encode_to_vec().into())
     }
 }
 
 /// Which messages of a topic a consumer wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FilterExpression(String);
+pub struct FilterExpression {
+    kind: v2::FilterType,
+    expression: String,
+}
 
 impl FilterExpression {
     /// All of them.
     pub fn all() -> Self {
-        Self("*".into())
+        Self::tag("*")
     }
 
     /// Those with one of the tags: `a`, or `a || b`; `*` means all.
     pub fn tag(expression: impl Into<String>) -> Self {
-        Self(expression.into())
+        Self { kind: v2::FilterType::Tag, expression: expression.into() }
+    }
+
+    /// Those whose properties fulfil a condition in RocketMQ's SQL92: `region = 'north' AND price > 10`.
+    pub fn sql(expression: impl Into<String>) -> Self {
+        Self { kind: v2::FilterType::Sql, expression: expression.into() }
     }
 
     pub(crate) fn to_proto(&self) -> v2::FilterExpression {
-        v2::FilterExpression { r#type: v2::FilterType::Tag.into(), expression: self.0.clone() }
-    }
-}
-
-/// A message as a broker delivered it. It stays invisible to the other consumers of the group until it is
-/// acknowledged or its invisible duration is over.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ReceivedMessage {
-    topic: String,
-    body: Bytes,
-    user_properties: HashMap<String, String>,
-    system_properties: v2::SystemProperties,
-    broker: Arc<BrokerRoute>,
-}
-
-impl ReceivedMessage {
-    pub(crate) fn decode(bytes: Bytes, broker: &Arc<BrokerRoute>) -> Result<Self, ClientError> {
-        let bad = |why: &str| ClientError::protocol(&broker.endpoint, why);
-        let message =
-            v2::Message::decode(bytes).map_err(|error| bad(&format!("an unreadable message: {error}")))?;
-        let topic = message.topic.ok_or_else(|| bad("a message without topic"))?.name;
-        let system_properties =
-            message.system_properties.ok_or_else(|| bad("a message without system properties"))?;
-        if system_properties.receipt_handle().is_empty() {
-            return Err(bad("a message without receipt handle"));
-        }
-        let (user_properties, body) = (message.user_properties, message.body);
-        Ok(Self { topic, body, user_properties, system_properties, broker: broker.clone() })
-    }
-
-    /// The topic it was sent to.
-    pub fn topic(&self) -> &str {
-        &self.topic
-    }
-
-    /// What the producer sent, as it sent it.
-    pub fn body(&self) -> &Bytes {
-        &self.body
-    }
-
-    /// Made by the producer's client; the same on every delivery, and on every attempt of a send.
-    pub fn message_id(&self) -> &str {
-        &self.system_properties.message_id
-    }
-
-    /// The producer's tag.
-    pub fn tag(&self) -> Option<&str> {
-        self.system_properties.tag.as_deref()
-    }
-
-    /// The producer's keys, in its order.
-    pub fn keys(&self) -> &[String] {
-        &self.system_properties.keys
-    }
-
-    /// The producer's own properties.
-    pub fn properties(&self) -> &HashMap<String, String> {
-        &self.user_properties
-    }
-
-    /// 1 on the first delivery.
-    pub fn delivery_attempt(&self) -> i32 {
-        self.system_properties.delivery_attempt()
-    }
-
-    /// When the producer made it, by the producer's clock.
-    pub fn born_time(&self) -> Option<SystemTime> {
-        self.system_properties.born_timestamp.and_then(|time| time.try_into().ok())
-    }
-
-    /// When the broker stored it, by the broker's clock.
-    pub fn store_time(&self) -> Option<SystemTime> {
-        self.system_properties.store_timestamp.and_then(|time| time.try_into().ok())
-    }
-
-    /// The broker that holds it.
-    pub fn broker(&self) -> &str {
-        &self.broker.name
-    }
-
-    /// Its queue on that broker.
-    pub fn queue_id(&self) -> i32 {
-        self.system_properties.queue_id
-    }
-
-    /// Its place in the queue.
-    pub fn queue_offset(&self) -> i64 {
-        self.system_properties.queue_offset()
-    }
-
-    pub(crate) fn endpoint(&self) -> &str {
-        &self.broker.endpoint
-    }
-
-    pub(crate) fn receipt_handle(&self) -> &str {
-        self.system_properties.receipt_handle()
-    }
-
-    pub(crate) fn set_receipt_handle(&mut self, handle: String) {
-        self.system_properties.receipt_handle = Some(handle);
+        v2::FilterExpression { r#type: self.kind.into(), expression: self.expression.clone() }
     }
 }
 
@@ -274,45 +235,41 @@ pub(crate) fn duration(duration: Duration) -> prost_types::Duration {
 mod tests {
     use super::*;
 
-    #[test]
-    fn what_is_sent_is_what_is_received() {
-        let message = Message::new("orders", "a book").tag("new").key("k1").key("k2").property("a", "1");
-        let born = SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
-        let sent = message.encode("01AB", born, "here");
+    fn encoded(message: Message, in_transaction: bool) -> Result<v2::Message, ClientError> {
+        let birth = Birth { time: SystemTime::UNIX_EPOCH, host: "here", in_transaction };
+        message.encode("01AB", &birth).map(|bytes| v2::Message::decode(bytes).unwrap())
+    }
 
-        let mut delivered = v2::Message::decode(sent).unwrap();
-        let broker = Arc::new(BrokerRoute::new("broker-a", "n:1", v2::Endpoints::default()));
-        let without_handle = ReceivedMessage::decode(delivered.encode_to_vec().into(), &broker);
-        assert!(matches!(without_handle, Err(ClientError::Protocol { .. })));
-
-        delivered.system_properties.as_mut().unwrap().receipt_handle = Some("handle".into());
-        let received = ReceivedMessage::decode(delivered.encode_to_vec().into(), &broker).unwrap();
-        assert_eq!((received.topic(), received.body().as_ref()), ("orders", &b"a book"[..]));
-        assert_eq!((received.tag(), received.message_id()), (Some("new"), "01AB"));
-        assert_eq!(received.keys(), ["k1", "k2"]);
-        assert_eq!(received.properties()["a"], "1");
-        assert_eq!(received.born_time(), Some(born));
-        assert_eq!(received.broker(), "broker-a");
+    fn kind_of(message: Message, in_transaction: bool) -> MessageType {
+        encoded(message, in_transaction).unwrap().system_properties.unwrap().message_type()
     }
 
     #[test]
-    fn what_a_message_has_makes_its_type() {
-        let message = || Message::new("orders", "a book");
-        let type_of = |message: Message| {
-            let sent = message.encode("01AB", SystemTime::UNIX_EPOCH, "here");
-            v2::Message::decode(sent).unwrap().system_properties.unwrap().message_type()
+    fn a_message_is_of_the_kind_that_its_properties_make_it() {
+        let message = || Message::new("t", "body");
+        assert_eq!(kind_of(message(), false), MessageType::Normal);
+        assert_eq!(kind_of(message(), true), MessageType::Transaction);
+        assert_eq!(kind_of(message().message_group("g"), false), MessageType::Fifo);
+        assert_eq!(kind_of(message().deliver_after(Duration::MAX), false), MessageType::Delay);
+        assert_eq!(kind_of(message().priority(u32::MAX), false), MessageType::Priority);
+        assert_eq!(kind_of(message().lite_topic("l"), false), MessageType::Lite);
+    }
+
+    #[test]
+    fn two_kinds_at_once_are_refused_by_name() {
+        let both = Message::new("t", "body").message_group("g").priority(1);
+        let error = encoded(both, false).unwrap_err().to_string();
+        assert!(error.contains("a message group") && error.contains("a priority"), "{error}");
+        let both = Message::new("t", "body").deliver_after(Duration::ZERO);
+        assert!(matches!(encoded(both, true), Err(ClientError::InvalidArgument(_))));
+    }
+
+    #[test]
+    fn a_time_to_live_is_a_property_of_at_least_a_millisecond() {
+        let ttl = |duration| {
+            let message = encoded(Message::new("t", "body").time_to_live(duration), false).unwrap();
+            message.user_properties[TTL_PROPERTY].clone()
         };
-        assert_eq!(type_of(message()), v2::MessageType::Normal);
-        assert_eq!(type_of(message().message_group("g")), v2::MessageType::Fifo);
-        assert_eq!(type_of(message().delivery_time(SystemTime::UNIX_EPOCH)), v2::MessageType::Delay);
-        assert_eq!(type_of(message().priority(1)), v2::MessageType::Priority);
-        assert_eq!(type_of(message().lite_topic("l")), v2::MessageType::Lite);
-    }
-
-    #[test]
-    fn a_delivery_that_cannot_be_read_is_an_error() {
-        let broker = Arc::new(BrokerRoute::new("broker-a", "n:1", v2::Endpoints::default()));
-        assert!(ReceivedMessage::decode(Bytes::from_static(b"\xff"), &broker).is_err());
-        assert!(ReceivedMessage::decode(Bytes::new(), &broker).is_err());
+        assert_eq!((ttl(Duration::ZERO), ttl(Duration::from_secs(2))), ("1".into(), "2000".into()));
     }
 }

@@ -10,11 +10,11 @@ use tokio_util::sync::DropGuard;
 
 use crate::client::Shared;
 use crate::error::ClientError;
-use crate::message::Message;
+use crate::message::{Birth, Message};
 use crate::retry::{MAX_ATTEMPTS, backoff};
-use crate::route::{BrokerRoute, Route};
+use crate::route::{BrokerRoute, Route, resource};
 use crate::session::Session;
-use crate::transport::answer;
+use crate::transport::{Transport, answer};
 
 /// What the bodies of one batch may have together, in bytes.
 const BATCH_MAX_BYTES: usize = 4 * 1024 * 1024;
@@ -26,8 +26,19 @@ pub struct SendReceipt {
     pub message_id: String,
     /// The name of the broker that stored it.
     pub broker: String,
-    /// Its place in its queue.
+    /// Its place in its queue; of no meaning while it is held back, for its time or for a transaction.
     pub offset: i64,
+    /// Of a message with a delivery time: what [`Producer::recall`] takes.
+    pub recall_handle: Option<String>,
+}
+
+/// A stored message with what its transaction needs.
+pub(crate) struct Stored {
+    pub(crate) receipt: SendReceipt,
+    /// Empty when it is of no transaction.
+    pub(crate) transaction_id: String,
+    /// Where it was stored.
+    pub(crate) endpoint: String,
 }
 
 /// Sends messages. A clone is a handle to the same producer; all methods may be called by many tasks at once.
@@ -48,8 +59,9 @@ struct Inner {
 /// Messages of one topic, encoded, with their ids.
 struct Batch {
     topic: String,
-    /// Follows from the message group of all of them.
-    turn: Option<usize>,
+    /// What their order is kept within.
+    order_key: Option<String>,
+    in_transaction: bool,
     ids: Vec<String>,
     encoded: Vec<Bytes>,
 }
@@ -62,56 +74,117 @@ impl Producer {
     /// Sends one message: up to three attempts, each with the request timeout, on another broker where there is one,
     /// all with the same message id.
     ///
-    /// After [`ClientError::Timeout`] or [`ClientError::Unreachable`] the message may have been stored all the same.
-    /// So it may when this future is dropped, or twice when an attempt's answer was lost: consumers tell by the id.
+    /// After [`ClientError::Timeout`] or [`ClientError::Disconnected`] the message may have been stored all the same, and
+    /// so it may when this future is dropped. A broker that gets the same message again, as a repeated attempt, does not
+    /// store it twice; two brokers may each have stored it when the first one's answer was lost: consumers tell by the id.
     pub async fn send(&self, message: Message) -> Result<SendReceipt, ClientError> {
         let mut receipts = self.send_batch(vec![message]).await?;
         receipts.pop().expect("there is one result for each message")
     }
 
-    /// Sends messages of one topic, and of one message group if they have one, in one request, which is much cheaper than one request each. Their bodies may have
+    /// Sends messages of one topic in one request, which is much cheaper than one request each. Their bodies may have
     /// 4 MiB together. There is one result for each message, in their order; each stands for itself.
     ///
-    /// Fails as a whole, after the same attempts as [`Producer::send`], when no server took the request.
+    /// Messages with a message group keep their order; those of one batch must be of one group, unless the topic is on one
+    /// broker alone. Fails as a whole, after the same attempts as [`Producer::send`], when no server took the request.
     pub async fn send_batch(
         &self,
         messages: Vec<Message>,
     ) -> Result<Vec<Result<SendReceipt, ClientError>>, ClientError> {
-        let inner = &*self.0;
-        inner.client.check_open()?;
-        let batch = inner.encode(messages)?;
-        inner.session.declare(&batch.topic);
-        let mut failed = Vec::new();
+        let stored = self.0.send(messages, false).await?;
+        Ok(stored.into_iter().map(|result| result.map(|stored| stored.receipt)).collect())
+    }
+
+    /// Takes back a message that waits for its delivery time; `recall_handle` is that of its [`SendReceipt`], which may be
+    /// kept anywhere meanwhile. The id of the message.
+    ///
+    /// May be repeated, and is, up to three times. Refused with `MESSAGE_NOT_FOUND` when it is too late.
+    pub async fn recall(&self, topic: &str, recall_handle: &str) -> Result<String, ClientError> {
+        self.0.client.check_open()?;
+        let transport = self.transport();
+        // Any node passes it on to the broker that the handle names.
+        let (endpoint, timeout) = (&*transport.access_point, transport.request_timeout);
+        let request = v2::RecallMessageRequest {
+            topic: Some(resource(topic)),
+            recall_handle: recall_handle.to_owned(),
+        };
         let mut attempt = 1;
         loop {
-            let route = inner.session.routes.get(&batch.topic).await?;
-            let broker = inner.next_broker(&batch, &route, &failed)?;
-            let error = match inner.attempt(&batch, &broker).await {
+            let mut service = transport.service(endpoint)?;
+            let call = service.recall_message(transport.request(request.clone(), timeout));
+            let recalled = answer(endpoint, timeout, call).await.and_then(|response| {
+                ClientError::of_status(endpoint, response.status).map(|()| response.message_id)
+            });
+            match recalled {
+                Err(error) if error.is_retryable() && attempt < MAX_ATTEMPTS => {}
+                recalled => return recalled,
+            }
+            tokio::time::sleep(backoff(attempt)).await;
+            attempt += 1;
+        }
+    }
+
+    /// Stores the message of a transaction where nobody sees it yet.
+    pub(crate) async fn send_half(&self, message: Message) -> Result<Stored, ClientError> {
+        let mut stored = self.0.send(vec![message], true).await?;
+        let half = stored.pop().expect("there is one result for each message")?;
+        if half.transaction_id.is_empty() {
+            return Err(ClientError::protocol(&half.endpoint, "no transaction id"));
+        }
+        Ok(half)
+    }
+
+    pub(crate) fn transport(&self) -> &Transport {
+        &self.0.session.transport
+    }
+}
+
+impl Inner {
+    async fn send(
+        &self,
+        messages: Vec<Message>,
+        in_transaction: bool,
+    ) -> Result<Vec<Result<Stored, ClientError>>, ClientError> {
+        self.client.check_open()?;
+        let batch = self.encode(messages, in_transaction)?;
+        self.session.declare(&batch.topic);
+        let mut failed: Vec<Arc<BrokerRoute>> = Vec::new();
+        // Who may have stored the half message: a second one elsewhere would be a second transaction.
+        let mut bound: Option<Arc<BrokerRoute>> = None;
+        let mut attempt = 1;
+        loop {
+            let route = self.session.routes.get(&batch.topic).await?;
+            let broker = match &bound {
+                Some(broker) => broker.clone(),
+                None => self.next_broker(&batch, &route, &failed)?,
+            };
+            let error = match self.attempt(&batch, &broker).await {
                 Ok(results) => return Ok(results),
                 Err(error) => error,
             };
-            inner.learn(&batch.topic, &error);
+            self.learn(&batch.topic, &error);
             if attempt == MAX_ATTEMPTS || !error.is_retryable() {
                 return Err(error);
             }
             tracing::debug!(%error, attempt, "send is tried again");
-            // Messages of a group stay where those before them are: elsewhere they would overtake them.
-            if batch.turn.is_none() {
+            if batch.in_transaction && error.is_uncertain() {
+                bound = Some(broker);
+            } else {
                 failed.push(broker);
             }
             // Another broker is tried at once, unless this one asked for less load.
-            let is_fresh = |next: &Arc<BrokerRoute>| failed.iter().all(|one| one.name != next.name);
-            let another = batch.turn.is_none() && route.writable(0, &failed).is_some_and(is_fresh);
+            let another = bound.is_none()
+                && route
+                    .writable(0, &failed)
+                    .is_some_and(|next| failed.iter().all(|one| one.name != next.name));
             if !another || error.code() == Some(v2::Code::TooManyRequests) {
                 tokio::time::sleep(backoff(attempt)).await;
             }
             attempt += 1;
         }
     }
-}
 
-impl Inner {
-    fn encode(&self, messages: Vec<Message>) -> Result<Batch, ClientError> {
+    fn encode(&self, messages: Vec<Message>, in_transaction: bool) -> Result<Batch, ClientError> {
         let invalid = |what: String| Err(ClientError::InvalidArgument(what));
         let Some(first) = messages.first() else { return invalid("the batch holds no message".into()) };
         let topic = first.topic().to_owned();
@@ -121,24 +194,21 @@ impl Inner {
                 other.topic()
             ));
         }
-        if messages.iter().any(|message| message.group() != first.group()) {
-            return invalid("a batch has one message group; send a request for each".into());
-        }
-        let turn = first.group().map(turn_of);
         let size: usize = messages.iter().map(Message::body_size).sum();
         if size > BATCH_MAX_BYTES {
             let rule = format!("{BATCH_MAX_BYTES} are allowed in one request; send less at once");
             return invalid(format!("the bodies have {size} bytes together, {rule}"));
         }
-        let now = SystemTime::now();
+        let order_key = first.order_key().map(str::to_owned);
         let host = &self.session.transport.host;
+        let birth = Birth { time: SystemTime::now(), host, in_transaction };
         let (mut ids, mut encoded) = (Vec::with_capacity(messages.len()), Vec::with_capacity(messages.len()));
         for message in messages {
             let id = self.client.ids.next();
-            encoded.push(message.encode(&id, now, host));
+            encoded.push(message.encode(&id, &birth)?);
             ids.push(id);
         }
-        Ok(Batch { topic, turn, ids, encoded })
+        Ok(Batch { topic, order_key, in_transaction, ids, encoded })
     }
 
     fn next_broker(
@@ -147,18 +217,18 @@ impl Inner {
         route: &Route,
         failed: &[Arc<BrokerRoute>],
     ) -> Result<Arc<BrokerRoute>, ClientError> {
-        let turn = batch.turn.unwrap_or_else(|| self.turn.fetch_add(1, Ordering::Relaxed));
-        route
-            .writable(turn, failed)
-            .cloned()
-            .ok_or_else(|| ClientError::NoQueue { topic: batch.topic.clone(), wanted: "writable" })
+        let broker = match &batch.order_key {
+            Some(key) => route.home(key, failed),
+            None => route.writable(self.turn.fetch_add(1, Ordering::Relaxed), failed),
+        };
+        broker.cloned().ok_or_else(|| ClientError::NoQueue { topic: batch.topic.clone(), wanted: "writable" })
     }
 
     async fn attempt(
         &self,
         batch: &Batch,
         broker: &BrokerRoute,
-    ) -> Result<Vec<Result<SendReceipt, ClientError>>, ClientError> {
+    ) -> Result<Vec<Result<Stored, ClientError>>, ClientError> {
         let transport = &self.session.transport;
         let (endpoint, timeout) = (&broker.endpoint, transport.request_timeout);
         let mut service = transport.service(endpoint)?;
@@ -174,11 +244,17 @@ impl Inner {
             let why = format!("{} entries for {} messages", response.entries.len(), batch.ids.len());
             return Err(ClientError::protocol(endpoint, why));
         }
-        let receipt = |(entry, id): (v2::SendResultEntry, &String)| {
+        let stored = |(entry, id): (v2::SendResultEntry, &String)| {
             ClientError::of_status(endpoint, entry.status)?;
-            Ok(SendReceipt { message_id: id.clone(), broker: broker.name.clone(), offset: entry.offset })
+            let receipt = SendReceipt {
+                message_id: id.clone(),
+                broker: broker.name.clone(),
+                offset: entry.offset,
+                recall_handle: Some(entry.recall_handle).filter(|handle| !handle.is_empty()),
+            };
+            Ok(Stored { receipt, transaction_id: entry.transaction_id, endpoint: endpoint.clone() })
         };
-        Ok(response.entries.into_iter().zip(&batch.ids).map(receipt).collect())
+        Ok(response.entries.into_iter().zip(&batch.ids).map(stored).collect())
     }
 
     /// What a failure says about the route.
@@ -189,12 +265,4 @@ impl Inner {
             self.session.routes.suspect();
         }
     }
-}
-
-/// Which of the brokers a message group belongs to: the same in every process (FNV-1a).
-fn turn_of(group: &str) -> usize {
-    let hash = group.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    usize::try_from(hash >> 33).expect("31 bits")
 }

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use karman_remoting::front::home_weight;
 use karman_remoting::proto::v2;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OnceCell};
@@ -43,10 +44,14 @@ impl BrokerRoute {
 
     /// "Any queue of this broker", as a receive names it.
     pub(crate) fn any_queue(&self, topic: &str) -> v2::MessageQueue {
+        self.queue(topic, -1)
+    }
+
+    pub(crate) fn queue(&self, topic: &str, id: i32) -> v2::MessageQueue {
         let broker = v2::Broker { name: self.name.clone(), id: 0, endpoints: Some(self.endpoints.clone()) };
         v2::MessageQueue {
             topic: Some(resource(topic)),
-            id: -1,
+            id,
             permission: v2::Permission::ReadWrite.into(),
             broker: Some(broker),
             accept_message_types: Vec::new(),
@@ -65,6 +70,8 @@ pub(crate) struct Route {
     writable: Vec<Arc<BrokerRoute>>,
     /// Each broker with a readable queue, once.
     readable: Vec<Arc<BrokerRoute>>,
+    /// Each readable queue: its broker, and its number there.
+    queues: Vec<(Arc<BrokerRoute>, i32)>,
 }
 
 impl Route {
@@ -84,13 +91,15 @@ impl Route {
         }
         known.sort_by(|a, b| (a.0, &a.1.name).cmp(&(b.0, &b.1.name)));
         let mut route = Self::default();
-        for (_, broker, permission) in known {
+        for (id, broker, permission) in known {
             if matches!(permission, v2::Permission::Write | v2::Permission::ReadWrite) {
                 route.writable.push(broker.clone());
             }
-            let readable = matches!(permission, v2::Permission::Read | v2::Permission::ReadWrite);
-            if readable && !route.readable.iter().any(|other| other.name == broker.name) {
-                route.readable.push(broker);
+            if matches!(permission, v2::Permission::Read | v2::Permission::ReadWrite) {
+                if !route.readable.iter().any(|other| other.name == broker.name) {
+                    route.readable.push(broker.clone());
+                }
+                route.queues.push((broker, id));
             }
         }
         route
@@ -102,6 +111,19 @@ impl Route {
         let in_turn = (0..count).map(|step| &self.writable[(turn % count + step) % count]);
         let sound = in_turn.clone().find(|broker| !failed.iter().any(|other| other.name == broker.name));
         sound.or_else(|| in_turn.into_iter().next())
+    }
+
+    /// The home of what is kept in order within `key`, so that it need not be relayed there. Like
+    /// [`Route::writable`] another one when that has failed: each knows the home.
+    pub(crate) fn home(&self, key: &str, failed: &[Arc<BrokerRoute>]) -> Option<&Arc<BrokerRoute>> {
+        let weight = |broker: &&Arc<BrokerRoute>| home_weight(&broker.name, key);
+        let sound = |broker: &&Arc<BrokerRoute>| !failed.iter().any(|other| other.name == broker.name);
+        let best = self.writable.iter().filter(sound).max_by_key(weight);
+        best.or_else(|| self.writable.iter().max_by_key(weight))
+    }
+
+    pub(crate) fn queues(&self) -> &[(Arc<BrokerRoute>, i32)] {
+        &self.queues
     }
 
     pub(crate) fn readable(&self) -> &[Arc<BrokerRoute>] {
@@ -265,6 +287,8 @@ mod tests {
         assert_eq!(names(&route.writable), ["a", "b", "a"]);
         assert_eq!(names(&route.readable), ["a", "b"]);
         assert_eq!(route.readable[1].endpoint, "b:8081");
+        let queues: Vec<_> = route.queues().iter().map(|(broker, id)| (broker.name.as_str(), *id)).collect();
+        assert_eq!(queues, [("a", 0), ("b", 0), ("a", 1), ("b", 1)]);
     }
 
     #[test]
@@ -277,6 +301,17 @@ mod tests {
         let all = route.writable.clone();
         assert_eq!(route.writable(1, &all).unwrap().name, "b");
         assert!(Route::default().writable(3, &[]).is_none());
+    }
+
+    #[test]
+    fn what_is_kept_in_order_goes_to_its_home_while_that_works() {
+        let route = two_brokers();
+        let homes: Vec<_> = (0..64).map(|n| route.home(&n.to_string(), &[]).unwrap()).collect();
+        assert!(["a", "b"].iter().all(|name| homes.iter().any(|home| home.name == *name)));
+        let home = route.home("17", &[]).unwrap();
+        assert_eq!(route.home("17", &[]).unwrap(), home);
+        assert_ne!(route.home("17", std::slice::from_ref(home)).unwrap(), home);
+        assert_eq!(route.home("17", &route.writable.clone()).unwrap(), home);
     }
 
     #[test]

@@ -11,13 +11,16 @@ use karman_remoting::proto::v2;
 use karman_remoting::proto::v2::settings::PubSub;
 use karman_remoting::proto::v2::telemetry_command::Command;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::error::ClientError;
 use crate::message::{FilterExpression, duration};
+use crate::retry::GroupPolicy;
 use crate::route::{Routes, resource};
+use crate::transaction::Checker;
 use crate::transport::{Transport, answer};
 
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
@@ -29,36 +32,56 @@ const REOPEN_PAUSE: Duration = Duration::from_secs(1);
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Topics a server takes in one Settings command; a producer to more of them does not declare the rest.
 const TOPICS_MAX: usize = 4096;
+/// Questions about transactions of one server that are being answered.
+const CHECKS_MAX: usize = 64;
 
 /// In which capacity a client calls.
 #[derive(Clone, Debug)]
 pub(crate) enum Role {
-    Producer,
-    SimpleConsumer { group: String, subscriptions: Arc<[(String, FilterExpression)]> },
+    Producer { topics: Vec<String>, checker: Option<Checker> },
+    Consumer { client_type: v2::ClientType, group: String, subscriptions: Subscriptions },
 }
+
+/// What a consumer wants of which topics.
+pub(crate) type Subscriptions = Arc<[(String, FilterExpression)]>;
 
 impl Role {
     fn client_type(&self) -> v2::ClientType {
         match self {
-            Self::Producer => v2::ClientType::Producer,
-            Self::SimpleConsumer { .. } => v2::ClientType::SimpleConsumer,
+            Self::Producer { .. } => v2::ClientType::Producer,
+            Self::Consumer { client_type, .. } => *client_type,
         }
+    }
+
+    /// Servers ask it about transactions: it must be known to them though it sends nothing.
+    fn is_asked(&self) -> bool {
+        matches!(self, Self::Producer { checker: Some(_), .. })
     }
 
     fn group(&self) -> Option<v2::Resource> {
         match self {
-            Self::Producer => None,
-            Self::SimpleConsumer { group, .. } => Some(resource(group)),
+            Self::Producer { .. } => None,
+            Self::Consumer { group, .. } => Some(resource(group)),
+        }
+    }
+
+    /// Known from the beginning.
+    fn topics(&self) -> BTreeSet<String> {
+        match self {
+            Self::Producer { topics, .. } => topics.iter().cloned().collect(),
+            Self::Consumer { subscriptions, .. } => {
+                subscriptions.iter().map(|(topic, _)| topic.clone()).collect()
+            }
         }
     }
 
     fn settings(&self, topics: &BTreeSet<String>, transport: &Transport) -> v2::Settings {
         let pub_sub = match self {
-            Self::Producer => PubSub::Publishing(v2::Publishing {
+            Self::Producer { .. } => PubSub::Publishing(v2::Publishing {
                 topics: topics.iter().map(|topic| resource(topic)).collect(),
                 ..Default::default()
             }),
-            Self::SimpleConsumer { subscriptions, .. } => {
+            Self::Consumer { subscriptions, .. } => {
                 let entry = |(topic, filter): &(String, FilterExpression)| v2::SubscriptionEntry {
                     topic: Some(resource(topic)),
                     expression: Some(filter.to_proto()),
@@ -92,17 +115,21 @@ pub(crate) struct Session {
     pub(crate) routes: Arc<Routes>,
     role: Role,
     topics: watch::Sender<BTreeSet<String>>,
+    /// What the servers say of the group; `None` until one has answered.
+    policy: watch::Sender<Option<GroupPolicy>>,
 }
 
 impl Session {
     pub(crate) fn new(transport: Transport, routes: Arc<Routes>, role: Role) -> Self {
-        let topics = match &role {
-            Role::Producer => BTreeSet::new(),
-            Role::SimpleConsumer { subscriptions, .. } => {
-                subscriptions.iter().map(|(topic, _)| topic.clone()).collect()
-            }
-        };
-        Self { transport, routes, role, topics: watch::Sender::new(topics) }
+        let topics = watch::Sender::new(role.topics());
+        Self { transport, routes, role, topics, policy: watch::Sender::new(None) }
+    }
+
+    /// What the servers say of the group, as soon as one has.
+    pub(crate) async fn policy(&self) -> GroupPolicy {
+        let mut policy = self.policy.subscribe();
+        let known = policy.wait_for(Option::is_some).await.expect("the sender lives as long as the session");
+        known.clone().expect("that was waited for")
     }
 
     /// From now on the brokers of `topic` hear of this client.
@@ -118,7 +145,14 @@ impl Session {
         let tasks = TaskTracker::new();
         let mut links: HashMap<String, CancellationToken> = HashMap::new();
         let mut topics = self.topics.subscribe();
+        let mut is_first = true;
         loop {
+            // Consumers and senders look up the rest themselves.
+            if (is_first || self.role.is_asked()) && stop.run_until_cancelled(self.look_up()).await.is_none()
+            {
+                break;
+            }
+            is_first = false;
             let wanted = self.endpoints();
             links.retain(|endpoint, link| {
                 let keep = wanted.contains(endpoint);
@@ -143,6 +177,15 @@ impl Session {
         }
         tasks.close();
         tasks.wait().await;
+    }
+
+    /// Makes the routes known of what was named from the beginning.
+    async fn look_up(&self) {
+        for topic in self.role.topics() {
+            if let Err(error) = self.routes.get(&topic).await {
+                tracing::debug!(topic, %error, "no route");
+            }
+        }
     }
 
     fn endpoints(&self) -> BTreeSet<String> {
@@ -188,15 +231,17 @@ impl Session {
 
     /// Never ends: a stream that broke is opened again.
     async fn telemetry(&self, endpoint: &str) {
+        // They outlive a stream that breaks, and end with the link.
+        let mut checks = JoinSet::new();
         loop {
-            if let Err(error) = self.telemetry_stream(endpoint).await {
+            if let Err(error) = self.telemetry_stream(endpoint, &mut checks).await {
                 tracing::debug!(%error, "telemetry stream ended");
             }
             tokio::time::sleep(REOPEN_PAUSE).await;
         }
     }
 
-    async fn telemetry_stream(&self, endpoint: &str) -> Result<(), ClientError> {
+    async fn telemetry_stream(&self, endpoint: &str, checks: &mut JoinSet<()>) -> Result<(), ClientError> {
         let timeout = self.transport.request_timeout;
         let mut topics = self.topics.subscribe();
         let (commands, outbound) = mpsc::channel(1);
@@ -209,10 +254,12 @@ impl Session {
         loop {
             tokio::select! {
                 received = inbound.message() => match received {
-                    // The answer to our settings, or a command that a simple client has nothing to do about.
-                    Ok(Some(_)) => {}
+                    Ok(Some(received)) => self.obey(endpoint, received, checks),
                     Ok(None) => return Ok(()),
                     Err(status) => return Err(ClientError::transport(endpoint, timeout, &status)),
+                },
+                Some(ended) = checks.join_next() => if let Err(error) = ended {
+                    tracing::error!(%error, "the checker of transactions failed; the server asks again");
                 },
                 _ = topics.changed() => {
                     let settings = self.settings(&topics.borrow_and_update());
@@ -221,6 +268,26 @@ impl Session {
                     }
                 }
             }
+        }
+    }
+
+    /// What a server wants. The commands that are not here ask for what a client may leave undone.
+    fn obey(&self, endpoint: &str, received: v2::TelemetryCommand, checks: &mut JoinSet<()>) {
+        match received.command {
+            Some(Command::Settings(settings)) => {
+                if let Some(policy) = GroupPolicy::of(&settings) {
+                    self.policy.send_replace(Some(policy));
+                }
+            }
+            Some(Command::RecoverOrphanedTransactionCommand(command)) => {
+                let Role::Producer { checker: Some(checker), .. } = &self.role else { return };
+                if checks.len() == CHECKS_MAX {
+                    tracing::warn!("the checker of transactions is slow; the server asks again");
+                    return;
+                }
+                checks.spawn(checker.clone().answer(self.transport.clone(), endpoint.to_owned(), command));
+            }
+            _ => {}
         }
     }
 

@@ -1,201 +1,16 @@
-//! What the SDK says to servers and makes of their answers, against nodes that answer from a script.
+//! What the SDK says to servers and makes of their answers: sending, receiving, farewells.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::collections::VecDeque;
-use std::sync::Arc;
+mod node;
+
 use std::time::Duration;
 
 use bytes::Bytes;
-use karman_client::{Client, ClientError, ClientOptions, Code, FilterExpression, Message};
+use karman_client::{ClientError, Code, FilterExpression, Message};
 use karman_remoting::proto::v2;
-use karman_remoting::proto::v2::messaging_service_server::{MessagingService, MessagingServiceServer};
-use karman_remoting::proto::v2::receive_message_response::Content;
-use karman_remoting::server::{Limits, Server, ServerOptions, TlsMode};
-use parking_lot::Mutex;
+use node::{Cluster, delivery, until};
 use prost::Message as _;
-use tonic::codegen::BoxStream;
-use tonic::service::Routes;
-use tonic::{Request, Response, Status, Streaming};
-
-/// A node: it knows a route, gives the next answer of its script to each send, and remembers what it heard.
-#[derive(Default)]
-struct Node {
-    route: Mutex<Vec<v2::MessageQueue>>,
-    answers: Mutex<VecDeque<Code>>,
-    sent: Mutex<Vec<Bytes>>,
-    deliveries: Mutex<VecDeque<Bytes>>,
-    acknowledged: Mutex<Vec<String>>,
-    settings: Mutex<Vec<v2::Settings>>,
-    farewells: Mutex<Vec<String>>,
-}
-
-fn status(code: Code) -> Option<v2::Status> {
-    Some(v2::Status { code: code.into(), message: "as scripted".into() })
-}
-
-fn client_id<T>(request: &Request<T>) -> String {
-    request.metadata().get("x-mq-client-id").unwrap().to_str().unwrap().to_owned()
-}
-
-#[tonic::async_trait]
-impl MessagingService for Node {
-    async fn query_route(
-        &self,
-        _: Request<v2::QueryRouteRequest>,
-    ) -> Result<Response<v2::QueryRouteResponse>, Status> {
-        let message_queues = self.route.lock().clone();
-        Ok(Response::new(v2::QueryRouteResponse { status: status(Code::Ok), message_queues }))
-    }
-
-    async fn send_message(
-        &self,
-        request: Request<v2::SendMessageRequest>,
-    ) -> Result<Response<v2::SendMessageResponse>, Status> {
-        let messages = request.into_inner().messages;
-        let entries = messages.iter().enumerate().map(|(index, bytes)| v2::SendResultEntry {
-            status: status(Code::Ok),
-            message_id: v2::Message::decode(bytes.clone()).unwrap().system_properties.unwrap().message_id,
-            offset: index as i64,
-            ..Default::default()
-        });
-        let entries = entries.collect();
-        self.sent.lock().extend(messages);
-        let code = self.answers.lock().pop_front().unwrap_or(Code::Ok);
-        Ok(Response::new(v2::SendMessageResponse { status: status(code), entries }))
-    }
-
-    async fn receive_message(
-        &self,
-        _: Request<v2::ReceiveMessageRequest>,
-    ) -> Result<Response<BoxStream<v2::ReceiveMessageResponse>>, Status> {
-        let content = match self.deliveries.lock().pop_front() {
-            None => vec![Content::Status(status(Code::MessageNotFound).unwrap())],
-            Some(message) => vec![Content::Status(status(Code::Ok).unwrap()), Content::Message(message)],
-        };
-        let frames =
-            content.into_iter().map(|content| Ok(v2::ReceiveMessageResponse { content: Some(content) }));
-        Ok(Response::new(Box::pin(tokio_stream::iter(frames.collect::<Vec<_>>()))))
-    }
-
-    async fn ack_message(
-        &self,
-        request: Request<v2::AckMessageRequest>,
-    ) -> Result<Response<v2::AckMessageResponse>, Status> {
-        let handles = request.into_inner().entries.into_iter().map(|entry| entry.receipt_handle);
-        let entries = handles.map(|receipt_handle| {
-            self.acknowledged.lock().push(receipt_handle.clone());
-            let code = if receipt_handle == "late" { Code::InvalidReceiptHandle } else { Code::Ok };
-            v2::AckMessageResultEntry { receipt_handle, status: status(code), ..Default::default() }
-        });
-        let entries = entries.collect();
-        Ok(Response::new(v2::AckMessageResponse { status: status(Code::MultipleResults), entries }))
-    }
-
-    async fn telemetry(
-        &self,
-        request: Request<Streaming<v2::TelemetryCommand>>,
-    ) -> Result<Response<BoxStream<v2::TelemetryCommand>>, Status> {
-        let mut commands = request.into_inner();
-        if let Some(v2::telemetry_command::Command::Settings(settings)) =
-            commands.message().await?.and_then(|command| command.command)
-        {
-            self.settings.lock().push(settings);
-        }
-        Ok(Response::new(Box::pin(commands)))
-    }
-
-    async fn heartbeat(
-        &self,
-        _: Request<v2::HeartbeatRequest>,
-    ) -> Result<Response<v2::HeartbeatResponse>, Status> {
-        Ok(Response::new(v2::HeartbeatResponse { status: status(Code::Ok) }))
-    }
-
-    async fn notify_client_termination(
-        &self,
-        request: Request<v2::NotifyClientTerminationRequest>,
-    ) -> Result<Response<v2::NotifyClientTerminationResponse>, Status> {
-        self.farewells.lock().push(client_id(&request));
-        Ok(Response::new(v2::NotifyClientTerminationResponse { status: status(Code::Ok) }))
-    }
-}
-
-struct Cluster {
-    nodes: Vec<(Arc<Node>, Server)>,
-}
-
-impl Cluster {
-    /// Nodes `broker-0`, `broker-1`, ..., each with one queue of every topic; any is an access point.
-    fn start(count: usize) -> Self {
-        let start = |_| {
-            let node = Arc::new(Node::default());
-            let options = ServerOptions {
-                name: "node",
-                listen: "127.0.0.1:0".parse().unwrap(),
-                threads: 1,
-                tls: None,
-                tls_mode: TlsMode::Disabled,
-                shutdown_grace: Duration::from_millis(100),
-                limits: Limits::default(),
-            };
-            let routes = Routes::new(MessagingServiceServer::from_arc(node.clone()));
-            (node, Server::start(options, routes).unwrap())
-        };
-        let nodes: Vec<_> = (0..count).map(start).collect();
-        let queue = |(index, (_, server)): (usize, &(Arc<Node>, Server))| {
-            let address = v2::Address { host: "127.0.0.1".into(), port: server.local_addr().port().into() };
-            let endpoints =
-                v2::Endpoints { scheme: v2::AddressScheme::IPv4.into(), addresses: vec![address] };
-            v2::MessageQueue {
-                permission: v2::Permission::ReadWrite.into(),
-                broker: Some(v2::Broker {
-                    name: format!("broker-{index}"),
-                    id: 0,
-                    endpoints: Some(endpoints),
-                }),
-                ..Default::default()
-            }
-        };
-        let route: Vec<_> = nodes.iter().enumerate().map(queue).collect();
-        for (node, _) in &nodes {
-            *node.route.lock() = route.clone();
-        }
-        Self { nodes }
-    }
-
-    fn node(&self, index: usize) -> &Node {
-        &self.nodes[index].0
-    }
-
-    async fn client(&self) -> Client {
-        let access_point = self.nodes[0].1.local_addr().to_string();
-        Client::connect(&access_point, ClientOptions::default()).await.unwrap()
-    }
-}
-
-async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let waited = async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(10), waited)
-        .await
-        .unwrap_or_else(|_| panic!("not within 10 s: {what}"));
-}
-
-fn delivery(handle: &str) -> Bytes {
-    let system_properties =
-        v2::SystemProperties { receipt_handle: Some(handle.to_owned()), ..Default::default() };
-    let message = v2::Message {
-        topic: Some(v2::Resource { resource_namespace: String::new(), name: "orders".into() }),
-        system_properties: Some(system_properties),
-        body: "a book".into(),
-        ..Default::default()
-    };
-    message.encode_to_vec().into()
-}
 
 #[tokio::test]
 async fn a_send_that_fails_goes_to_another_broker_with_the_same_id() {
@@ -328,4 +143,38 @@ async fn a_producer_that_is_dropped_says_farewell() {
     until("settings", || !cluster.node(0).settings.lock().is_empty()).await;
     drop(producer);
     until("farewell", || !cluster.node(0).farewells.lock().is_empty()).await;
+}
+
+#[tokio::test]
+async fn what_is_kept_in_order_goes_to_one_broker_and_the_others_when_that_is_gone() {
+    let mut cluster = Cluster::start(2);
+    let client = cluster.client().await;
+    let producer = client.producer();
+    let send = |group: &'static str| producer.send(Message::new("orders", "a book").message_group(group));
+    let mut at_1 = 0;
+    for group in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+        let first = send(group).await.unwrap().broker;
+        assert_eq!(send(group).await.unwrap().broker, first);
+        at_1 += usize::from(first == "broker-1");
+    }
+    assert!((1..8).contains(&at_1), "{at_1} of 8 groups live at broker-1");
+    let (_, gone) = cluster.nodes.pop().unwrap();
+    gone.shutdown().await;
+    for group in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+        assert_eq!(send(group).await.unwrap().broker, "broker-0");
+    }
+}
+
+#[tokio::test]
+async fn a_delayed_message_is_recalled_by_its_handle_which_may_take_attempts() {
+    let cluster = Cluster::start(1);
+    let client = cluster.client().await;
+    let producer = client.producer();
+    let message = Message::new("orders", "a book").deliver_after(Duration::from_secs(60));
+    let handle = producer.send(message).await.unwrap().recall_handle.unwrap();
+    cluster.node(0).answers.lock().push_back(Code::InternalServerError);
+    assert_eq!(producer.recall("orders", &handle).await.unwrap(), "of handle");
+    cluster.node(0).answers.lock().push_back(Code::MessageNotFound);
+    let late = producer.recall("orders", &handle).await.unwrap_err();
+    assert_eq!(late.code(), Some(Code::MessageNotFound));
 }

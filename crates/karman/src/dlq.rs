@@ -223,7 +223,7 @@ fn print_redriven(
     let more = if more { "; there are more" } else { "" };
     output::line(&format!("{} dead letters of group {group} {what}{more}", grouped(count.into())))?;
     for letter in skipped {
-        output::line(&format!("left: {letter}"))?;
+        output::paragraph(0, &format!("left: {letter}"))?;
     }
     Ok(())
 }

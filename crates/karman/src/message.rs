@@ -81,7 +81,7 @@ pub(crate) struct SendArgs {
     delay: Option<Duration>,
     /// For PRIORITY topics: the highest is delivered first
     #[arg(long)]
-    priority: Option<i32>,
+    priority: Option<u32>,
     /// For LITE topics: the light queue it goes to
     #[arg(long, value_name = "NAME")]
     lite_topic: Option<String>,
@@ -141,7 +141,7 @@ async fn send(args: SendArgs, node: &Node, format: Format) -> anyhow::Result<()>
         message = message.message_group(group);
     }
     if let Some(delay) = args.delay {
-        message = message.delivery_time(SystemTime::now() + delay);
+        message = message.deliver_after(delay);
     }
     if let Some(priority) = args.priority {
         message = message.priority(priority);

@@ -45,6 +45,29 @@ pub(crate) fn line(text: &str) -> io::Result<()> {
     writeln!(io::stdout().lock(), "{text}")
 }
 
+/// Writes words that fit the width; `indent` stands in front of the first line, two columns more in front of the others.
+pub(crate) fn paragraph(indent: usize, text: &str) -> io::Result<()> {
+    line(&wrapped(indent, text))
+}
+
+fn wrapped(indent: usize, text: &str) -> String {
+    let (mut whole, mut column) = (" ".repeat(indent), indent);
+    for word in text.split_whitespace() {
+        let width = word.chars().count();
+        if column > indent && column + 1 + width > usize::from(WIDTH_COLUMNS) {
+            whole.push('\n');
+            whole.push_str(&" ".repeat(indent + 2));
+            column = indent + 2;
+        } else if column > indent {
+            whole.push(' ');
+            column += 1;
+        }
+        whole.push_str(word);
+        column += width;
+    }
+    whole
+}
+
 pub(crate) fn table(columns: &[Column], rows: Vec<Vec<String>>) -> io::Result<()> {
     line(&format_table(columns, rows))
 }
@@ -101,6 +124,13 @@ mod tests {
         let text = format_table(&columns, vec![vec!["n".repeat(60), "12".into(), long]]);
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
         assert_eq!(format_table(&columns[..2], vec![vec!["a".into(), "7".into()]]), "NAME COUNT\na        7");
+    }
+
+    #[test]
+    fn paragraphs_fit_eighty_columns() {
+        let text = wrapped(2, &"some words ".repeat(20));
+        assert!(text.lines().count() == 3 && text.lines().all(|line| line.len() <= 80), "{text}");
+        assert!(text.starts_with("  some words some") && text.contains("\n    "), "{text}");
     }
 
     #[test]

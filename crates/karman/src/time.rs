@@ -2,15 +2,10 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-const DAY_MS: u64 = 86_400_000;
+use karman_remoting::civil;
+pub(crate) use karman_remoting::civil::format_ms;
 
-/// `2026-11-21 13:12:34` of milliseconds since 1970.
-pub(crate) fn format_ms(millis: u64) -> String {
-    let (days, seconds) = (millis / DAY_MS, millis % DAY_MS / 1000);
-    let (year, month, day) = civil(days);
-    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
-}
+const DAY_MS: u64 = 86_400_000;
 
 /// The units of a duration, the largest first.
 const UNITS_MS: [(&str, u64); 5] = [("d", DAY_MS), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
@@ -104,30 +99,11 @@ fn parse_at(text: &str, now_ms: u64) -> Result<u64, String> {
     if !is_date || *hour > 23 || *minute > 59 || second > 59 || rest.len() > 1 {
         return Err(refused());
     }
-    let days = days(*year, *month, *day);
-    match civil(days) == (*year, *month, *day) {
+    let days = civil::days_of(*year, *month, *day);
+    match civil::date_of(days) == (*year, *month, *day) {
         true => Ok(days * DAY_MS + (hour * 3600 + minute * 60 + second) * 1000),
         false => Err(refused()),
     }
-}
-
-/// Days since 1970 of a date of the Gregorian calendar. Years begin in March here, so that a leap day is the last of one.
-fn days(year: u64, month: u64, day: u64) -> u64 {
-    let year = if month < 3 { year - 1 } else { year };
-    let months = (month + 9) % 12;
-    let leap_days = year / 4 - year / 100 + year / 400;
-    // 719,468 days lie between the first of March of the year 0 and 1970.
-    year * 365 + leap_days + (153 * months + 2) / 5 + day - 1 - 719_468
-}
-
-/// Year, month and day.
-fn civil(days_since_1970: u64) -> (u64, u64, u64) {
-    let mut year = 1970 + days_since_1970 / 366;
-    while days(year + 1, 1, 1) <= days_since_1970 {
-        year += 1;
-    }
-    let month = (1..=12).rev().find(|month| days(year, *month, 1) <= days_since_1970).unwrap_or(1);
-    (year, month, days_since_1970 - days(year, month, 1) + 1)
 }
 
 #[cfg(test)]

@@ -29,6 +29,8 @@ mod queues;
 mod send;
 mod tokens;
 
+pub use self::send::home_weight;
+
 /// The broker in the same process.
 #[derive(Clone)]
 pub struct Local {

@@ -4,6 +4,7 @@
 
 pub mod admin_front;
 pub mod channel;
+pub mod civil;
 pub mod clients;
 pub mod config;
 pub mod front;

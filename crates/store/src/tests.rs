@@ -24,6 +24,7 @@ mod retention;
 mod retention_crashes;
 mod scrub;
 mod segments;
+mod starting;
 mod support;
 mod torn_tail;
 mod unreadable;

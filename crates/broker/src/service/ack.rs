@@ -135,7 +135,10 @@ impl Broker {
         };
         match checked {
             Ok(()) if row.client.is_some() => dead_letter::give_up(self, &row, held.position),
-            Ok(()) => dead_letter::bury(self, &row, held.position).await?,
+            Ok(()) => {
+                let reason = dead_letter::Reason::GivenUpBy(&caller.client_id);
+                dead_letter::bury(self, &row, held.position, reason).await?;
+            }
             Err(Void::Done) => {}
             Err(void) => return Err(refused(void)),
         }

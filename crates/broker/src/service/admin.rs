@@ -113,16 +113,17 @@ impl Admin for AdminService {
 
     async fn redrive_dead_letters(
         &self,
-        _: Request<v1::RedriveDeadLettersRequest>,
+        request: Request<v1::RedriveDeadLettersRequest>,
     ) -> Result<Response<v1::RedriveDeadLettersResponse>, Status> {
-        answer(Err(Rejection::NotImplemented { capability: "sending dead letters back" }))
+        answer(self.0.redrive_dead_letters(request.into_inner()).await)
     }
 
     async fn explain_message(
         &self,
-        _: Request<v1::ExplainMessageRequest>,
+        request: Request<v1::ExplainMessageRequest>,
     ) -> Result<Response<v1::ExplainMessageResponse>, Status> {
-        answer(Err(Rejection::NotImplemented { capability: "explaining a message" }))
+        let (broker, request) = (self.0.clone(), request.into_inner());
+        blocking(move || broker.explain_message(&request)).await
     }
 
     async fn list_clients(

@@ -9,6 +9,7 @@ use karman_remoting::status::Rejection;
 use karman_remoting::validate::{self, label_rule};
 
 use crate::catalog::Topic;
+use crate::service::dead_letter;
 use crate::ttl;
 
 /// Messages in one request.
@@ -78,7 +79,7 @@ const RESERVED: [&str; 48] = [
     "__BORNHOST",
     "__CRC32#",
 ];
-const RESERVED_TOO: [&str; 3] = ["BORN_TIMESTAMP", "DLQ_ORIGIN_TOPIC", "DLQ_ORIGIN_MESSAGE_ID"];
+const RESERVED_TOO: [&str; 1] = ["BORN_TIMESTAMP"];
 
 /// Reads and checks all messages before any is stored: a request is taken as a whole or leaves no trace.
 pub fn read(encoded: Vec<Bytes>) -> Result<Vec<EncodedMessage>, Rejection> {
@@ -180,7 +181,10 @@ fn check_properties(index: usize, message: &EncodedMessage) -> Result<(), Reject
     for (key, value) in &message.user_properties {
         // Reading the message has checked that both are UTF-8.
         let (key, value) = (std::str::from_utf8(key).unwrap_or(""), std::str::from_utf8(value).unwrap_or(""));
-        let rule = if RESERVED.contains(&key) || RESERVED_TOO.contains(&key) {
+        let rule = if RESERVED.contains(&key)
+            || RESERVED_TOO.contains(&key)
+            || dead_letter::PROPERTIES.contains(&key)
+        {
             Some("this name is reserved for the system")
         } else if key == ttl::PROPERTY {
             ttl::parse(value).err()

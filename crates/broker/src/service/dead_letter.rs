@@ -15,11 +15,27 @@ use crate::broker::Broker;
 use crate::catalog_writer::topic_named;
 use crate::label::Label;
 use crate::mark::Mark;
-use crate::pop::Position;
+use crate::pop::{MessageState, Position};
 use crate::progress::{self, GroupTopic};
 use crate::records::{Origin, message_of};
 use crate::refuse;
 use crate::service::send;
+
+/// User properties of a letter that say where it came from and why it is dead. Producers may not use these names.
+pub const PROPERTIES: [&str; 4] = [ORIGIN_TOPIC, ORIGIN_MESSAGE_ID, REASON, ATTEMPTS];
+const ORIGIN_TOPIC: &str = "DLQ_ORIGIN_TOPIC";
+const ORIGIN_MESSAGE_ID: &str = "DLQ_ORIGIN_MESSAGE_ID";
+const REASON: &str = "DLQ_REASON";
+const ATTEMPTS: &str = "DLQ_ATTEMPTS";
+
+/// Why a message is dead.
+#[derive(Clone, Copy, Debug)]
+pub enum Reason<'a> {
+    /// It was delivered as often as its group allows.
+    Attempts,
+    /// This client does not want it any more.
+    GivenUpBy(&'a str),
+}
 
 /// Looked at in one round of [`sweep`] for each group on each topic.
 const SWEEP_MAX: usize = 256;
@@ -30,7 +46,7 @@ pub async fn bury_all(broker: &Broker, row: &GroupTopic, dead: &[Position]) {
         // Nobody sends a broadcast again: a client that could not take it so often goes on without.
         if row.client.is_some() {
             give_up(broker, row, position);
-        } else if let Err(error) = bury(broker, row, position).await {
+        } else if let Err(error) = bury(broker, row, position, Reason::Attempts).await {
             tracing::error!(?position, %error, "dead letter was not stored; it is tried again");
         }
     }
@@ -54,12 +70,17 @@ pub fn give_up(broker: &Broker, row: &GroupTopic, position: Position) {
 }
 
 /// Copies one message to the dead letters of the group; that also acknowledges it.
-pub async fn bury(broker: &Broker, row: &GroupTopic, position: Position) -> Result<(), Rejection> {
+pub async fn bury(
+    broker: &Broker,
+    row: &GroupTopic,
+    position: Position,
+    reason: Reason<'_>,
+) -> Result<(), Rejection> {
     let group = broker.catalog.group_numbered(row.group);
     let group = group.ok_or_else(|| Rejection::Internal("the group is not in the catalog".into()))?;
     let dead_letters = topic_named(&validate::dead_letter_topic(group.name()), 1);
     let (topic, _) = broker.catalog_writer.topic(dead_letters).await?;
-    let Some(message) = copy(broker, row, position, topic.name())? else {
+    let Some(message) = copy(broker, row, position, topic.name(), reason)? else {
         // Trying again would not bring it back.
         row.pop.lock().finish(position);
         row.arrived.notify_one();
@@ -94,6 +115,7 @@ fn copy(
     row: &GroupTopic,
     position: Position,
     dead_letters: &str,
+    reason: Reason<'_>,
 ) -> Result<Option<EncodedMessage>, Rejection> {
     let unreadable =
         |why: String| Rejection::Internal(format!("the message at {position:?} cannot be read: {why}"));
@@ -112,10 +134,20 @@ fn copy(
         v2::Message::decode(message_of(&record)).map_err(|error| unreadable(error.to_string()))?;
     let system = message.system_properties.get_or_insert_default();
     // A letter that dies again keeps its first origin.
-    system.dead_letter_queue.get_or_insert_with(|| v2::DeadLetterQueue {
+    let origin = system.dead_letter_queue.get_or_insert_with(|| v2::DeadLetterQueue {
         topic: row.topic.name().to_owned(),
         message_id: system.message_id.clone(),
     });
+    let attempts = match row.pop.lock().message_state(position) {
+        MessageState::InFlight { attempt, .. } => attempt,
+        _ => 0,
+    };
+    let reason = match reason {
+        Reason::Attempts => format!("delivered {attempts} times"),
+        Reason::GivenUpBy(client) => format!("given up by client {client}"),
+    };
+    let said = [origin.topic.clone(), origin.message_id.clone(), reason, attempts.to_string()];
+    message.user_properties.extend(PROPERTIES.map(str::to_owned).into_iter().zip(said));
     message.topic = Some(v2::Resource { resource_namespace: String::new(), name: dead_letters.to_owned() });
     let encoded = EncodedMessage::read(message.encode_to_vec().into());
     encoded.map(Some).map_err(|error| unreadable(error.to_string()))

@@ -175,6 +175,8 @@ pub async fn receive(
     let client = group.config.broadcast.then_some(caller.client_id.as_str());
     let row = broker.progress.open(&broker.store, &group, &topic, client).await?;
     row.seen(broker.clock.now_ms());
+    // Each receive goes by its own filter; that the members do not agree is said to each of them.
+    let contradiction = broker.clients.contradicts(group_name, topic_name, &caller.client_id);
     let deadline = Instant::now() + poll.wait;
     // Whoever leaves, with messages or without, wakes another: there may be more than this consumer takes, and when
     // the next message comes back has changed.
@@ -189,13 +191,15 @@ pub async fn receive(
         group = broker.catalog.group_numbered(group.number).unwrap_or(group);
         let round = if group.config.suspended { Round::default() } else { take(broker, &row, &poll, &group) };
         // Made before anything is awaited: what it holds is put back if this call is dropped.
-        let batch = Batch::new(broker.clone(), row.clone(), round.messages);
+        let mut batch = Batch::new(broker.clone(), row.clone(), round.messages);
         dead_letter::bury_all(broker, &row, &round.dead).await;
         if !batch.waiting.is_empty() {
+            batch.contradiction = contradiction;
             return Ok(Box::pin(batch));
         }
         if over {
-            return Ok(no_message(if group.config.suspended { SUSPENDED } else { NO_MESSAGE }));
+            let why = if group.config.suspended { SUSPENDED } else { NO_MESSAGE };
+            return Ok(no_message(contradiction.as_deref().unwrap_or(why)));
         }
         if round.again {
             tokio::task::yield_now().await;
@@ -306,6 +310,8 @@ struct Batch {
     broker: Arc<Broker>,
     row: Arc<GroupTopic>,
     waiting: VecDeque<(Delivery, Record)>,
+    /// In what another member of the group contradicts the receiver.
+    contradiction: Option<String>,
     stage: Stage,
     /// Where messages are built; one allocation serves several.
     room: BytesMut,
@@ -320,7 +326,7 @@ enum Stage {
 impl Batch {
     fn new(broker: Arc<Broker>, row: Arc<GroupTopic>, waiting: VecDeque<(Delivery, Record)>) -> Self {
         broker.counters.messages_out.fetch_add(waiting.len() as u64, Ordering::Relaxed);
-        Self { broker, row, waiting, stage: Stage::Status, room: BytesMut::new() }
+        Self { broker, row, waiting, contradiction: None, stage: Stage::Status, room: BytesMut::new() }
     }
 
     fn message(&mut self, delivery: &Delivery, record: &Record) -> Content {
@@ -353,7 +359,8 @@ impl Stream for Batch {
         let content = match self.stage {
             Stage::Status => {
                 self.stage = Stage::Messages;
-                Content::Status(ok())
+                let message = self.contradiction.take();
+                Content::Status(message.map_or_else(ok, |message| v2::Status { message, ..ok() }))
             }
             Stage::Messages => match self.waiting.pop_front() {
                 Some((delivery, record)) => self.message(&delivery, &record),

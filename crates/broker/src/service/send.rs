@@ -119,7 +119,8 @@ impl Broker {
         claimed: bool,
     ) -> Result<(), Rejection> {
         let mut appends = Vec::with_capacity(1);
-        for (queue, indexes) in queues_of(topic, batch, indexes) {
+        let mut queues = queues_of(topic, batch, indexes).into_iter();
+        while let Some((queue, indexes)) = queues.next() {
             let mut records = Vec::with_capacity(indexes.len());
             let mut places = Vec::with_capacity(if claimed { indexes.len() } else { 0 });
             let mut bytes = 0;
@@ -135,11 +136,17 @@ impl Broker {
                 bytes += record.encoded_bytes() as u64;
                 records.push(record);
             }
-            let append = self.store.append(records, self.durability_of(topic)).map_err(|error| {
-                self.dedupe.release(places.iter().map(|(hash, _)| *hash));
-                refuse::append(error)
-            })?;
-            appends.push((indexes, Sending::new(append, self.dedupe.clone(), places)));
+            match self.store.append(records, self.durability_of(topic)) {
+                Ok(append) => appends.push((indexes, Sending::new(append, self.dedupe.clone(), places))),
+                Err(error) => {
+                    if claimed {
+                        let rest = queues.flat_map(|(_, indexes)| indexes);
+                        let unused = indexes.into_iter().chain(rest).map(|index| batch.hashes[index]);
+                        self.dedupe.release(unused);
+                    }
+                    return Err(refuse::append(error));
+                }
+            }
         }
         for (indexes, sending) in appends {
             let appended = match tokio::time::timeout(self.flush_timeout, sending).await {
@@ -210,24 +217,27 @@ fn queues_of(topic: &Topic, batch: &Batch, indexes: Vec<usize>) -> BTreeMap<Queu
     if indexes.is_empty() {
         return queues;
     }
-    let count = topic.queue_nums().max(1);
-    let queue_id = |index: usize| {
-        let system = &batch.messages[index].system_properties;
-        match topic.message_type() {
-            MessageType::Fifo => system.message_group.as_deref().map_or(0, group_hash) % count,
-            // The last queue is the first to be read.
-            _ => system.priority().unsigned_abs().min(count - 1),
-        }
-    };
     if matches!(topic.message_type(), MessageType::Fifo | MessageType::Priority) {
         for index in indexes {
-            let queue = topic.queue(queue_id(index)).expect("it is one of the queues");
+            let queue = queue_of(topic, &batch.messages[index].system_properties);
             queues.entry(queue).or_default().push(index);
         }
     } else {
         queues.insert(topic.next_queue().1, indexes);
     }
     queues
+}
+
+/// The queue of one message.
+pub fn queue_of(topic: &Topic, system: &v2::SystemProperties) -> QueueNumber {
+    let count = topic.queue_nums().max(1);
+    let queue_id = match topic.message_type() {
+        MessageType::Fifo => system.message_group.as_deref().map_or(0, group_hash) % count,
+        // The last queue is the first to be read.
+        MessageType::Priority => system.priority().unsigned_abs().min(count - 1),
+        _ => return topic.next_queue().1,
+    };
+    topic.queue(queue_id).expect("it is one of the queues")
 }
 
 /// The record of a message that is visible at once.

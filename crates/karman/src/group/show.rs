@@ -99,7 +99,7 @@ pub(super) async fn show(
     }
     output::line(&shown.group)?;
     for (name, meaning) in described(&config) {
-        output::line(&format!("  {name:<12}{meaning}"))?;
+        output::paragraph(2, &format!("{name}: {meaning}"))?;
     }
     if shown.differing {
         eprintln!("karman: its settings differ between brokers; karman group update makes them one");
@@ -110,7 +110,8 @@ pub(super) async fn show(
         ClientJson::table(shown.clients)?;
     }
     for contradiction in &shown.contradictions {
-        output::line(&format!("\ncontradiction: {contradiction}"))?;
+        output::line("")?;
+        output::paragraph(0, &format!("contradiction: {contradiction}"))?;
     }
     Ok(())
 }

@@ -38,6 +38,8 @@ struct TraceJson {
     position: u64,
     store_ms: u64,
     confirmed: bool,
+    /// It survives the loss of power.
+    durable: bool,
     /// None: it has no queue.
     queue: Option<u32>,
     offset: Option<u64>,
@@ -48,7 +50,7 @@ struct TraceJson {
 #[derive(Serialize)]
 struct GroupJson {
     group: String,
-    /// waiting, delivered, withheld, retrying, done, passed
+    /// waiting, delivered, withheld, retrying, done, dead
     state: String,
     reason: String,
     attempt: u32,
@@ -73,6 +75,7 @@ impl TraceJson {
             position: trace.physical_offset,
             store_ms: trace.store_time_ms,
             confirmed: trace.confirmed,
+            durable: trace.durable,
             queue: trace.queue_id,
             offset: trace.queue_offset,
             state: trace.state,
@@ -85,12 +88,13 @@ impl TraceJson {
         if let (Some(queue), Some(offset)) = (self.queue, self.offset) {
             line += &format!(", queue {queue} offset {offset}");
         }
-        output::line(&line)?;
-        let confirmed = if self.confirmed { ", confirmed" } else { ", not confirmed yet" };
-        output::line(&format!("  stored {}{confirmed}", time::format_ms(self.store_ms)))?;
-        output::line(&format!("  {}", self.state))?;
+        output::paragraph(0, &line)?;
+        let confirmed = if self.confirmed { "confirmed" } else { "not confirmed yet" };
+        let durable = if self.durable { "on disk" } else { "not on disk yet" };
+        output::line(&format!("  stored {}, {confirmed}, {durable}", time::format_ms(self.store_ms)))?;
+        output::paragraph(2, &self.state)?;
         for group in &self.groups {
-            output::line(&format!("  group {}: {}, {}", group.group, group.state, group.reason))?;
+            output::paragraph(2, &format!("group {}: {}, {}", group.group, group.state, group.reason))?;
         }
         Ok(())
     }

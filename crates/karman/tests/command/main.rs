@@ -4,5 +4,6 @@
 
 mod basics;
 mod get;
+mod groups;
 mod store;
 mod support;

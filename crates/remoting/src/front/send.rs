@@ -135,11 +135,14 @@ fn home_of_batch<'a>(
 
 /// The master that `key` lives on: the one whose name and the key give the greatest hash.
 fn home<'a>(routes: &'a RouteTable, topic: &str, key: &str) -> Option<&'a BrokerIdentity> {
-    let weight = |identity: &BrokerIdentity| {
-        let seed = xxh3_64(identity.broker_name.as_bytes());
-        xxh3_64_with_seed(key.as_bytes(), seed)
-    };
-    routes.masters_of(topic).map(|(identity, _)| identity).max_by_key(|identity| weight(identity))
+    let masters = routes.masters_of(topic).map(|(identity, _)| identity);
+    masters.max_by_key(|identity| home_weight(&identity.broker_name, key))
+}
+
+/// Of the masters of a topic, the one with the greatest weight is the home of `key`, a message group or lite topic. A
+/// client that knows it spares its sends the way through another.
+pub fn home_weight(broker_name: &str, key: &str) -> u64 {
+    xxh3_64_with_seed(key.as_bytes(), xxh3_64(broker_name.as_bytes()))
 }
 
 #[cfg(test)]

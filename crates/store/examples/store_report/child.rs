@@ -115,7 +115,7 @@ fn load(store: &Arc<Store>) -> Outcome<()> {
         filler.batch(QueueNumber(1))?;
     }
     filler.end()?;
-    let load = Load { durability: Durability::Disk, producers: 64, size_bytes: 1024 };
+    let load = Load { durability: Durability::Disk, producers: 64, size_bytes: 1024, recycles: false };
     let (runtime, mut announced) = (runtime()?, false);
     loop {
         produce(&runtime, store, load, std::time::Duration::from_millis(50), &mut Produced::default())?;

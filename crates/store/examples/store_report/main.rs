@@ -7,6 +7,7 @@ mod append;
 mod child;
 mod disturbance;
 mod fill;
+mod hand_over;
 mod options;
 mod process;
 mod query;

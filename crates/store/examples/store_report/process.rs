@@ -27,6 +27,12 @@ impl CpuTime {
         Err(format!("there is no thread {name}").into())
     }
 
+    pub(crate) fn of_this_thread() -> Outcome<Self> {
+        let mut time = Self { schedstat: "/proc/thread-self/schedstat".into(), start_ns: 0 };
+        time.start_ns = time.elapsed_ns()?;
+        Ok(time)
+    }
+
     pub(crate) fn elapsed_ns(&self) -> Outcome<u64> {
         let text = fs::read_to_string(&self.schedstat)?;
         let on_cpu_ns: u64 = text.split(' ').next().unwrap_or_default().parse()?;

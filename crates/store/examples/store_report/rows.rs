@@ -48,6 +48,8 @@ const fn at_most(name: &'static str, value: f64) -> Figure {
 
 const BATCH: Figure = told("appends a batch");
 const WRITER: Figure = told("log writer, ns an append");
+const PRODUCERS: Figure = told("producers, ns an append");
+const HAND_OVER: Figure = told("of the hand-over");
 const P50: Figure = told("p50, us");
 const P99: Figure = told("p99, us");
 const DISK: &str = "log's bytes to the disk's";
@@ -59,14 +61,33 @@ pub(crate) const ROWS: &[Row] = &[
         figures: &[
             at_least("appends/s", 120_000.0),
             at_least("of the bare loop", 0.8),
+            HAND_OVER,
             BATCH,
             WRITER,
+            PRODUCERS,
             P50,
             P99,
             told(DISK),
         ],
         one_goal_suffices: false,
-        measure: |options, round| appends(options, Durability::Disk, 64, round),
+        measure: |options, round| appends(options, Durability::Disk, 64, false, round),
+    },
+    Row {
+        name: "disk-64-recycled",
+        about: "the same, deleted segments used again",
+        figures: &[
+            at_least("appends/s", 120_000.0),
+            at_least("of the bare loop", 0.8),
+            HAND_OVER,
+            BATCH,
+            WRITER,
+            PRODUCERS,
+            P50,
+            P99,
+            told(DISK),
+        ],
+        one_goal_suffices: false,
+        measure: |options, round| appends(options, Durability::Disk, 64, true, round),
     },
     Row {
         name: "disk-512",
@@ -74,29 +95,48 @@ pub(crate) const ROWS: &[Row] = &[
         figures: &[
             at_least("appends/s", 200_000.0),
             told("of the bare loop"),
+            HAND_OVER,
             BATCH,
             WRITER,
+            PRODUCERS,
             P50,
             P99,
             at_least(DISK, 1.0),
         ],
         one_goal_suffices: true,
-        measure: |options, round| appends(options, Durability::Disk, 512, round),
+        measure: |options, round| appends(options, Durability::Disk, 512, false, round),
     },
     Row {
         name: "memory-64",
         about: "append of class memory, 64 producers",
         figures: &[
             at_least("appends/s", 1_000_000.0),
-            told("of the bare loop"),
+            HAND_OVER,
+            told("hand-over, appends/s"),
             BATCH,
             WRITER,
+            PRODUCERS,
             P50,
             P99,
-            told(DISK),
         ],
         one_goal_suffices: false,
-        measure: |options, round| appends(options, Durability::Memory, 64, round),
+        measure: |options, round| appends(options, Durability::Memory, 64, false, round),
+    },
+    Row {
+        name: "memory-64-recycled",
+        about: "the same, deleted segments used again",
+        figures: &[
+            at_least("appends/s", 1_000_000.0),
+            HAND_OVER,
+            told("hand-over, appends/s"),
+            BATCH,
+            WRITER,
+            PRODUCERS,
+            P50,
+            P99,
+        ],
+        one_goal_suffices: false,
+        measure: |options, round| appends(options, Durability::Memory, 64, true, round),
     },
     // What an append leaves in memory, its entry and its keys, has to go somewhere: growing that is the thousandth.
     Row {
@@ -165,14 +205,21 @@ pub(crate) const ROWS: &[Row] = &[
             at_most("p99, us", 5000.0),
             told("messages found by each"),
             told("p99 of unknown keys, us"),
+            told("all keys visited, keys/s"),
         ],
         one_goal_suffices: false,
         measure: query::measure,
     },
 ];
 
-fn appends(options: &Options, durability: Durability, producers: u32, round: Rounds<'_>) -> Outcome<()> {
-    let load = Load { durability, producers, size_bytes: options.size_bytes };
+fn appends(
+    options: &Options,
+    durability: Durability,
+    producers: u32,
+    recycles: bool,
+    round: Rounds<'_>,
+) -> Outcome<()> {
+    let load = Load { durability, producers, size_bytes: options.size_bytes, recycles };
     every_round(options, round, |options| append::round(options, load))
 }
 

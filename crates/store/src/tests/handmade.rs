@@ -64,6 +64,18 @@ impl Handmade {
         self.laid.push(Laid { at, size, queue_offset, time_ms, record });
     }
 
+    /// The next record of `queue` leaves out so many places.
+    pub(super) fn skip(&mut self, queue: QueueNumber, places: u64) {
+        *self.next.entry(queue).or_default() += places;
+    }
+
+    /// So many bytes were given up by a repair.
+    pub(super) fn give_up(&mut self, bytes: u32) {
+        let end = self.bytes.len() + bytes as usize;
+        record::encode_filler(Content::Lost, self.end(), bytes, 0, self.seal, &mut self.bytes);
+        self.bytes.resize(end, 0xe5);
+    }
+
     /// Ends the segment at `length` bytes; what is free of it is a blank over bytes that mean nothing.
     pub(super) fn roll(&mut self, length: u64) {
         let (at, rest) = (self.end(), length - self.bytes.len() as u64);

@@ -1,0 +1,175 @@
+//! Transactions: a message that is seen when a decision of the application says so, and not at all otherwise.
+
+use std::fmt;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use karman_remoting::proto::v2;
+
+use crate::error::ClientError;
+use crate::message::Message;
+use crate::producer::{Producer, SendReceipt};
+use crate::retry::{MAX_ATTEMPTS, backoff};
+use crate::route::resource;
+use crate::transport::{Transport, answer};
+use crate::view::MessageView;
+
+/// What became of the application's part of a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resolution {
+    /// It is done: consumers may see the message.
+    Commit,
+    /// It is not done and will not be: nobody ever sees the message.
+    Rollback,
+    /// It cannot be said yet: the checker is asked later.
+    Unknown,
+}
+
+/// Says what became of the transaction of a message that the server has no decision for.
+#[derive(Clone)]
+pub(crate) struct Checker(Arc<dyn Fn(MessageView) -> BoxFuture<'static, Resolution> + Send + Sync>);
+
+impl fmt::Debug for Checker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Checker").finish_non_exhaustive()
+    }
+}
+
+impl Checker {
+    pub(crate) fn new<F, D>(check: F) -> Self
+    where
+        F: Fn(MessageView) -> D + Send + Sync + 'static,
+        D: Future<Output = Resolution> + Send + 'static,
+    {
+        Self(Arc::new(move |message| Box::pin(check(message))))
+    }
+
+    /// Answers a server's question, to the node that asked.
+    pub(crate) async fn answer(
+        self,
+        transport: Transport,
+        endpoint: String,
+        command: v2::RecoverOrphanedTransactionCommand,
+    ) {
+        let view = command.message.map(|message| MessageView::of(message, &endpoint));
+        let view = match view {
+            Some(Ok(view)) => view,
+            Some(Err(error)) => return tracing::warn!(%error, "a check of a transaction cannot be read"),
+            None => return tracing::warn!(endpoint, "a check of a transaction has no message"),
+        };
+        let (topic, message_id) = (view.topic().to_owned(), view.message_id().to_owned());
+        let resolution = (self.0)(view).await;
+        tracing::debug!(message_id, ?resolution, "transaction checked");
+        let Some(resolution) = to_proto(resolution) else { return };
+        let end = v2::EndTransactionRequest {
+            topic: Some(resource(&topic)),
+            message_id: message_id.clone(),
+            transaction_id: command.transaction_id,
+            resolution: resolution.into(),
+            source: v2::TransactionSource::SourceServerCheck.into(),
+            trace_context: String::new(),
+        };
+        if let Err(error) = end_transaction(&transport, &endpoint, end).await {
+            tracing::warn!(message_id, %error, "the answer to a check was not taken; the server asks again");
+        }
+    }
+}
+
+fn to_proto(resolution: Resolution) -> Option<v2::TransactionResolution> {
+    match resolution {
+        Resolution::Commit => Some(v2::TransactionResolution::Commit),
+        Resolution::Rollback => Some(v2::TransactionResolution::Rollback),
+        Resolution::Unknown => None,
+    }
+}
+
+/// Tells a decision; saying it twice is saying it once. A node that cannot be reached is told through the access point.
+async fn end_transaction(
+    transport: &Transport,
+    endpoint: &str,
+    request: v2::EndTransactionRequest,
+) -> Result<(), ClientError> {
+    let timeout = transport.request_timeout;
+    let mut endpoint = endpoint;
+    let mut attempt = 1;
+    loop {
+        let mut service = transport.service(endpoint)?;
+        let call = service.end_transaction(transport.request(request.clone(), timeout));
+        let ended = answer(endpoint, timeout, call).await;
+        let ended = ended.and_then(|response| ClientError::of_status(endpoint, response.status));
+        match ended {
+            Err(error) if error.is_retryable() && attempt < MAX_ATTEMPTS => {
+                if error.is_of_connection() {
+                    endpoint = &transport.access_point;
+                }
+            }
+            ended => return ended,
+        }
+        tokio::time::sleep(backoff(attempt)).await;
+        attempt += 1;
+    }
+}
+
+/// A half message and its decision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transaction {
+    /// What the message is known by.
+    pub receipt: SendReceipt,
+    /// What the application decided.
+    pub resolution: Resolution,
+    /// Why the server could not be told the decision: it will ask the checker. `None`: it knows.
+    pub untold: Option<ClientError>,
+}
+
+/// Sends messages that are part of transactions. A clone is a handle to the same producer.
+///
+/// The checker that [`Client::transaction_producer`](crate::Client::transaction_producer) was given is asked about every
+/// message of its topics that was left without a decision, by whichever producer: one that crashed, one whose decision
+/// was [`Resolution::Unknown`] or got lost on its way.
+#[derive(Clone, Debug)]
+pub struct TransactionProducer(Producer);
+
+impl TransactionProducer {
+    pub(crate) fn new(producer: Producer) -> Self {
+        Self(producer)
+    }
+
+    /// For messages that are part of no transaction.
+    pub fn producer(&self) -> &Producer {
+        &self.0
+    }
+
+    /// Stores `message` where no consumer sees it, then runs `decide`, then tells the server the decision: consumers see
+    /// the message if, and only if, that is [`Resolution::Commit`].
+    ///
+    /// `decide` is where the application does its own part and writes down that it did, so that the checker can tell.
+    /// Fails when the message could not be stored; `decide` does not run then. When this future is dropped before the
+    /// decision, and when `decide` panics, the checker is asked.
+    ///
+    /// An attempt whose outcome is not known is repeated at the same broker, which tells by the message id whether it has
+    /// the message: there is one message for each transaction, at most.
+    pub async fn transaction<F, D>(&self, message: Message, decide: F) -> Result<Transaction, ClientError>
+    where
+        F: FnOnce(SendReceipt) -> D,
+        D: Future<Output = Resolution>,
+    {
+        let topic = message.topic().to_owned();
+        let half = self.0.send_half(message).await?;
+        let resolution = decide(half.receipt.clone()).await;
+        let untold = match to_proto(resolution) {
+            None => None,
+            Some(resolution) => {
+                let end = v2::EndTransactionRequest {
+                    topic: Some(resource(&topic)),
+                    message_id: half.receipt.message_id.clone(),
+                    transaction_id: half.transaction_id,
+                    resolution: resolution.into(),
+                    source: v2::TransactionSource::SourceClient.into(),
+                    trace_context: String::new(),
+                };
+                end_transaction(self.0.transport(), &half.endpoint, end).await.err()
+            }
+        };
+        Ok(Transaction { receipt: half.receipt, resolution, untold })
+    }
+}
