@@ -200,6 +200,50 @@ impl Raw {
     }
 }
 
+/// A telemetry stream that stays open until this is dropped.
+#[derive(Debug)]
+pub struct Telemetry {
+    _outbound: tokio::sync::mpsc::Sender<v2::TelemetryCommand>,
+    commands: std::sync::mpsc::Receiver<v2::telemetry_command::Command>,
+}
+
+impl Telemetry {
+    /// The next command of the server; panics when none comes within `deadline`.
+    pub fn next(&self, deadline: Duration) -> v2::telemetry_command::Command {
+        self.commands.recv_timeout(deadline).unwrap_or_else(|error| panic!("a command: {error}"))
+    }
+
+    /// The commands that have come and were not taken yet.
+    pub fn waiting(&self) -> Vec<v2::telemetry_command::Command> {
+        self.commands.try_iter().collect()
+    }
+}
+
+impl Raw {
+    /// Opens a telemetry stream with `settings` and waits for the server's settings.
+    pub fn telemetry(&self, settings: v2::Settings) -> Telemetry {
+        use v2::telemetry_command::Command;
+        let (outbound, outgoing) = tokio::sync::mpsc::channel(8);
+        let (incoming, commands) = std::sync::mpsc::channel();
+        let first = v2::TelemetryCommand { status: None, command: Some(Command::Settings(settings)) };
+        outbound.try_send(first).unwrap();
+        let mut client = self.client.clone();
+        let mut request = self.request(tokio_stream::wrappers::ReceiverStream::new(outgoing));
+        request.metadata_mut().remove("grpc-timeout");
+        self.runtime.spawn(async move {
+            let mut stream = client.telemetry(request).await.unwrap().into_inner();
+            while let Some(Ok(command)) = stream.next().await {
+                // Whoever asked for it may be gone.
+                let _ = command.command.map(|command| incoming.send(command));
+            }
+        });
+        let telemetry = Telemetry { _outbound: outbound, commands };
+        let answer = telemetry.next(CALL_DEADLINE);
+        assert!(matches!(answer, Command::Settings(_)), "{answer:?}");
+        telemetry
+    }
+}
+
 /// The name as the protocol carries it.
 #[allow(clippy::unnecessary_wraps, reason = "every field that takes it is optional")]
 pub fn resource(name: &str) -> Option<v2::Resource> {

@@ -17,4 +17,5 @@ pub mod receive;
 pub mod redrive;
 pub mod reset;
 pub mod send;
+pub mod transaction;
 pub mod verify;

@@ -45,6 +45,7 @@ use crate::progress::ProgressTable;
 use crate::registration::Registrations;
 use crate::service::admin::AdminService;
 use crate::service::messaging::Messaging;
+use crate::service::transaction::checks;
 
 /// Compiled SQL expressions that are kept.
 const FILTERS_MAX: usize = 1024;
@@ -171,6 +172,7 @@ pub fn start(config: &BrokerConfig) -> Result<Running, StartError> {
     announce(config, &broker, clients.local_addr(), internal.local_addr());
     let registered = register(config, &broker, deltas, &control);
     control.spawn(control::sweep(broker.clone()));
+    control.spawn(checks::run(broker.clone()));
     let ready = Arc::new(AtomicBool::new(true));
     let probe = open_probe(config, &broker, &ready)?;
     let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);

@@ -21,14 +21,16 @@ pub fn dead_letter_topic(group: &str) -> String {
 pub const DEAD_LETTER_PREFIX: &str = "%DLQ%";
 const RETRY_PREFIX: &str = "%RETRY%";
 
-const SYSTEM_TOPICS: [&str; 11] = [
+/// What transactions that nobody decided end in. Consumers read it as they read dead letters, so it is not reserved.
+pub const TRANSACTIONS_GIVEN_UP_TOPIC: &str = "TRANS_CHECK_MAX_TIME_TOPIC";
+
+const SYSTEM_TOPICS: [&str; 10] = [
     "TBW102",
     "SCHEDULE_TOPIC_XXXX",
     "BenchmarkTest",
     "RMQ_SYS_TRANS_HALF_TOPIC",
     "RMQ_SYS_TRANS_OP_HALF_TOPIC",
     "RMQ_SYS_TRACE_TOPIC",
-    "TRANS_CHECK_MAX_TIME_TOPIC",
     "SELF_TEST_TOPIC",
     "OFFSET_MOVED_EVENT",
     "CHECKPOINT_TOPIC",

@@ -1,12 +1,15 @@
 //! A held message read back, and the record that makes it visible. Any thread; blocks for as long as the pages take to
 //! come from the device.
 
-use bytes::Bytes;
 use karman_remoting::message::EncodedMessage;
+use karman_remoting::proto::v2;
+use karman_remoting::status::Rejection;
 use karman_store::{NewRecord, PhysicalOffset, QueueNumber, ReadError, Record, RecordKind, Store};
+use prost::Message as _;
 
-use crate::records::HeldHead;
-use crate::service::send::keys_of;
+use crate::catalog::Topic;
+use crate::records::{HeldHead, Hold};
+use crate::service::send::{keys_of, record};
 
 /// A message as it was held.
 #[derive(Debug)]
@@ -27,6 +30,9 @@ pub enum Unreadable {
     /// What lies there is something else.
     #[error("what lies at {0} is no held message")]
     NotHeld(u64),
+    /// Whoever was to read it did not end.
+    #[error("{0}")]
+    Task(String),
 }
 
 impl Unreadable {
@@ -35,6 +41,7 @@ impl Unreadable {
         match self {
             Self::Log(ReadError::Corrupt { .. }) | Self::NotHeld(_) => true,
             Self::Log(error) => error.is_final(),
+            Self::Task(_) => false,
         }
     }
 }
@@ -52,13 +59,37 @@ impl HeldMessage {
 
     /// The record that shows it in a queue of its topic and ends its being held: the same bytes.
     pub fn released(self, queue: QueueNumber) -> NewRecord {
-        let keys = keys_of(&self.message.system_properties, self.head.topic);
-        self.shown(queue, keys, self.record.mark, self.record.payload.clone())
+        NewRecord {
+            kind: RecordKind::Released,
+            queue: Some(queue),
+            tag_hash: self.record.tag_hash,
+            mark: self.record.mark,
+            keys: keys_of(&self.message.system_properties, self.head.topic),
+            payload: self.record.payload,
+        }
     }
 
-    fn shown(&self, queue: QueueNumber, keys: Vec<u64>, mark: u64, payload: Bytes) -> NewRecord {
-        let (kind, tag_hash) = (RecordKind::Released, self.record.tag_hash);
-        NewRecord { kind, queue: Some(queue), tag_hash, mark, keys, payload }
+    /// The record that shows it in `into`, the topic for what nobody decided, and ends its being held. It says there which
+    /// topic it was sent to.
+    pub fn given_up(self, topic: &str, into: &Topic) -> Result<NewRecord, Rejection> {
+        let unreadable = |error: String| Rejection::Internal(format!("a half message: {error}"));
+        let mut message =
+            v2::Message::decode(&self.message.bytes[..]).map_err(|error| unreadable(error.to_string()))?;
+        let system = message.system_properties.get_or_insert_default();
+        system.dead_letter_queue =
+            Some(v2::DeadLetterQueue { topic: topic.to_owned(), message_id: system.message_id.clone() });
+        message.topic =
+            Some(v2::Resource { resource_namespace: String::new(), name: into.name().to_owned() });
+        let message = EncodedMessage::read(message.encode_to_vec().into());
+        let message = message.map_err(|error| unreadable(error.to_string()))?;
+        let (_, queue) = into.next_queue();
+        let payload = HeldHead { hold: Hold::GivenUp, ..self.head }.before(&message.bytes);
+        Ok(NewRecord { kind: RecordKind::Released, payload, ..record(&message, queue, into.number) })
+    }
+
+    /// The record it was read from.
+    pub fn record(&self) -> &Record {
+        &self.record
     }
 
     /// Bytes of its record's payload.

@@ -121,6 +121,13 @@ impl MessagingService for Messaging {
         run!(self, request, query_offset)
     }
 
+    async fn end_transaction(
+        &self,
+        request: Request<v2::EndTransactionRequest>,
+    ) -> Result<Response<v2::EndTransactionResponse>, Status> {
+        run!(self, request, end_transaction)
+    }
+
     async fn recall_message(
         &self,
         request: Request<v2::RecallMessageRequest>,
