@@ -49,12 +49,12 @@ pub fn init() -> Result<(), LoggingError> {
     let variable = |name| std::env::var(name).unwrap_or_default();
     let filter = filter(variable(LEVEL_VARIABLE))?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(terminal);
-    let lines = lines.with_filter_reloading();
     let (done, reload): (_, Reload) = if json(variable(FORMAT_VARIABLE), terminal)? {
-        let lines = lines.json().flatten_event(true);
+        let lines = lines.json().flatten_event(true).with_filter_reloading();
         let handle = lines.reload_handle();
         (lines.finish().try_init(), Box::new(move |filter| handle.reload(filter)))
     } else {
+        let lines = lines.with_filter_reloading();
         let handle = lines.reload_handle();
         (lines.finish().try_init(), Box::new(move |filter| handle.reload(filter)))
     };

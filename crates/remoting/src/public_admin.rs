@@ -79,7 +79,10 @@ macro_rules! serve {
         $self.admin.admit($request.metadata())?;
         let answer = $self.$method($request.into_inner()).await;
         Ok(Response::new(match answer {
-            Ok(answer) => v2::$response { status: Some(ok()), ..answer },
+            Ok(mut answer) => {
+                answer.status = Some(ok());
+                answer
+            }
             Err(status) => v2::$response { status: Some(status), ..Default::default() },
         }))
     }};

@@ -95,7 +95,8 @@ impl Broker {
         let end_ms = if request.end_ms == 0 { u64::MAX } else { request.end_ms };
         let is_it = |record: &Record| {
             let message = EncodedMessage::read(bytes::Bytes::copy_from_slice(message_of(record)));
-            message.is_ok_and(|message| is_it(&message.system_properties))
+            // What is held has no place in a queue, and is no message yet.
+            record.queue.is_some() && message.is_ok_and(|message| is_it(&message.system_properties))
         };
         // One more, to know whether there are more.
         let (wanted, mut looked_at) = (max + 1, max + 1);
