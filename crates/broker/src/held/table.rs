@@ -121,6 +121,11 @@ impl HeldTable {
         self.shared.lock().held.halves.get(id)
     }
 
+    /// What became of a message, if that is remembered.
+    pub fn outcome(&self, id: u64) -> Option<Outcome> {
+        self.shared.lock().held.history.get(id).cloned()
+    }
+
     /// Claims a delayed message.
     pub fn claim_timer(&self, key: TimerKey) -> Claim<PhysicalOffset> {
         let held = &mut self.shared.lock().held;

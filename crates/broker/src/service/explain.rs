@@ -119,6 +119,9 @@ impl Broker {
 
     /// What holds for all groups.
     fn state(&self, found: &Found<'_>, groups: &[v1::GroupTrace]) -> String {
+        if let Some(held) = self.held_state(&found.record) {
+            return held;
+        }
         let mut said = Vec::new();
         if found.topic.name().starts_with(DEAD_LETTER_PREFIX) {
             said.push(self.letter(found));
@@ -152,7 +155,7 @@ fn kind(found: &Found<'_>) -> &'static str {
         RecordKind::DeadLetter if found.topic.name().starts_with(DEAD_LETTER_PREFIX) => "dead letter",
         RecordKind::DeadLetter => "message sent back",
         RecordKind::Released => "released",
-        RecordKind::Held => "held",
+        RecordKind::Held | RecordKind::Kept => "held",
         _ => "message",
     }
 }

@@ -1,14 +1,17 @@
 //! What becomes of a message that a producer sends: it is visible at once, or held until its time comes or its transaction
 //! is decided. Pure but for the clock and the ids it draws.
 
+use karman_remoting::civil;
 use karman_remoting::message::EncodedMessage;
 use karman_remoting::proto::v2::{self, MessageType};
 use karman_remoting::status::{Rejection, ok};
 use karman_remoting::token::{RecallHandle, TransactionId};
-use karman_store::{NewRecord, RecordKind};
+use karman_remoting::validate::TRANSACTIONS_GIVEN_UP_TOPIC;
+use karman_store::{NewRecord, Record, RecordKind};
 
 use crate::broker::Broker;
 use crate::catalog::Topic;
+use crate::held::history::Outcome;
 use crate::records::{HeldHead, Hold};
 
 /// Held messages of one broker: each costs memory.
@@ -99,4 +102,32 @@ impl Broker {
 pub fn held(visible: NewRecord, head: HeldHead) -> NewRecord {
     let payload = head.before(&visible.payload);
     NewRecord { kind: RecordKind::Held, queue: None, payload, ..visible }
+}
+
+impl Broker {
+    /// What an operator is told of a message that is or was held; `None`: the record is another.
+    pub fn held_state(&self, record: &Record) -> Option<String> {
+        let head = HeldHead::of_record(record).filter(|_| record.queue.is_none())?;
+        let (timer, half) = (self.held.timer(head.timer_key()), self.held.half(head.id));
+        let said = match (timer.or(half.map(|half| half.at)), half) {
+            (Some(at), _) if at != record.physical_offset => format!("held; it lies at {} by now", at.0),
+            (Some(_), None) => format!("delayed until {}", civil::format_ms(head.due_ms)),
+            (Some(_), Some(half)) => format!(
+                "its transaction is not decided; producers were asked {} times, next at {}",
+                half.checks,
+                civil::format_ms(half.next_check_ms)
+            ),
+            (None, _) => match self.held.outcome(head.id) {
+                Some(Outcome::Committed) => "its transaction was committed".to_owned(),
+                Some(Outcome::RolledBack) => "its transaction was rolled back".to_owned(),
+                Some(Outcome::GivenUp) => {
+                    format!("nobody decided its transaction; it is in {TRANSACTIONS_GIVEN_UP_TOPIC}")
+                }
+                Some(Outcome::Dropped) => "lost to damage or with its topic".to_owned(),
+                Some(Outcome::Recalled(_)) => "its producer recalled it".to_owned(),
+                None => "not held any more".to_owned(),
+            },
+        };
+        Some(said)
+    }
 }

@@ -82,7 +82,7 @@ fn projections_see_what_lies_in_segments_with_index_files_behind_the_snapshot() 
     });
     // As a crash: without a snapshot.
     drop(store);
-    assert_eq!(snapshots(scratch.path()), []);
+    assert!(snapshots(scratch.path()).is_empty());
     let seen = Arc::new(Seen::default());
     let _store = Store::open(config(scratch.path()), vec![seen.clone()], Arc::new(Silent)).unwrap();
     assert_eq!(seen.list(), expected);
