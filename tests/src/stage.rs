@@ -80,7 +80,7 @@ pub fn two_brokers_with(settings: &[(&str, &str)]) -> Cluster {
 
 /// Creates a topic of the type that `karman topic create --type` calls `kind`; every node knows it.
 pub fn create_topic(cluster: &Cluster, name: &str, kind: &str) {
-    cluster.karman(&["topic", "create", name, "--type", kind, "--queues", "4"]);
+    cluster.karman(&["topic", "create", name, "--type", kind]);
     cluster.wait_route(name);
 }
 

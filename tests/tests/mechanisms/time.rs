@@ -1,5 +1,4 @@
 //! Delayed messages and recalls with the official clients on two brokers.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use karman_tests::stage::{DEADLINE, MANY_THREADS, create_topic, named, two_brokers};
 use karman_tests::{Cluster, Language, Ledger, Stage};

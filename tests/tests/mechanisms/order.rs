@@ -1,6 +1,5 @@
 //! Order by message group with the official clients on two brokers: each group in the order of its sends, one message at a
 //! time, also while messages are refused and die.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::HashSet;
 

@@ -1,6 +1,5 @@
 //! Transactions with the official clients on two brokers: what is committed comes once, nothing else ever does, and a
 //! producer is asked about what it left open.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use karman_tests::stage::{
     DEADLINE, MANY_THREADS, create_topic, ids, named, sent_ids, set, two_brokers_with,

@@ -1,6 +1,5 @@
 //! Refused messages with the official clients on two brokers: they come again after the back-off of their group, die after
 //! the last attempt, say why, and go back when they are told to.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use karman_tests::ledger::check_content;
 use karman_tests::stage::{

@@ -1,5 +1,4 @@
 //! Order, timers and repeated sends with the official clients while brokers are killed or stand still.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::HashSet;
 use std::time::Duration;

@@ -1,6 +1,5 @@
 //! What a group gets, with the official clients on two brokers: what its filters select, the most important first; what
 //! it is told when its members contradict one another, and when it is moved while it runs.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use karman_tests::ledger::tag_of;
 use karman_tests::stage::{
