@@ -47,7 +47,8 @@ def consume_simple(options):
 
 
 def nack_attempts_of(options, message):
-    return options.nack_attempts if int(message.properties["index"]) % options.nack_every == 0 else 0
+    is_chosen = options.nack_attempts and int(message.properties["index"]) % options.nack_every == 0
+    return options.nack_attempts if is_chosen else 0
 
 
 def handle(consumer, options, countdown, message):

@@ -78,7 +78,9 @@ final class Consuming {
     }
 
     private int nackAttempts(MessageView view) {
-        return Long.parseLong(view.getProperties().get("index")) % nackEvery == 0 ? nackAttempts : 0;
+        boolean isChosen = nackAttempts > 0
+                && Long.parseLong(view.getProperties().get("index")) % nackEvery == 0;
+        return isChosen ? nackAttempts : 0;
     }
 
     private void handle(SimpleConsumer consumer, MessageView view) {
