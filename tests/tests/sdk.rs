@@ -277,13 +277,17 @@ fn a_delayed_message_comes_at_its_time_and_a_recalled_one_never() {
     });
 }
 
-/// Finds every transaction to be what its message says: `commit ...` or `rollback ...`.
+/// Finds every transaction to be what its message says: `commit ...`, `rollback ...`, or under way.
 fn transactions(client: &Client) -> (TransactionProducer, Arc<Mutex<Vec<String>>>) {
     let asked = Arc::new(Mutex::new(Vec::new()));
     let log = asked.clone();
     let check = move |message: MessageView| {
         let text = text(&message);
-        let found = if text.starts_with("commit") { Resolution::Commit } else { Resolution::Rollback };
+        let found = match text.split_once(' ') {
+            Some(("commit", _)) => Resolution::Commit,
+            Some(("rollback", _)) => Resolution::Rollback,
+            _ => Resolution::Unknown,
+        };
         log.lock().unwrap().push(text);
         async move { found }
     };
