@@ -13,7 +13,6 @@ use karman_remoting::proto::v2::{self, receive_message_response::Content};
 use prost::Message as _;
 use tokio::runtime::Runtime;
 use tokio_stream::StreamExt as _;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
@@ -26,26 +25,6 @@ pub struct Raw {
     client: MessagingServiceClient<Channel>,
     admin: AdminClient<Channel>,
     client_id: Option<&'static str>,
-}
-
-/// A telemetry stream of a client.
-#[derive(Debug)]
-pub struct Telemetry<'a> {
-    raw: &'a Raw,
-    /// The stream ends with it.
-    _commands: tokio::sync::mpsc::Sender<v2::TelemetryCommand>,
-    received: tonic::Streaming<v2::TelemetryCommand>,
-}
-
-impl Telemetry<'_> {
-    /// The next command from the server, which must come.
-    pub fn next_command(&mut self) -> v2::telemetry_command::Command {
-        let received = &mut self.received;
-        let next = async { tokio::time::timeout(CALL_DEADLINE, received.message()).await };
-        let next = self.raw.runtime.block_on(next);
-        let command = next.expect("a command in time").unwrap().expect("the stream goes on");
-        command.command.expect("a command")
-    }
 }
 
 /// Makes a blocking method for a unary call. A gRPC error is a failure of the test: business errors travel in the body.
@@ -165,22 +144,6 @@ impl Raw {
         (statuses.remove(0), messages, next)
     }
 
-    /// Opens a telemetry stream with `settings`; returns when they are answered.
-    pub fn telemetry(&self, settings: v2::Settings) -> Telemetry<'_> {
-        let (commands, sent) = tokio::sync::mpsc::channel(4);
-        let command = Some(v2::telemetry_command::Command::Settings(settings));
-        commands.try_send(v2::TelemetryCommand { status: None, command }).unwrap();
-        let mut request = self.request(ReceiverStream::new(sent));
-        // It lasts longer than a call.
-        request.set_timeout(Duration::from_secs(3600));
-        let mut client = self.client.clone();
-        let received = self.runtime.block_on(client.telemetry(request)).unwrap().into_inner();
-        let mut telemetry = Telemetry { raw: self, _commands: commands, received };
-        let answer = telemetry.next_command();
-        assert!(matches!(answer, v2::telemetry_command::Command::Settings(_)), "{answer:?}");
-        telemetry
-    }
-
     /// Creates a topic with four queues on each broker of the cluster.
     pub fn create_topic(&self, name: &str, kind: v2::MessageType) -> v2::Status {
         self.make_topic(TopicConfig {
@@ -270,8 +233,11 @@ impl Raw {
         self.runtime.spawn(async move {
             let mut stream = client.telemetry(request).await.unwrap().into_inner();
             while let Some(Ok(command)) = stream.next().await {
+                let Some(command) = command.command else { continue };
                 // Whoever asked for it may be gone.
-                let _ = command.command.map(|command| incoming.send(command));
+                if incoming.send(command).is_err() {
+                    break;
+                }
             }
         });
         let telemetry = Telemetry { _outbound: outbound, commands };

@@ -386,9 +386,9 @@ fn an_exclusive_lite_topic_goes_to_its_new_subscriber_and_the_former_is_told() {
     let cluster = Cluster::builder().brokers(1).start();
     let (me, you) = (raw(&cluster).named("me"), raw(&cluster).named("you"));
     prepare(&me, GroupConfig { lite_exclusive: true, ..Default::default() });
-    let mut told = me.telemetry(lite_settings(ClientType::LitePushConsumer));
-    let mut expect_told = |lite: &str| {
-        let command = told.next_command();
+    let told = me.telemetry(lite_settings(ClientType::LitePushConsumer));
+    let expect_told = |lite: &str| {
+        let command = told.next(Duration::from_secs(20));
         let Command::NotifyUnsubscribeLiteCommand(command) = command else { panic!("{command:?}") };
         assert_eq!(command.lite_topic, lite);
     };

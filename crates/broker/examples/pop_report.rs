@@ -31,7 +31,8 @@ impl Surroundings for Topic {
     ) -> Result<(), Gone> {
         let end = self.per_queue.min(from.0 + max as u64);
         out.extend((from.0..end).map(|offset| {
-            let group = offset.wrapping_mul(0x9e37_79b9).wrapping_add(u64::from(queue_id)) % self.message_groups;
+            let group =
+                offset.wrapping_mul(0x9e37_79b9).wrapping_add(u64::from(queue_id)) % self.message_groups;
             Entry { physical_offset: PhysicalOffset(offset), size: 1024, tag_hash: (group + 1) << 32 }
         }));
         Ok(())
