@@ -17,6 +17,7 @@ use crate::raw::Raw;
 const START_DEADLINE: Duration = Duration::from_secs(60);
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 const ROUTE_DEADLINE: Duration = Duration::from_secs(15);
+const EXAMPLE_DEADLINE: Duration = Duration::from_secs(150);
 
 /// The segments of the log are small, so that tests cross from one to the next.
 const SEGMENT_BYTES: u64 = 64 << 20;
@@ -277,6 +278,17 @@ impl Cluster {
             (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "karman {arguments:?}: {}\n{stdout}{stderr}", output.status);
         stdout.into_owned()
+    }
+
+    /// Runs a program of `examples/` with the first broker as its endpoint; what it has printed. Panics when it fails.
+    pub fn example(&self, name: &str) -> String {
+        let mut command = Command::new(program(name));
+        command.arg(self.brokers[0].endpoint());
+        let mut process = Process::start(name, command, self.path());
+        let status = process.wait_end(EXAMPLE_DEADLINE);
+        let printed = process.lines(0).join("\n");
+        assert!(status.success(), "{name} ended with {status}:\n{printed}\n{}", process.log());
+        printed
     }
 
     /// Waits until every node knows every broker: a topic is made where the asked node knows a broker.

@@ -233,8 +233,11 @@ impl Raw {
         self.runtime.spawn(async move {
             let mut stream = client.telemetry(request).await.unwrap().into_inner();
             while let Some(Ok(command)) = stream.next().await {
+                let Some(command) = command.command else { continue };
                 // Whoever asked for it may be gone.
-                let _ = command.command.map(|command| incoming.send(command));
+                if incoming.send(command).is_err() {
+                    break;
+                }
             }
         });
         let telemetry = Telemetry { _outbound: outbound, commands };

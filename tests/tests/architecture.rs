@@ -7,13 +7,14 @@ use std::process::Command;
 use serde_json::Value;
 
 /// The crates of the workspace and what each may use of the others.
-const ALLOWED: [(&str, &[&str]); 7] = [
+const ALLOWED: [(&str, &[&str]); 8] = [
     ("karman-remoting", &[]),
     ("karman-store", &[]),
     ("karman-client", &["karman-remoting"]),
     ("karman-namesrv", &["karman-remoting"]),
     ("karman-broker", &["karman-remoting", "karman-store"]),
     ("karman", &["karman-remoting", "karman-store", "karman-client", "karman-namesrv", "karman-broker"]),
+    ("karman-examples", &["karman-remoting", "karman-client"]),
     ("karman-tests", &["karman-remoting", "karman-store", "karman-client"]),
 ];
 

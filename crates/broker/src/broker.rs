@@ -11,7 +11,7 @@ use karman_remoting::route_table::SharedRoutes;
 use karman_remoting::status::{Rejection, ok};
 use karman_remoting::token::TokenKey;
 use karman_remoting::validate;
-use karman_store::{Durability, Record, Store};
+use karman_store::{Durability, QueueNumber, Record, Store};
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{Catalog, Topic};
@@ -20,6 +20,8 @@ use crate::clock::Clock;
 use crate::dedupe::Dedupe;
 use crate::filter::FilterCache;
 use crate::held::HeldTable;
+use crate::lite::LiteTable;
+use crate::lite::writer::LiteWriter;
 use crate::mark::Mark;
 use crate::progress::ProgressTable;
 use crate::records::{GroupRecord, message_of};
@@ -90,12 +92,18 @@ pub struct Broker {
     pub catalog_writer: CatalogWriter,
     /// How far groups have come.
     pub progress: Arc<ProgressTable>,
-    /// SQL expressions of consumers, compiled.
-    pub filters: FilterCache,
     /// Delayed messages and undecided transactions.
     pub held: Arc<HeldTable>,
     /// How long messages may be held.
     pub limits: HeldLimits,
+    /// SQL expressions of consumers, compiled.
+    pub filters: FilterCache,
+    /// Lite topics, and how far groups have come with them.
+    pub lite: Arc<LiteTable>,
+    /// Makes lite topics.
+    pub lite_writer: LiteWriter,
+    /// `maxLiteSubscriptionCount`
+    pub lite_subscriptions_max: usize,
     /// Which message ids were stored lately.
     pub dedupe: Arc<Dedupe>,
     /// Who is alive.
@@ -125,6 +133,15 @@ impl Broker {
     /// A topic that must be here.
     pub fn topic(&self, name: &str) -> Result<Arc<Topic>, Rejection> {
         self.catalog.topic(name).ok_or_else(|| Rejection::TopicNotFound { topic: name.to_owned() })
+    }
+
+    /// The log queue of one of a topic's queues, or of one of its lite topics, which handles call by that number.
+    pub fn queue_in(&self, topic: &Topic, queue_id: u32) -> Option<QueueNumber> {
+        if !topic.is_lite() {
+            return topic.queue(queue_id);
+        }
+        let lite = self.lite.topics.owner_of(QueueNumber(queue_id));
+        lite.filter(|lite| lite.topic.number == topic.number).map(|lite| lite.queue)
     }
 
     /// What becomes of a topic that is not here: it is made if that is switched on.

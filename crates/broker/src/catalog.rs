@@ -4,6 +4,7 @@
 //! new records is [`crate::catalog_writer`]. No lock is held longer than one look-up.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::v2::{MessageType, Permission};
-use karman_remoting::settings::DEFAULT_RETRY_MAX_TIMES;
+use karman_remoting::settings::{DEFAULT_LITE_CLIENT_QUOTA, DEFAULT_RETRY_MAX_TIMES};
 use karman_remoting::token::TokenKey;
 use karman_store::{Durability, Projection, QueueNumber, Record, RecordKind};
 use parking_lot::RwLock;
@@ -73,6 +74,11 @@ impl Topic {
         self.message_type
     }
 
+    /// Whether its messages belong to lite topics; its own queues stay empty then.
+    pub fn is_lite(&self) -> bool {
+        self.message_type == MessageType::Lite
+    }
+
     /// How many queues it has here.
     pub fn queue_nums(&self) -> u32 {
         u32::try_from(self.queues.len()).expect("the number of queues is limited")
@@ -115,6 +121,12 @@ impl Topic {
     pub fn dedup_window_ms(&self, durability: Durability, default_minutes: u32) -> u64 {
         let unsaid = if durability == Durability::Disk { default_minutes } else { 0 };
         u64::from(self.config.load().dedup_window_minutes.unwrap_or(unsaid)) * 60_000
+    }
+
+    /// LITE: a lite topic goes that had no message for so long, if it says so. Milliseconds.
+    pub fn lite_expiration_ms(&self) -> Option<u64> {
+        let minutes = self.config.load().lite_expiration_minutes;
+        (minutes > 0).then(|| u64::from(minutes) * 60_000)
     }
 
     /// Tells `reader` of every message from now on.
@@ -168,6 +180,14 @@ impl GroupRecord {
         self.config.retry_max_times.unwrap_or(DEFAULT_RETRY_MAX_TIMES).saturating_add(1)
     }
 
+    /// Lite topics that one client may subscribe to.
+    pub fn lite_client_quota(&self) -> usize {
+        match self.config.lite_client_quota {
+            0 => DEFAULT_LITE_CLIENT_QUOTA as usize,
+            quota => quota as usize,
+        }
+    }
+
     /// Whether it gets the messages of one message group of `topic` one by one.
     pub fn is_orderly(&self, topic: &Topic) -> bool {
         self.config.orderly.unwrap_or(topic.message_type() == MessageType::Fifo)
@@ -178,14 +198,15 @@ impl GroupRecord {
 struct State {
     topics: HashMap<String, Arc<Topic>>,
     topics_by_number: BTreeMap<u32, Arc<Topic>>,
-    /// By log queue number; `None` where the topic was deleted.
-    queue_owners: Vec<Option<Arc<Topic>>>,
+    /// By log queue number.
+    queue_owners: HashMap<u32, Arc<Topic>>,
     groups: HashMap<String, Arc<GroupRecord>>,
     groups_by_number: BTreeMap<u32, Arc<GroupRecord>>,
     token_key: Option<Vec<u8>>,
     /// Numbers are not used twice, also not those of deleted topics.
     next_topic: u32,
     next_group: u32,
+    next_queue: u32,
 }
 
 /// See the module's comment.
@@ -227,7 +248,7 @@ impl Catalog {
 
     /// The topic that owns a log queue.
     pub fn owner_of(&self, queue: QueueNumber) -> Option<Arc<Topic>> {
-        self.state.read().queue_owners.get(queue.0 as usize).cloned().flatten()
+        self.state.read().queue_owners.get(&queue.0).cloned()
     }
 
     /// The key of this log's handles, once there is one.
@@ -239,17 +260,22 @@ impl Catalog {
     /// Queue numbers below `count` are not given out any more: the log holds messages under them, also when the record
     /// of their topic was lost to damage.
     pub fn reserve_queues(&self, count: u32) {
-        let owners = &mut self.state.write().queue_owners;
-        let count = owners.len().max(count as usize);
-        owners.resize(count, None);
+        let mut state = self.state.write();
+        state.next_queue = state.next_queue.max(count);
+    }
+
+    /// Free queue numbers, which nobody else is given from now on.
+    pub fn take_queues(&self, count: u32) -> Range<u32> {
+        let mut state = self.state.write();
+        let first = state.next_queue;
+        state.next_queue = first.checked_add(count).expect("the log has room for fewer queues");
+        first..state.next_queue
     }
 
     /// The record of a new topic with the next free numbers.
     pub fn next_topic(&self, config: v1::TopicConfig) -> TopicRecord {
-        let state = self.state.read();
-        let first = u32::try_from(state.queue_owners.len()).expect("queue numbers are u32");
-        let queues = (first..first + config.queue_nums).collect();
-        TopicRecord { number: state.next_topic, queues, config }
+        let queues = self.take_queues(config.queue_nums).collect();
+        TopicRecord { number: self.state.read().next_topic, queues, config }
     }
 
     /// The record of a new group with the next free number.
@@ -258,13 +284,15 @@ impl Catalog {
         GroupRecord { number: self.state.read().next_group, config }
     }
 
-    fn change(&self, change: Change) {
+    pub(crate) fn change(&self, change: Change) {
         let mut state = self.state.write();
         match change {
             Change::Topic(record) => state.add_topic(record),
             Change::TopicDeleted(number) => state.delete_topic(number),
             Change::Group(record) => state.add_group(record),
             Change::TokenKey(key) => state.token_key = Some(key),
+            // Theirs is a projection of its own: there are very many.
+            Change::LiteTopics(_) | Change::LiteTopicsGone(_) => {}
         }
     }
 }
@@ -279,11 +307,8 @@ impl State {
         self.next_topic = self.next_topic.max(record.number + 1);
         let topic = Topic::new(record);
         for &queue in &topic.queues {
-            let queue = queue as usize;
-            if self.queue_owners.len() <= queue {
-                self.queue_owners.resize(queue + 1, None);
-            }
-            self.queue_owners[queue] = Some(topic.clone());
+            self.next_queue = self.next_queue.max(queue + 1);
+            self.queue_owners.insert(queue, topic.clone());
         }
         self.topics_by_number.insert(topic.number, topic.clone());
         self.topics.insert(topic.name.clone(), topic);
@@ -292,7 +317,7 @@ impl State {
     fn delete_topic(&mut self, number: u32) {
         let Some(topic) = self.topics_by_number.remove(&number) else { return };
         for &queue in &topic.queues {
-            self.queue_owners[queue as usize] = None;
+            self.queue_owners.remove(&queue);
         }
         if self.topics.get(&topic.name).is_some_and(|named| named.number == number) {
             self.topics.remove(&topic.name);
@@ -345,7 +370,7 @@ impl Projection for Catalog {
             token_key: state.token_key.clone(),
             next_topic: state.next_topic,
             next_group: state.next_group,
-            next_queue: u32::try_from(state.queue_owners.len()).expect("queue numbers are u32"),
+            next_queue: state.next_queue,
         };
         snapshot.encode_to_vec()
     }
@@ -356,7 +381,7 @@ impl Projection for Catalog {
             token_key: snapshot.token_key,
             next_topic: snapshot.next_topic,
             next_group: snapshot.next_group,
-            queue_owners: vec![None; snapshot.next_queue as usize],
+            next_queue: snapshot.next_queue,
             ..State::default()
         };
         snapshot.topics.into_iter().for_each(|topic| state.add_topic(topic));

@@ -83,6 +83,10 @@ pub struct BrokerConfig {
     pub transaction_check_interval: u64,
     /// So often; then the message goes to `TRANS_CHECK_MAX_TIME_TOPIC`.
     pub transaction_check_max: u32,
+    /// Lite topics of one parent; what would be more is refused with `LITE_TOPIC_QUOTA_EXCEEDED`.
+    pub max_lite_topics: u32,
+    /// Lite topics that all clients of this broker together may be subscribed to.
+    pub max_lite_subscription_count: u32,
     /// Milliseconds between heartbeats to the namesrvs.
     pub broker_heartbeat_interval: u64,
     /// A namesrv that is silent for longer is connected anew. Milliseconds.
@@ -132,6 +136,8 @@ impl Default for BrokerConfig {
             transaction_time_out: 6000,
             transaction_check_interval: 30_000,
             transaction_check_max: 15,
+            max_lite_topics: 1_000_000,
+            max_lite_subscription_count: 1_000_000,
             broker_heartbeat_interval: 1000,
             broker_not_active_timeout_millis: 10_000,
             data_threads: 0,
@@ -233,6 +239,12 @@ impl BrokerConfig {
             "1000 to 1000000000 are allowed",
             (1000..=1_000_000_000).contains(&ids),
         );
+        for (key, count) in [
+            ("maxLiteTopics", self.max_lite_topics),
+            ("maxLiteSubscriptionCount", self.max_lite_subscription_count),
+        ] {
+            check(key, count.to_string(), "0 to 10000000 are allowed", count <= 10_000_000);
+        }
         let both = self.tls_server_cert_path.is_empty() == self.tls_server_key_path.is_empty();
         check(
             "tlsServerKeyPath",

@@ -16,6 +16,7 @@ pub mod dedupe;
 pub mod filter;
 pub mod held;
 pub mod label;
+pub mod lite;
 pub mod mark;
 pub mod metrics;
 pub mod pop;

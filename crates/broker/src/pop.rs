@@ -10,11 +10,11 @@ use std::sync::Arc;
 
 use crate::records::QueueProgress;
 
-mod attempts;
+pub(crate) mod attempts;
 mod order;
 pub mod queue;
 mod recorded;
-mod take;
+pub(crate) mod take;
 
 use attempts::Attempts;
 use queue::{InFlight, PopQueue};

@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use bytes::Bytes;
 use karman_remoting::proto::karman::ConsumeFromWhere;
 use karman_remoting::status::Rejection;
-use karman_store::{Durability, NewRecord, Projection, QueueNumber, Record, RecordKind, Store};
+use karman_store::{
+    Append, AppendError, Durability, NewRecord, Projection, QueueNumber, Record, RecordKind, Store,
+};
 use parking_lot::{Mutex, RwLock};
 use prost::Message as _;
 use tokio::sync::Notify;
@@ -163,13 +165,25 @@ impl ProgressTable {
 
     /// Forgets the progress of a client of a broadcasting group.
     pub fn end(&self, store: &Store, row: &GroupTopic) {
-        self.rows.write().remove(&row.key());
-        row.topic.remove_reader(&row.arrived);
-        let progress = Progress { ended: true, ..row.progress(Vec::new()) };
         // Where it gets lost the next start knows the client, and forgets it again.
-        if let Err(error) = store.append(vec![record_of(&progress)], Durability::Memory) {
+        if let Err(error) = self.remove(store, row) {
             tracing::debug!(%error, "the end of a broadcasting client was not recorded");
         }
+    }
+
+    /// A group has not read a topic any more, or a client of a broadcasting one. Answered like [`record`].
+    pub async fn forget(&self, store: &Store, row: &GroupTopic) -> Result<(), Rejection> {
+        self.remove(store, row).map_err(refuse::append)?.await.map(drop).map_err(refuse::append)
+    }
+
+    fn remove(&self, store: &Store, row: &GroupTopic) -> Result<Append, AppendError> {
+        let progress = Progress { ended: true, ..row.progress(Vec::new()) };
+        // Under the lock, so that the record lies in front of that of a new beginning.
+        let mut rows = self.rows.write();
+        let append = store.append(vec![record_of(&progress)], Durability::Memory)?;
+        rows.remove(&row.key());
+        row.topic.remove_reader(&row.arrived);
+        Ok(append)
     }
 
     /// The row that is there, or a new one.
@@ -182,6 +196,10 @@ impl ProgressTable {
     fn apply_progress(&self, progress: &Progress) {
         // A topic that was deleted since has no progress.
         let Some(topic) = self.catalog.topic_numbered(progress.topic) else { return };
+        // That on lite topics is another projection's.
+        if topic.is_lite() {
+            return;
+        }
         let client = progress.client.as_deref().map(Arc::from);
         let key = RowKey { group: progress.group, topic: progress.topic, client };
         if progress.ended {

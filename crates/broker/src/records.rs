@@ -10,7 +10,7 @@ use karman_store::{Record, RecordKind};
 /// One change of the catalog.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Metadata {
-    #[prost(oneof = "Change", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "Change", tags = "1, 2, 3, 4, 5, 6")]
     pub change: Option<Change>,
 }
 
@@ -26,6 +26,12 @@ pub enum Change {
     /// The key that signs handles: in the log, so that whoever serves this log later accepts them.
     #[prost(bytes = "vec", tag = "4")]
     TokenKey(Vec<u8>),
+    /// New lite topics.
+    #[prost(message, tag = "5")]
+    LiteTopics(LiteTopicsRecord),
+    /// Lite topics that are no more.
+    #[prost(message, tag = "6")]
+    LiteTopicsGone(LiteTopicsGone),
 }
 
 /// A topic with the numbers that stand for it in the log.
@@ -50,6 +56,33 @@ pub struct GroupRecord {
     pub config: v1::GroupConfig,
 }
 
+/// Lite topics that were made together.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct LiteTopicsRecord {
+    #[prost(message, repeated, tag = "1")]
+    pub made: Vec<LiteTopicRecord>,
+}
+
+/// A lite topic with the numbers that stand for it in the log.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct LiteTopicRecord {
+    /// Number of the topic it belongs to.
+    #[prost(uint32, tag = "1")]
+    pub topic: u32,
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// Log queue number; also what its progress and its handles call it.
+    #[prost(uint32, tag = "3")]
+    pub queue: u32,
+}
+
+/// Log queue numbers of lite topics that went together.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct LiteTopicsGone {
+    #[prost(uint32, repeated, tag = "1")]
+    pub queues: Vec<u32>,
+}
+
 /// How far a group has come with a topic. It says what changed, or, in a snapshot, all there is.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Progress {
@@ -69,7 +102,7 @@ pub struct Progress {
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct QueueProgress {
-    /// Position in the topic.
+    /// Position in the topic; of a lite topic, its log queue number.
     #[prost(uint32, tag = "1")]
     pub queue_id: u32,
     /// Everything below is done.

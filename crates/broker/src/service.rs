@@ -2,6 +2,7 @@
 
 pub mod ack;
 pub mod admin;
+pub mod ask;
 pub mod check;
 pub mod dead_letter;
 pub mod delay;
@@ -10,6 +11,8 @@ pub mod explain;
 mod fate;
 pub mod group_state;
 pub mod hold;
+pub mod lite;
+pub mod lite_receive;
 pub mod messaging;
 pub mod pull;
 pub mod query;

@@ -16,7 +16,9 @@ use karman_remoting::probe::{Probe, ProbeError};
 use karman_remoting::proto::karman::admin_server::AdminServer;
 use karman_remoting::proto::karman::route_change::Change as RouteChanged;
 use karman_remoting::proto::karman::{self as v1, BrokerIdentity, BrokerState, RouteChange};
+use karman_remoting::proto::v2::admin_server::AdminServer as PublicAdminServer;
 use karman_remoting::proto::v2::messaging_service_server::MessagingServiceServer;
+use karman_remoting::public_admin::PublicAdmin;
 use karman_remoting::relay::Peers;
 use karman_remoting::route_table::SharedRoutes;
 use karman_remoting::server::{
@@ -40,6 +42,9 @@ use crate::dedupe::Dedupe;
 use crate::filter::FilterCache;
 use crate::held::HeldTable;
 use crate::held::deliver::Deliverer;
+use crate::lite::topics::LiteTopics;
+use crate::lite::writer::LiteWriter;
+use crate::lite::{self, LiteTable};
 use crate::metrics;
 use crate::progress::ProgressTable;
 use crate::registration::Registrations;
@@ -93,18 +98,20 @@ pub struct Running {
     ready: Arc<AtomicBool>,
 }
 
-/// Wakes the readers of a topic when the log says that a message is there, and says how long its messages are kept.
-struct Arrivals(Arc<Catalog>);
+/// Wakes the readers of a topic or lite topic when the log says that a message is there, and says how long its messages are kept.
+struct Arrivals(Arc<Catalog>, Arc<LiteTable>);
 
 impl Listener for Arrivals {
     fn confirmed(&self, queue: QueueNumber, _count: u32) {
-        if let Some(topic) = self.0.owner_of(queue) {
-            topic.arrived();
+        match self.0.owner_of(queue) {
+            Some(topic) => topic.arrived(),
+            None => self.1.arrived(queue),
         }
     }
 
     fn reserved(&self, queue: QueueNumber) -> Option<Duration> {
-        self.0.owner_of(queue)?.reserved()
+        let parent = || Some(self.1.topics.owner_of(queue)?.topic.clone());
+        self.0.owner_of(queue).or_else(parent)?.reserved()
     }
 }
 
@@ -118,9 +125,12 @@ pub fn start(config: &BrokerConfig) -> Result<Running, StartError> {
     let catalog = Arc::new(Catalog::default());
     let progress = Arc::new(ProgressTable::new(catalog.clone()));
     let held = Arc::new(HeldTable::default());
-    let store = Arc::new(open_store(config, &catalog, &progress, &held)?);
-    catalog.reserve_queues(store.queue_count());
+    let lite_topics = Arc::new(LiteTopics::new(catalog.clone()));
+    let lite = Arc::new(LiteTable::new(catalog.clone(), lite_topics.clone()));
+    let store = Arc::new(open_store(config, &catalog, &progress, &held, &lite)?);
+    catalog.reserve_queues(store.queue_count().max(lite_topics.queue_count()));
     progress.go_live();
+    lite.go_live();
     let clock = Clock::default();
     let dedupe = Arc::new(recent_ids(config, &store, &clock));
     let key = token_key(&catalog, &store).map_err(StartError::TokenKey)?;
@@ -135,6 +145,9 @@ pub fn start(config: &BrokerConfig) -> Result<Running, StartError> {
         config.broker_name.clone(),
     );
     control.spawn(catalog_task);
+    let (lite_writer, lite_task) =
+        LiteWriter::new(catalog.clone(), lite_topics, store.clone(), config.max_lite_topics as usize);
+    control.spawn(lite_task);
     let broker = Arc::new(Broker {
         name: config.broker_name.as_str().into(),
         store_host: advertise::advertised(&config.advertised_address, address(&config.grpc_listen_address)),
@@ -160,6 +173,9 @@ pub fn start(config: &BrokerConfig) -> Result<Running, StartError> {
         progress,
         held,
         limits: config.held_limits(),
+        lite,
+        lite_writer,
+        lite_subscriptions_max: config.max_lite_subscription_count as usize,
         clients,
         routes,
         counters: Counters::default(),
@@ -173,6 +189,7 @@ pub fn start(config: &BrokerConfig) -> Result<Running, StartError> {
     let registered = register(config, &broker, deltas, &control);
     control.spawn(control::sweep(broker.clone()));
     control.spawn(checks::run(broker.clone()));
+    control.spawn(lite::time::keep(broker.clone()));
     let ready = Arc::new(AtomicBool::new(true));
     let probe = open_probe(config, &broker, &ready)?;
     let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -196,6 +213,7 @@ fn open_store(
     catalog: &Arc<Catalog>,
     progress: &Arc<ProgressTable>,
     held: &Arc<HeldTable>,
+    lite: &Arc<LiteTable>,
 ) -> Result<Store, OpenError> {
     let store = StoreConfig {
         owner: format!("{}/{}", config.broker_cluster_name, config.broker_name),
@@ -206,8 +224,9 @@ fn open_store(
         ..StoreConfig::new(Path::new(&config.store_path_root_dir).join("store"))
     };
     // The catalog first: progress is about its topics and groups.
-    let projections: Vec<Arc<dyn Projection>> = vec![catalog.clone(), progress.clone(), held.clone()];
-    Store::open(store, projections, Arc::new(Arrivals(catalog.clone())))
+    let projections: Vec<Arc<dyn Projection>> =
+        vec![catalog.clone(), progress.clone(), held.clone(), lite.topics.clone(), lite.clone()];
+    Store::open(store, projections, Arc::new(Arrivals(catalog.clone(), lite.clone())))
 }
 
 /// The configuration has been checked.
@@ -237,8 +256,11 @@ fn open_doors(
         Some(local),
         broker.stopping.clone(),
     );
+    let public_admin = PublicAdmin::new(admin.clone(), front.clone(), config.cluster_secret.clone());
     let messaging = MessagingServiceServer::new(front).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
-    let routes = Routes::new(messaging).add_service(AdminServer::new(admin));
+    let public_admin =
+        PublicAdminServer::new(public_admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
+    let routes = Routes::new(messaging).add_service(AdminServer::new(admin)).add_service(public_admin);
     let routes = with_health_and_reflection(routes);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = if config.data_threads == 0 { cores } else { config.data_threads as usize };

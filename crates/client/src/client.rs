@@ -165,6 +165,22 @@ impl Client {
     ///
     /// All consumers of a group must have the same subscriptions. See [`PushConsumer`] for what the result of `handle`
     /// means.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use karman_client::{Client, ClientError, FilterExpression, MessageView, PushOptions};
+    /// # async fn example(client: Client) -> Result<(), ClientError> {
+    /// let ship = |order: MessageView| async move {
+    ///     println!("{:?}", order.body());
+    ///     Ok::<(), std::io::Error>(())
+    /// };
+    /// let orders = [("orders", FilterExpression::tag("new || urgent"))];
+    /// let consumer = client.push_consumer("shipping", orders, &PushOptions::default(), ship)?;
+    /// // ... until the process is to end:
+    /// consumer.shutdown(Duration::from_secs(30)).await;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn push_consumer<T, F, H, E>(
         &self,
         group: impl Into<String>,

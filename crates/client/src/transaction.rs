@@ -146,6 +146,29 @@ impl TransactionProducer {
     /// Fails when the message could not be stored; `decide` does not run then. When this future is dropped before the
     /// decision, and when `decide` panics, the checker is asked.
     ///
+    /// ```no_run
+    /// # use karman_client::{Client, ClientError, Message, Resolution};
+    /// # async fn is_in_database(order: &str) -> bool { true }
+    /// # async fn insert_into_database(order: &str) -> Result<(), std::io::Error> { Ok(()) }
+    /// # async fn example(client: Client) -> Result<(), ClientError> {
+    /// let producer = client.transaction_producer(["orders"], |message| async move {
+    ///     match message.keys().first() {
+    ///         Some(order) if is_in_database(order).await => Resolution::Commit,
+    ///         _ => Resolution::Rollback,
+    ///     }
+    /// });
+    /// let message = Message::new("orders", "a book").key("17");
+    /// let transaction = producer.transaction(message, |_| async {
+    ///     match insert_into_database("17").await {
+    ///         Ok(()) => Resolution::Commit,
+    ///         Err(_) => Resolution::Rollback,
+    ///     }
+    /// });
+    /// println!("{:?}", transaction.await?.resolution);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// An attempt whose outcome is not known is repeated at the same broker, which tells by the message id whether it has
     /// the message: there is one message for each transaction, at most.
     pub async fn transaction<F, D>(&self, message: Message, decide: F) -> Result<Transaction, ClientError>

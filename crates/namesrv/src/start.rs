@@ -15,7 +15,9 @@ use karman_remoting::front::Front;
 use karman_remoting::probe::{Probe, ProbeError};
 use karman_remoting::proto::karman::admin_server::AdminServer;
 use karman_remoting::proto::karman::registration_server::RegistrationServer;
+use karman_remoting::proto::v2::admin_server::AdminServer as PublicAdminServer;
 use karman_remoting::proto::v2::messaging_service_server::MessagingServiceServer;
+use karman_remoting::public_admin::PublicAdmin;
 use karman_remoting::relay::Peers;
 use karman_remoting::route_table::SharedRoutes;
 use karman_remoting::server::{
@@ -75,11 +77,17 @@ pub fn start(config: &NamesrvConfig) -> Result<Namesrv, StartError> {
     let sweep = start_sweep(config, registrations.clone(), clients.clone(), stopping.clone())?;
     let peers = Peers::new(ChannelPool::new(), secret.clone());
     let front = Front::new(routes.clone(), clients, peers.clone(), None, stopping.clone());
+    let admin = AdminFront::new(routes.clone(), peers, secret.clone(), None);
+    let public_admin = PublicAdmin::new(admin.clone(), front.clone(), secret);
+    let public_admin =
+        PublicAdminServer::new(public_admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
     let messaging = MessagingServiceServer::new(front).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
     let registration = RegistrationServer::new(RegistrationService(registrations))
         .max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
-    let admin = AdminServer::new(AdminFront::new(routes.clone(), peers, secret, None));
-    let services = Routes::new(messaging).add_service(registration).add_service(admin);
+    let services = Routes::new(messaging)
+        .add_service(registration)
+        .add_service(AdminServer::new(admin))
+        .add_service(public_admin);
     let server = Server::start(
         ServerOptions {
             name: "namesrv",

@@ -25,6 +25,7 @@ use crate::route_table::SharedRoutes;
 use crate::status::Rejection;
 use crate::validate;
 
+pub(crate) use merge::Judged;
 use merge::no_broker;
 
 /// How long one broker may take before its row says so.
@@ -122,13 +123,23 @@ impl AdminFront {
         Self { routes, peers, secret, local }
     }
 
-    fn admit(&self, metadata: &MetadataMap) -> Result<(), Status> {
+    /// Refuses who does not know the secret of the cluster.
+    pub(crate) fn admit(&self, metadata: &MetadataMap) -> Result<(), Status> {
         if metadata::has_secret(metadata, &self.secret) {
             return Ok(());
         }
         Err(Status::permission_denied(
             "this cluster has a secret (clusterSecret) and the call does not carry it",
         ))
+    }
+
+    pub(crate) fn routes(&self) -> &SharedRoutes {
+        &self.routes
+    }
+
+    /// The own broker's name; a namesrv has none.
+    pub(crate) fn node_name(&self) -> &str {
+        self.local.as_ref().map_or("namesrv", |(name, _)| name)
     }
 
     /// Every broker of the cluster.

@@ -14,6 +14,7 @@ pub mod message;
 pub mod metadata;
 pub mod probe;
 pub mod proto;
+pub mod public_admin;
 pub mod relay;
 pub mod route_table;
 pub mod server;

@@ -1,8 +1,10 @@
 //! Log lines of the binaries: to stderr, for people or for machines. Set up once, before anything else runs.
 
 use std::io::{self, IsTerminal as _};
+use std::sync::OnceLock;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Level, or directives per target, such as `info,karman_broker=debug`.
@@ -30,7 +32,15 @@ pub enum LoggingError {
     /// This process has logging already.
     #[error("logging is set up already")]
     Twice,
+    /// This process was started without [`init`].
+    #[error("this process has no log of its own whose level could be changed")]
+    NotSetUp,
 }
+
+/// Puts another filter in the place of the one in force.
+type Reload = Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>;
+
+static RELOAD: OnceLock<Reload> = OnceLock::new();
 
 /// Sends the process's log to stderr, as `KARMAN_LOG` (default `info`) and `KARMAN_LOG_FORMAT` (default `human` with
 /// colours on a terminal, else `json`) say.
@@ -39,12 +49,24 @@ pub fn init() -> Result<(), LoggingError> {
     let variable = |name| std::env::var(name).unwrap_or_default();
     let filter = filter(variable(LEVEL_VARIABLE))?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(terminal);
-    let done = if json(variable(FORMAT_VARIABLE), terminal)? {
-        lines.json().flatten_event(true).finish().try_init()
+    let (done, reload): (_, Reload) = if json(variable(FORMAT_VARIABLE), terminal)? {
+        let lines = lines.json().flatten_event(true).with_filter_reloading();
+        let handle = lines.reload_handle();
+        (lines.finish().try_init(), Box::new(move |filter| handle.reload(filter)))
     } else {
-        lines.finish().try_init()
+        let lines = lines.with_filter_reloading();
+        let handle = lines.reload_handle();
+        (lines.finish().try_init(), Box::new(move |filter| handle.reload(filter)))
     };
-    done.map_err(|_| LoggingError::Twice)
+    done.map_err(|_| LoggingError::Twice)?;
+    RELOAD.set(reload).map_err(|_| LoggingError::Twice)
+}
+
+/// From now on the log holds what `level` says, as `KARMAN_LOG` would; until the end of the process.
+pub fn change(level: &str) -> Result<(), LoggingError> {
+    let filter = filter(level.to_owned())?;
+    let reload = RELOAD.get().ok_or(LoggingError::NotSetUp)?;
+    reload(filter).map_err(|_| LoggingError::NotSetUp)
 }
 
 /// An empty variable is as good as none.

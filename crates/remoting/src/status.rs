@@ -20,7 +20,7 @@ pub enum Rejection {
     #[error("CODE: 17  DESC: No topic route info in name server for the topic: {topic}")]
     TopicNotFound { topic: String },
     #[error(
-        "consumer group {group:?} does not exist and autoCreateSubscriptionGroup is off; create it first"
+        "consumer group {group:?} does not exist; create it first (autoCreateSubscriptionGroup does it at the first use)"
     )]
     GroupNotFound { group: String },
     #[error("broker {broker:?} is not in the route table: it left the cluster or never was in it")]
@@ -77,6 +77,12 @@ pub enum Rejection {
     IllegalOffset { offset: i64, min: u64, max: u64 },
     #[error("consumer group {group:?} has no offset in queue {queue_id} of topic {topic:?} yet")]
     OffsetNotFound { group: String, topic: String, queue_id: u32 },
+    #[error(
+        "client {client_id:?} has no telemetry stream to any broker: it is gone, or a moment ago it reconnected"
+    )]
+    ClientNotConnected { client_id: String },
+    #[error("no answer from client {client_id:?}: {why}")]
+    ClientSilent { client_id: String, why: String },
     #[error("{what} is not there")]
     MessageNotFound { what: String },
     #[error("lite topic name {name:?} is refused: {rule}")]
@@ -149,6 +155,8 @@ impl Rejection {
             }
             Self::TooManyRequests(_) => Code::TooManyRequests,
             Self::NotImplemented { .. } => Code::NotImplemented,
+            Self::ClientNotConnected { .. } => Code::NotFound,
+            Self::ClientSilent { .. } => Code::RequestTimeout,
             Self::PeerTimeout { .. } => Code::ProxyTimeout,
             Self::PersistenceTimeout { .. } => Code::MasterPersistenceTimeout,
             Self::PeerUnavailable { .. } | Self::StoreFull(_) | Self::Internal(_) => {
@@ -207,7 +215,7 @@ answers! {
     v1::CreateGroupResponse, v1::ListGroupsResponse, v1::DescribeClusterResponse,
     v1::QueryMessagesResponse, v1::VerifyStoreResponse, v1::UpdateTopicResponse, v1::UpdateGroupResponse,
     v1::DescribeGroupResponse, v1::ResetOffsetResponse, v1::RedriveDeadLettersResponse,
-    v1::ExplainMessageResponse, v1::ListClientsResponse,
+    v1::ExplainMessageResponse, v1::ListClientsResponse, v1::AskClientResponse, v1::ForgetSubscriptionResponse,
 }
 
 /// What a handler's result says to the client: its answer, or a refusal in the same form.

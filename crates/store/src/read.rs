@@ -8,7 +8,7 @@ use crate::Watermarks;
 use crate::commit_log::CommitLog;
 use crate::damage::Damage;
 use crate::error::ReadError;
-use crate::record::{self, HEADER_BYTES, Header, Invalid, NewRecord, Record};
+use crate::record::{self, HEADER_BYTES, Header, Invalid, MAX_RECORD_BYTES, NewRecord, Record};
 use crate::segment::Segment;
 
 impl CommitLog {
@@ -57,9 +57,13 @@ impl CommitLog {
         record::peek(&bytes, at).map_err(|reason| self.unreadable(at, HEADER_BYTES as u32, reason))
     }
 
-    /// The intact record or filler that starts at a place below the confirmed watermark, likewise.
+    /// The intact record that starts at a place below the confirmed watermark, likewise.
     pub(crate) fn record_from_file(&self, at: u64) -> Result<(Header, Bytes), ReadError> {
         let size = self.header_from_file(at)?.length;
+        // Not checked yet: no memory is taken for what cannot be a record.
+        if size as usize > MAX_RECORD_BYTES {
+            return Err(self.unreadable(at, size, Invalid::Length(size)));
+        }
         let bytes = Bytes::from(self.read_file(at, size)?);
         let header = record::decode(&bytes, at, self.seal);
         Ok((header.map_err(|reason| self.unreadable(at, size, reason))?, bytes))

@@ -28,7 +28,7 @@ pub struct InFlight {
 pub const WITHHELD: u64 = u64::MAX;
 
 /// How long a dead message is kept from being delivered while it is copied.
-pub(super) const BURIAL_MS: u64 = 10_000;
+pub(crate) const BURIAL_MS: u64 = 10_000;
 
 impl InFlight {
     /// Not delivered yet, and deliverable.

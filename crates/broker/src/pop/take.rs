@@ -12,14 +12,16 @@ use crate::label::Label;
 
 /// Entries read from the index at once.
 const SCAN_STEP: usize = 64;
+/// Attempts to receive that are remembered; who repeats one does so at once.
+const ATTEMPTS_MAX: usize = 256;
 /// Dead messages found in one call; each is copied before the call is answered.
 const DEAD_MAX: usize = 32;
 /// Overtaken entries of the schedule that are not worth a clean-up.
 pub(super) const DUE_SLACK: usize = 4096;
 /// What a client holds is renewed for at most this long.
-pub(super) const RENEW_MAX_MS: u64 = 3 * 3_600_000;
+pub(crate) const RENEW_MAX_MS: u64 = 3 * 3_600_000;
 /// How long one renewal lasts.
-pub(super) const RENEWAL_MS: u64 = 60_000;
+pub(crate) const RENEWAL_MS: u64 = 60_000;
 
 /// Who asks for messages, and how.
 #[derive(Debug)]
@@ -102,7 +104,7 @@ impl Pop {
         self.take_due(ask, around, &mut taken);
         self.take_new(ask, around, &mut taken);
         if let Some(key) = ask.attempt_key {
-            self.attempts.remember(key, &taken.deliveries);
+            self.attempts.remember(key, answered(&taken.deliveries), ATTEMPTS_MAX);
         }
         taken
     }
@@ -159,7 +161,7 @@ impl Pop {
             }
         }
         self.due.extend(taken.deliveries.iter().map(|delivery| Reverse(delivery.due())));
-        self.attempts.remember(key, &taken.deliveries);
+        self.attempts.remember(key, answered(&taken.deliveries), ATTEMPTS_MAX);
     }
 
     fn take_due(&mut self, ask: &Take, around: &impl Surroundings, taken: &mut Taken) {
@@ -334,6 +336,10 @@ impl Delivery {
     fn due(&self) -> (u64, Position) {
         (self.visible_at_ms, self.position)
     }
+}
+
+fn answered(deliveries: &[Delivery]) -> Vec<(Position, u32)> {
+    deliveries.iter().map(|delivery| (delivery.position, delivery.revision)).collect()
 }
 
 fn entry_at(position: Position, around: &impl Surroundings) -> Option<Entry> {

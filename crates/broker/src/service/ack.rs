@@ -16,6 +16,7 @@ use karman_remoting::validate;
 use karman_store::Durability;
 
 use crate::broker::Broker;
+use crate::catalog::Topic;
 use crate::pop::{Held, Position, Void};
 use crate::progress::{self, GroupTopic};
 use crate::records::{Later, QueueProgress};
@@ -54,6 +55,9 @@ impl Broker {
         caller: &Caller,
         request: &v2::AckMessageRequest,
     ) -> Result<Vec<Result<Position, Rejection>>, Rejection> {
+        if let Some(row) = self.lite_row_of(request.group.as_ref(), request.topic.as_ref())? {
+            return self.finish_lite(&row, &request.entries).await;
+        }
         let row = self.row_of(caller, request.group.as_ref(), request.topic.as_ref())?;
         let (results, queues) = self.finish(&row, &request.entries);
         progress::record(&self.store, &row, queues).await?;
@@ -70,7 +74,7 @@ impl Broker {
         let mut pop = row.pop.lock();
         let mut wake = pop.is_full(self.inflight_max);
         let mut finish = |entry: &v2::AckMessageEntry| {
-            let held = self.held(row, &entry.receipt_handle)?;
+            let held = self.held(row.group, &row.topic, &entry.receipt_handle)?;
             match pop.check(now_ms, &held, &|client| self.clients.is_alive(client)) {
                 Ok(()) => wake |= pop.finish(held.position),
                 // Said twice is said: the answer to the first may have been lost.
@@ -95,8 +99,11 @@ impl Broker {
         request: v2::ChangeInvisibleDurationRequest,
     ) -> Result<v2::ChangeInvisibleDurationResponse, Rejection> {
         let invisible_ms = receive::invisible_ms(request.invisible_duration.as_ref(), 0)?;
+        if let Some(row) = self.lite_row_of(request.group.as_ref(), request.topic.as_ref())? {
+            return self.change_lite(&row, &request, invisible_ms).await;
+        }
         let row = self.row_of(caller, request.group.as_ref(), request.topic.as_ref())?;
-        let held = self.held(&row, &request.receipt_handle)?;
+        let held = self.held(row.group, &row.topic, &request.receipt_handle)?;
         let visible_at_ms = self.clock.now_ms() + invisible_ms;
         let later = Later { offset: held.position.offset, visible_at_ms, attempt: held.attempt };
         let (revision, queues) = {
@@ -127,8 +134,11 @@ impl Broker {
         caller: &Caller,
         request: v2::ForwardMessageToDeadLetterQueueRequest,
     ) -> Result<v2::ForwardMessageToDeadLetterQueueResponse, Rejection> {
+        if let Some(row) = self.lite_row_of(request.group.as_ref(), request.topic.as_ref())? {
+            return self.forward_lite(caller, &row, &request).await;
+        }
         let row = self.row_of(caller, request.group.as_ref(), request.topic.as_ref())?;
-        let held = self.held(&row, &request.receipt_handle)?;
+        let held = self.held(row.group, &row.topic, &request.receipt_handle)?;
         let checked = {
             let alive = |client: &str| self.clients.is_alive(client);
             row.pop.lock().check(self.clock.now_ms(), &held, &alive)
@@ -160,6 +170,12 @@ impl Broker {
                 row.pop.lock().release(&caller.client_id, visible_at_ms);
                 row.arrived.notify_one();
             }
+            for row in self.lite.of_group(group.number) {
+                row.run(|pop| {
+                    pop.subscriptions.drop_client(&caller.client_id);
+                    pop.release(&caller.client_id, visible_at_ms);
+                });
+            }
         }
         Ok(v2::NotifyClientTerminationResponse { status: Some(ok()) })
     }
@@ -184,18 +200,19 @@ impl Broker {
     }
 
     /// Reads a handle, and checks that it belongs to the call.
-    fn held(&self, row: &GroupTopic, handle: &str) -> Result<Held, Rejection> {
+    pub(super) fn held(&self, group: u32, topic: &Topic, handle: &str) -> Result<Held, Rejection> {
         let invalid = |why| Rejection::InvalidReceiptHandle { why };
         let handle = ReceiptHandle::decode_verified(&self.token_key, handle)
             .map_err(|_| invalid("it was not made by this broker"))?;
         if handle.broker != self.name {
             return Err(invalid("it was not made by this broker"));
         }
-        if handle.group_id != row.group || handle.topic_id != row.topic.number {
+        if handle.group_id != group || handle.topic_id != topic.number {
             return Err(invalid("it belongs to another group or topic"));
         }
-        let memory = row.topic.durability().unwrap_or(self.durability) == Durability::Memory;
-        let end = row.topic.queue(handle.queue_id).map_or(0, |queue| self.store.queue_range(queue).end);
+        let memory = self.durability_of(topic) == Durability::Memory;
+        let queue = self.queue_in(topic, handle.queue_id);
+        let end = queue.map_or(0, |queue| self.store.queue_range(queue).end);
         // A loss of power may have taken the message, and another may lie in its place.
         if handle.queue_offset >= end || (memory && handle.revision <= self.revision_base) {
             return Err(invalid("its message was lost with the power, or is delivered anew"));
@@ -209,7 +226,7 @@ impl Broker {
     }
 }
 
-fn refused(void: Void) -> Rejection {
+pub(super) fn refused(void: Void) -> Rejection {
     let why = match void {
         Void::Expired => "its invisible time has ended",
         Void::Superseded => "a newer handle of the message exists",

@@ -19,7 +19,7 @@ use crate::catalog_writer::QUEUE_NUMS_MAX;
 use crate::config::RESERVED_HOURS_MAX;
 use crate::process;
 use crate::refuse;
-use crate::service::verify;
+use crate::service::{lite, verify};
 
 /// What the door calls.
 #[derive(Debug)]
@@ -65,7 +65,8 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::DescribeTopicRequest>,
     ) -> Result<Response<v1::DescribeTopicResponse>, Status> {
-        answer(self.0.describe_topic(request.get_ref()))
+        let (broker, request) = (self.0.clone(), request.into_inner());
+        blocking(move || broker.describe_topic(&request)).await
     }
 
     async fn create_group(
@@ -128,9 +129,23 @@ impl Admin for AdminService {
 
     async fn list_clients(
         &self,
-        _: Request<v1::ListClientsRequest>,
+        request: Request<v1::ListClientsRequest>,
     ) -> Result<Response<v1::ListClientsResponse>, Status> {
-        answer(Err(Rejection::NotImplemented { capability: "listing clients" }))
+        answer(self.0.list_clients(request.get_ref()))
+    }
+
+    async fn ask_client(
+        &self,
+        request: Request<v1::AskClientRequest>,
+    ) -> Result<Response<v1::AskClientResponse>, Status> {
+        answer(self.0.ask_client(request.into_inner()).await)
+    }
+
+    async fn forget_subscription(
+        &self,
+        request: Request<v1::ForgetSubscriptionRequest>,
+    ) -> Result<Response<v1::ForgetSubscriptionResponse>, Status> {
+        answer(self.0.forget_subscription(request.get_ref()).await)
     }
 
     async fn query_messages(
@@ -186,6 +201,8 @@ impl Broker {
                 min_offset: range.start,
                 max_offset: range.end,
                 offset_at,
+                first_stored_ms: self.first_stored_ms(queue, range.start),
+                last_stored_ms: self.last_stored_ms(queue, range),
             });
         }
         Ok(response)
@@ -264,6 +281,7 @@ impl Broker {
         for row in self.progress.all().iter().filter(|row| row.group == group.number) {
             row.arrived.notify_one();
         }
+        self.lite.of_group(group.number).iter().for_each(|row| row.settings_changed());
         Ok(v1::UpdateGroupResponse { status: Some(ok()), brokers: vec![] })
     }
 
@@ -357,6 +375,7 @@ fn check_topic(config: &v1::TopicConfig) -> Result<(), Rejection> {
     within("the reserve time", name, config.reserved_hours.into(), "hours", RESERVED_HOURS_MAX.into())?;
     let window = config.dedup_window_minutes.unwrap_or(0);
     within("the dedup window", name, window.into(), "minutes", DEDUP_WINDOW_MAX_MINUTES.into())?;
+    lite::check_expiration(config)?;
     within("the time to live", name, config.ttl_seconds, "seconds", u64::from(RESERVED_HOURS_MAX) * 3600)
 }
 
@@ -364,9 +383,7 @@ fn check_group(config: &v1::GroupConfig) -> Result<(), Rejection> {
     validate::group(&config.name)?;
     let retries = config.retry_max_times.unwrap_or(0);
     within("the number of retries", &config.name, retries.into(), "times", RETRY_MAX_TIMES_MAX.into())?;
-    if !config.lite_bind_topic.is_empty() {
-        validate::topic(&config.lite_bind_topic)?;
-    }
+    lite::check_group(config)?;
     match config.retry_policy.as_ref().map(settings::check_backoff) {
         Some(Err(rule)) => Err(Rejection::BadRequest(format!(
             "the retry policy of group {:?} is refused: {rule}",

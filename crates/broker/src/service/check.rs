@@ -9,6 +9,7 @@ use karman_remoting::status::Rejection;
 use karman_remoting::validate::{self, label_rule};
 
 use crate::catalog::Topic;
+use crate::lite::topics::name_rule;
 use crate::service::dead_letter;
 use crate::ttl;
 
@@ -151,6 +152,10 @@ fn check(index: usize, message: &EncodedMessage) -> Result<(), Rejection> {
         if let Some(rule) = rule {
             return Err(Rejection::IllegalMessageGroup { index, rule });
         }
+    }
+    if let Some(rule) = system.lite_topic.as_deref().and_then(name_rule) {
+        let name = validate::shortened(system.lite_topic());
+        return Err(Rejection::IllegalLiteTopic { name, rule });
     }
     if system.priority.is_some_and(|priority| priority < 0) {
         return Err(Rejection::BadRequest(format!(

@@ -12,8 +12,10 @@ use karman_store::{NewRecord, QueueOffset, RecordKind};
 use prost::Message as _;
 
 use crate::broker::Broker;
+use crate::catalog::Topic;
 use crate::catalog_writer::topic_named;
 use crate::label::Label;
+use crate::lite::LiteGroup;
 use crate::mark::Mark;
 use crate::pop::{MessageState, Position};
 use crate::progress::{self, GroupTopic};
@@ -76,81 +78,124 @@ pub async fn bury(
     position: Position,
     reason: Reason<'_>,
 ) -> Result<(), Rejection> {
-    let group = broker.catalog.group_numbered(row.group);
-    let group = group.ok_or_else(|| Rejection::Internal("the group is not in the catalog".into()))?;
-    let dead_letters = topic_named(&validate::dead_letter_topic(group.name()), 1);
-    let (topic, _) = broker.catalog_writer.topic(dead_letters).await?;
-    let Some(message) = copy(broker, row, position, topic.name(), reason)? else {
-        // Trying again would not bring it back.
-        row.pop.lock().finish(position);
-        row.arrived.notify_one();
-        tracing::warn!(group = group.name(), ?position, "a dead message was no more before it was copied");
-        return Ok(());
-    };
-    let origin = Origin {
-        group: row.group,
-        topic: row.topic.number,
-        queue_id: position.queue_id,
-        offset: position.offset,
-    };
-    let record = NewRecord {
-        kind: RecordKind::DeadLetter,
-        queue: Some(topic.next_queue().1),
-        tag_hash: Label::of(&message.system_properties).0,
-        mark: Mark::of(&message.system_properties_field).0,
-        keys: send::keys_of(&message.system_properties, topic.number),
-        payload: origin.before(&message.bytes),
-    };
-    let append = broker.store.append(vec![record], broker.durability).map_err(refuse::append)?;
-    // The projection has finished the original when this is answered.
-    append.await.map_err(refuse::append)?;
-    broker.counters.dead_letters.fetch_add(1, Ordering::Relaxed);
-    tracing::info!(group = group.name(), topic = row.topic.name(), ?position, "message is a dead letter");
-    Ok(())
-}
-
-/// The message as it goes to the dead letters: it says where it came from. `None`: it is no more.
-fn copy(
-    broker: &Broker,
-    row: &GroupTopic,
-    position: Position,
-    dead_letters: &str,
-    reason: Reason<'_>,
-) -> Result<Option<EncodedMessage>, Rejection> {
-    let unreadable =
-        |why: String| Rejection::Internal(format!("the message at {position:?} cannot be read: {why}"));
-    let queue = row.topic.queue(position.queue_id).ok_or_else(|| unreadable("no such queue".into()))?;
-    let mut entries = Vec::with_capacity(1);
-    let found = broker.store.entries(queue, QueueOffset(position.offset), 1, &mut entries).and_then(|()| {
-        let entry = entries.first();
-        entry.map(|entry| broker.store.record(entry.physical_offset, entry.size)).transpose()
-    });
-    let record = match found {
-        Ok(record) => record.ok_or_else(|| unreadable("it is not in the log".into()))?,
-        Err(error) if error.is_final() => return Ok(None),
-        Err(error) => return Err(refuse::read(&error)),
-    };
-    let mut message =
-        v2::Message::decode(message_of(&record)).map_err(|error| unreadable(error.to_string()))?;
-    let system = message.system_properties.get_or_insert_default();
-    // A letter that dies again keeps its first origin.
-    let origin = system.dead_letter_queue.get_or_insert_with(|| v2::DeadLetterQueue {
-        topic: row.topic.name().to_owned(),
-        message_id: system.message_id.clone(),
-    });
     let attempts = match row.pop.lock().message_state(position) {
         MessageState::InFlight { attempt, .. } => attempt,
         _ => 0,
     };
-    let reason = match reason {
-        Reason::Attempts => format!("delivered {attempts} times"),
-        Reason::GivenUpBy(client) => format!("given up by client {client}"),
-    };
-    let said = [origin.topic.clone(), origin.message_id.clone(), reason, attempts.to_string()];
-    message.user_properties.extend(PROPERTIES.map(str::to_owned).into_iter().zip(said));
-    message.topic = Some(v2::Resource { resource_namespace: String::new(), name: dead_letters.to_owned() });
-    let encoded = EncodedMessage::read(message.encode_to_vec().into());
-    encoded.map(Some).map_err(|error| unreadable(error.to_string()))
+    let dead = Dead { group: row.group, topic: &row.topic, position, attempts, reason };
+    if !dead.store(broker).await? {
+        // Trying again would not bring it back.
+        row.pop.lock().finish(position);
+        row.arrived.notify_one();
+    }
+    Ok(())
+}
+
+/// The same for a message of a lite topic.
+pub async fn bury_lite(
+    broker: &Broker,
+    row: &LiteGroup,
+    position: Position,
+    reason: Reason<'_>,
+) -> Result<(), Rejection> {
+    let attempts = row.run(|pop| pop.cursor(position.queue_id).map_or(0, |cursor| cursor.attempt));
+    let dead = Dead { group: row.group, topic: &row.topic, position, attempts, reason };
+    if !dead.store(broker).await? {
+        row.run(|pop| pop.finish(position, u64::MAX));
+    }
+    Ok(())
+}
+
+/// A message on its way to the dead letters of its group.
+struct Dead<'a> {
+    group: u32,
+    topic: &'a Topic,
+    position: Position,
+    attempts: u32,
+    reason: Reason<'a>,
+}
+
+impl Dead<'_> {
+    /// Stores the copy. `false`: there is nothing left to copy.
+    async fn store(&self, broker: &Broker) -> Result<bool, Rejection> {
+        let position = self.position;
+        let group = broker.catalog.group_numbered(self.group);
+        let group = group.ok_or_else(|| Rejection::Internal("the group is not in the catalog".into()))?;
+        let dead_letters = topic_named(&validate::dead_letter_topic(group.name()), 1);
+        let (topic, _) = broker.catalog_writer.topic(dead_letters).await?;
+        let Some(message) = self.copy(broker, topic.name())? else {
+            tracing::warn!(
+                group = group.name(),
+                ?position,
+                "a dead message was no more before it was copied"
+            );
+            return Ok(false);
+        };
+        let origin = Origin {
+            group: self.group,
+            topic: self.topic.number,
+            queue_id: position.queue_id,
+            offset: position.offset,
+        };
+        let record = NewRecord {
+            kind: RecordKind::DeadLetter,
+            queue: Some(topic.next_queue().1),
+            tag_hash: Label::of(&message.system_properties).0,
+            mark: Mark::of(&message.system_properties_field).0,
+            keys: send::keys_of(&message.system_properties, topic.number),
+            payload: origin.before(&message.bytes),
+        };
+        let append = broker.store.append(vec![record], broker.durability).map_err(refuse::append)?;
+        // The projection has finished the original when this is answered.
+        append.await.map_err(refuse::append)?;
+        broker.counters.dead_letters.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(
+            group = group.name(),
+            topic = self.topic.name(),
+            ?position,
+            "message is a dead letter"
+        );
+        Ok(true)
+    }
+
+    /// The message as it goes to the dead letters: it says where it came from. `None`: it is no more.
+    fn copy(&self, broker: &Broker, dead_letters: &str) -> Result<Option<EncodedMessage>, Rejection> {
+        let position = self.position;
+        let unreadable =
+            |why: String| Rejection::Internal(format!("the message at {position:?} cannot be read: {why}"));
+        let queue = broker.queue_in(self.topic, position.queue_id);
+        let queue = queue.ok_or_else(|| unreadable("no such queue".into()))?;
+        let mut entries = Vec::with_capacity(1);
+        let found =
+            broker.store.entries(queue, QueueOffset(position.offset), 1, &mut entries).and_then(|()| {
+                let entry = entries.first();
+                entry.map(|entry| broker.store.record(entry.physical_offset, entry.size)).transpose()
+            });
+        let record = match found {
+            Ok(record) => record.ok_or_else(|| unreadable("it is not in the log".into()))?,
+            Err(error) if error.is_final() => return Ok(None),
+            Err(error) => return Err(refuse::read(&error)),
+        };
+        let mut message =
+            v2::Message::decode(message_of(&record)).map_err(|error| unreadable(error.to_string()))?;
+        let system = message.system_properties.get_or_insert_default();
+        // A letter that dies again keeps its first origin.
+        let origin = system.dead_letter_queue.get_or_insert_with(|| v2::DeadLetterQueue {
+            topic: self.topic.name().to_owned(),
+            message_id: system.message_id.clone(),
+        });
+        let attempts = self.attempts;
+        let reason = match self.reason {
+            Reason::Attempts => format!("delivered {attempts} times"),
+            Reason::GivenUpBy(client) => format!("given up by client {client}"),
+        };
+        let said = [origin.topic.clone(), origin.message_id.clone(), reason, attempts.to_string()];
+        message.user_properties.extend(PROPERTIES.map(str::to_owned).into_iter().zip(said));
+        message.topic =
+            Some(v2::Resource { resource_namespace: String::new(), name: dead_letters.to_owned() });
+        let encoded = EncodedMessage::read(message.encode_to_vec().into());
+        encoded.map(Some).map_err(|error| unreadable(error.to_string()))
+    }
 }
 
 /// For messages that die while nobody receives: the sweep of [`crate::broker`] calls it every second.

@@ -9,11 +9,13 @@ use prost::Message as _;
 
 use crate::broker::Broker;
 use crate::catalog::Topic;
+use crate::mark::Mark;
 use crate::pop::{MessageState, Position};
 use crate::progress::GroupTopic;
 use crate::records::{GroupRecord, message_of};
 use crate::service::explain::Found;
 use crate::service::redrive::REDRIVE_GROUP;
+use crate::wanted::Wanted;
 
 /// The group's state, a word for programs.
 const WAITING: &str = "waiting";
@@ -44,6 +46,16 @@ pub(super) fn of_groups(broker: &Broker, found: &Found<'_>, asked: &str) -> Vec<
 fn unread(broker: &Broker, group: &GroupRecord, topic: &Topic) -> v1::GroupTrace {
     let reason = format!("the group has not read topic {} on broker {} yet", topic.name(), broker.name);
     v1::GroupTrace { group: group.name().to_owned(), state: WAITING.to_owned(), reason, ..Default::default() }
+}
+
+/// What the clients of a group want of a topic.
+enum Wish {
+    /// There are none.
+    Nobody,
+    NotSubscribed,
+    /// Why not.
+    Unwanted(String),
+    Wanted,
 }
 
 struct Letter {
@@ -94,11 +106,42 @@ impl Fate<'_> {
         let start = self.queue().map_or(0, |queue| self.broker.store.queue_range(queue).start);
         let next = self.row.pop.lock().queue_state(self.position.queue_id).map_or(0, |state| state.next);
         let in_front = self.position.offset.saturating_sub(next.max(start));
-        self.unless_suspended(&match in_front {
+        let place = match in_front {
             0 => "it is the next of its queue".to_owned(),
             1 => "1 message of its queue comes before it".to_owned(),
             count => format!("{count} messages of its queue come before it"),
+        };
+        self.unless_suspended(&match self.wish() {
+            Wish::Wanted => place,
+            Wish::Nobody => format!("{place}; no client of the group has been heard from lately"),
+            Wish::NotSubscribed => format!("{place}; no client of the group subscribes to the topic"),
+            Wish::Unwanted(why) => format!("{place}; it will be passed over: {why}"),
         })
+    }
+
+    /// What the clients of the group want of the topic.
+    fn wish(&self) -> Wish {
+        let members = self.broker.clients.members(self.group.name());
+        if members.is_empty() {
+            return Wish::Nobody;
+        }
+        let topic = self.row.topic.name();
+        let subscriptions = members.iter().flat_map(|member| &member.subscriptions);
+        let mut wish = Wish::NotSubscribed;
+        for subscription in subscriptions.filter(|subscription| subscription.topic == topic) {
+            let Ok(wanted) = Wanted::of(subscription.filter.as_ref(), &self.broker.filters) else { continue };
+            let record = &self.found.record;
+            match wanted.really_wants(message_of(record), Mark(record.mark)) {
+                Ok(true) => return Wish::Wanted,
+                Ok(false) => wish = Wish::Unwanted("no client's filter matches it".to_owned()),
+                Err(error) => {
+                    wish = Wish::Unwanted(format!(
+                        "the filter cannot be put to it, which counts as no match: {error}"
+                    ));
+                }
+            }
+        }
+        wish
     }
 
     fn unless_suspended(&self, reason: &str) -> String {
@@ -169,6 +212,9 @@ impl Fate<'_> {
         if let Some(letter) = self.dead_letter() {
             let since = civil::format_ms(letter.since_ms);
             return (DEAD, format!("dead letter in topic {} since {since}", letter.topic));
+        }
+        if let Wish::Unwanted(why) = self.wish() {
+            return (DONE, format!("passed over, if it was not acknowledged under another filter: {why}"));
         }
         let how = "acknowledged, or passed over: by a filter, for its age, by a reset, or as older than the group's start";
         (DONE, how.to_owned())

@@ -1,12 +1,14 @@
-//! What an operator sees of a consumer group: its settings, and how far it is with each queue.
+//! What an operator sees of a consumer group: its settings, how far it is with each queue, and its clients.
 //!
 //! From the live state, the index, and one record for each queue with messages that wait; blocks when that record has to
 //! come from the device.
 
+use std::ops::Range;
+
 use karman_remoting::proto::karman as v1;
 use karman_remoting::status::{Rejection, ok};
 use karman_remoting::validate;
-use karman_store::{QueueNumber, QueueOffset};
+use karman_store::{Entry, QueueNumber, QueueOffset};
 
 use crate::broker::Broker;
 use crate::pop::QueueState;
@@ -25,7 +27,12 @@ impl Broker {
         if !request.topic.is_empty() {
             validate::topic(&request.topic)?;
         }
-        let mut response = v1::DescribeGroupResponse { status: Some(ok()), ..Default::default() };
+        let mut response = v1::DescribeGroupResponse {
+            status: Some(ok()),
+            clients: self.named(self.clients.members(&request.name)),
+            contradictions: self.clients.contradictions(&request.name),
+            ..Default::default()
+        };
         let Some(group) = self.catalog.group(&request.name) else { return Ok(response) };
         response.groups.push(group.config.clone());
         let mut rows = self.progress.all();
@@ -34,6 +41,34 @@ impl Broker {
         rows.sort_by(|a, b| (a.topic.name(), &a.client).cmp(&(b.topic.name(), &b.client)));
         response.queues = rows.iter().flat_map(|row| self.queue_states(row)).collect();
         Ok(response)
+    }
+
+    /// The clients of a group, or those that send to a topic or read it; all when neither is said.
+    pub fn list_clients(
+        &self,
+        request: &v1::ListClientsRequest,
+    ) -> Result<v1::ListClientsResponse, Rejection> {
+        let mut clients = if request.group.is_empty() {
+            self.clients.clients()
+        } else {
+            validate::group(&request.group)?;
+            self.clients.members(&request.group)
+        };
+        if !request.topic.is_empty() {
+            validate::topic(&request.topic)?;
+            let topic = &request.topic;
+            clients.retain(|client| {
+                client.publishing.contains(topic)
+                    || client.subscriptions.iter().any(|subscription| subscription.topic == *topic)
+            });
+        }
+        Ok(v1::ListClientsResponse { status: Some(ok()), clients: self.named(clients) })
+    }
+
+    /// With this node's name, which the registry does not know.
+    fn named(&self, clients: Vec<v1::ClientState>) -> Vec<v1::ClientState> {
+        let named = |client| v1::ClientState { broker_name: self.name.to_string(), ..client };
+        clients.into_iter().map(named).collect()
     }
 
     /// How far a group is with each queue of a topic.
@@ -56,23 +91,39 @@ impl Broker {
                 ready_count: ready.end.saturating_sub(ready.start),
                 inflight_count: state.inflight,
                 withheld_count: state.withheld,
-                oldest_ready_ms: self.stored_ms(QueueNumber(queue), ready.start),
+                oldest_ready_ms: self.first_stored_ms(QueueNumber(queue), ready.start),
                 lite_topic: String::new(),
                 client_id: row.client.as_deref().unwrap_or_default().to_owned(),
+                committed_stored_ms: self.last_stored_ms(QueueNumber(queue), range.start..state.floor),
             }
         };
         (0..).zip(states.iter().zip(&row.topic.queues)).map(of_queue).collect()
     }
 
     /// When the first message of a queue from `from` on was stored; 0 if there is none.
-    fn stored_ms(&self, queue: QueueNumber, from: u64) -> u64 {
+    pub fn first_stored_ms(&self, queue: QueueNumber, from: u64) -> u64 {
         let mut entries = Vec::new();
-        if self.store.entries(queue, QueueOffset(from), LOOKED_AT_MAX, &mut entries).is_err() {
-            return 0;
+        match self.store.entries(queue, QueueOffset(from), LOOKED_AT_MAX, &mut entries) {
+            Ok(()) => self.stored_ms(entries.iter()),
+            Err(_) => 0,
         }
-        let record = entries.iter().filter(|entry| !entry.is_lost());
-        let mut records =
-            record.filter_map(|entry| self.store.record(entry.physical_offset, entry.size).ok());
+    }
+
+    /// When the last message of a queue with an offset in `range` was stored; 0 if there is none.
+    pub fn last_stored_ms(&self, queue: QueueNumber, range: Range<u64>) -> u64 {
+        let from = range.start.max(range.end.saturating_sub(LOOKED_AT_MAX as u64));
+        let mut entries = Vec::new();
+        let count = range.end.saturating_sub(from) as usize;
+        match self.store.entries(queue, QueueOffset(from), count, &mut entries) {
+            Ok(()) => self.stored_ms(entries.iter().rev()),
+            Err(_) => 0,
+        }
+    }
+
+    /// When the first of these messages that can be read was stored.
+    fn stored_ms<'a>(&self, entries: impl Iterator<Item = &'a Entry>) -> u64 {
+        let kept = entries.filter(|entry| !entry.is_lost());
+        let mut records = kept.filter_map(|entry| self.store.record(entry.physical_offset, entry.size).ok());
         records.next().map_or(0, |record| record.store_time_ms)
     }
 }

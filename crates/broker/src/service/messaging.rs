@@ -135,6 +135,13 @@ impl MessagingService for Messaging {
         run!(self, request, recall)
     }
 
+    async fn sync_lite_subscription(
+        &self,
+        request: Request<v2::SyncLiteSubscriptionRequest>,
+    ) -> Result<Response<v2::SyncLiteSubscriptionResponse>, Status> {
+        run!(self, request, as sync_lite_subscription)
+    }
+
     async fn notify_client_termination(
         &self,
         request: Request<v2::NotifyClientTerminationRequest>,

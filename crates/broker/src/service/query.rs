@@ -50,7 +50,7 @@ impl Broker {
             }
             Some(By::Queue(place)) => {
                 let max = if request.max == 0 { 1 } else { max_of(request)? };
-                let queue = topic.queue(place.queue_id);
+                let queue = self.queue_in(&topic, place.queue_id);
                 let queue = queue.ok_or_else(|| no_queue(&topic, place.queue_id.into()))?;
                 self.messages_from(queue, place.offset, max, &mut response.truncated)?
             }
@@ -64,7 +64,7 @@ impl Broker {
         };
         let mut bytes = 0;
         for record in records {
-            let Some(queue_id) = queue_id_of(&topic, &record) else { continue };
+            let Some(queue_id) = queue_id_of(self, &topic, &record) else { continue };
             let message = message_of(&record).to_vec();
             bytes += message.len();
             if bytes > ANSWER_MAX_BYTES && !response.messages.is_empty() {
@@ -234,8 +234,11 @@ pub(super) fn no_queue(topic: &Topic, id: i64) -> Rejection {
 }
 
 /// `None`: it is not of this topic.
-fn queue_id_of(topic: &Topic, record: &Record) -> Option<u32> {
+fn queue_id_of(broker: &Broker, topic: &Topic, record: &Record) -> Option<u32> {
     let queue = record.queue?.0;
+    if topic.is_lite() {
+        return broker.queue_in(topic, queue).map(|queue| queue.0);
+    }
     let position = topic.queues.iter().position(|own| *own == queue)?;
     u32::try_from(position).ok()
 }

@@ -26,11 +26,12 @@ use tonic::Status;
 use tonic::codegen::BoxStream;
 
 use crate::broker::Broker;
+use crate::catalog::Topic;
 use crate::clock::timestamp;
 use crate::pop::{Delivery, Gone, Position, Surroundings, Take};
 use crate::progress::{self, GroupTopic};
 use crate::records::GroupRecord;
-use crate::service::{dead_letter, delivery};
+use crate::service::{dead_letter, delivery, lite, lite_receive};
 use crate::ttl;
 use crate::wanted::Wanted;
 
@@ -44,8 +45,8 @@ const ANSWER_AHEAD: Duration = Duration::from_secs(1);
 /// Kept back from the deadline of a client that does not say how long to poll.
 const ANSWER_AHEAD_UNSAID: Duration = Duration::from_millis(1500);
 
-const NO_MESSAGE: &str = "no new message";
-const SUSPENDED: &str = "the group is suspended: karman group resume lets it go on";
+pub(super) const NO_MESSAGE: &str = "no new message";
+pub(super) const SUSPENDED: &str = "the group is suspended: karman group resume lets it go on";
 
 /// A whole stream that says why there is no message.
 pub fn nothing(rejection: Rejection) -> BoxStream<v2::ReceiveMessageResponse> {
@@ -53,7 +54,7 @@ pub fn nothing(rejection: Rejection) -> BoxStream<v2::ReceiveMessageResponse> {
 }
 
 /// Also the answer of an empty long poll: C++ takes OK without messages for an error.
-fn no_message(why: &str) -> BoxStream<v2::ReceiveMessageResponse> {
+pub(super) fn no_message(why: &str) -> BoxStream<v2::ReceiveMessageResponse> {
     let status = v2::Status { code: v2::Code::MessageNotFound.into(), message: why.to_owned() };
     Box::pin(tokio_stream::once(frame(Content::Status(status))))
 }
@@ -101,13 +102,14 @@ impl Surroundings for Around<'_> {
 }
 
 /// A checked request.
-struct Polling {
-    wanted: Wanted,
-    max: usize,
-    invisible_ms: u64,
-    renew_for: Option<Arc<str>>,
-    wait: Duration,
-    attempt_key: Option<u64>,
+#[derive(Debug)]
+pub struct Polling {
+    pub(super) wanted: Wanted,
+    pub(super) max: usize,
+    pub(super) invisible_ms: u64,
+    pub(super) renew_for: Option<Arc<str>>,
+    pub(super) wait: Duration,
+    pub(super) attempt_key: Option<u64>,
 }
 
 impl Polling {
@@ -171,7 +173,11 @@ pub async fn receive(
     let topic_name = validate::topic_of(topic)?;
     let poll = Polling::of(broker, caller, &request)?;
     let topic = broker.topic(topic_name)?;
+    if topic.is_lite() {
+        return lite_receive::receive(broker, caller, poll, &topic, group_name).await;
+    }
     let mut group = broker.group(group_name).await?;
+    lite::refuse_bound(&group)?;
     let client = group.config.broadcast.then_some(caller.client_id.as_str());
     let row = broker.progress.open(&broker.store, &group, &topic, client).await?;
     row.seen(broker.clock.now_ms());
@@ -273,23 +279,15 @@ fn read(
 ) -> VecDeque<(Delivery, Record)> {
     let mut unwanted = Vec::new();
     let mut batch = VecDeque::with_capacity(deliveries.len());
-    let (now_ms, topic_ttl_ms) = (broker.clock.now_ms(), row.topic.ttl_ms());
     for delivery in deliveries {
-        match broker.store.record(delivery.entry.physical_offset, delivery.entry.size) {
-            Ok(record) if ttl::has_expired(&record, topic_ttl_ms, now_ms) => {
-                broker.counters.expired.fetch_add(1, Ordering::Relaxed);
-                unwanted.push(delivery.position);
-            }
+        let position = delivery.position;
+        match fetch(broker, &row.topic, delivery) {
             // A filter over messages has been asked already.
-            Ok(record) if wanted.needs_message() || broker.wants(wanted, &record) => {
-                batch.push_back((delivery, record));
+            Fetched::Found(found) if wanted.needs_message() || broker.wants(wanted, &found.1) => {
+                batch.push_back(*found);
             }
-            Ok(_) => unwanted.push(delivery.position),
-            Err(error) if error.is_final() => {
-                tracing::warn!(position = ?delivery.position, %error, "message is no more and passed over");
-                unwanted.push(delivery.position);
-            }
-            Err(error) => tracing::error!(position = ?delivery.position, %error, "message cannot be read"),
+            Fetched::Found(_) | Fetched::Gone => unwanted.push(position),
+            Fetched::Unreadable => {}
         }
     }
     if !unwanted.is_empty() {
@@ -305,10 +303,65 @@ fn read(
     batch
 }
 
+/// What became of the record of a delivery.
+pub(super) enum Fetched {
+    Found(Box<(Delivery, Record)>),
+    /// It is no more, or not worth being delivered any more.
+    Gone,
+    /// It cannot be read at the moment, which has been reported.
+    Unreadable,
+}
+
+/// Reads the record of a delivery.
+pub(super) fn fetch(broker: &Broker, topic: &Topic, delivery: Delivery) -> Fetched {
+    match broker.store.record(delivery.entry.physical_offset, delivery.entry.size) {
+        Ok(record) if ttl::has_expired(&record, topic.ttl_ms(), broker.clock.now_ms()) => {
+            broker.counters.expired.fetch_add(1, Ordering::Relaxed);
+            Fetched::Gone
+        }
+        Ok(record) => Fetched::Found(Box::new((delivery, record))),
+        Err(error) if error.is_final() => {
+            tracing::warn!(position = ?delivery.position, %error, "message is no more and passed over");
+            Fetched::Gone
+        }
+        Err(error) => {
+            tracing::error!(position = ?delivery.position, %error, "message cannot be read");
+            Fetched::Unreadable
+        }
+    }
+}
+
+/// Whose messages a stream carries: a group on a topic.
+pub(super) trait Holder: Send + Sync {
+    /// Number of the group.
+    fn group(&self) -> u32;
+    /// The topic.
+    fn topic(&self) -> &Topic;
+    /// These did not leave this process: they are as if they had not been taken.
+    fn put_back(&self, undelivered: &VecDeque<(Delivery, Record)>);
+}
+
+impl Holder for GroupTopic {
+    fn group(&self) -> u32 {
+        self.group
+    }
+
+    fn topic(&self) -> &Topic {
+        &self.topic
+    }
+
+    fn put_back(&self, undelivered: &VecDeque<(Delivery, Record)>) {
+        let mut pop = self.pop.lock();
+        undelivered.iter().for_each(|(delivery, _)| pop.put_back(delivery));
+        drop(pop);
+        self.arrived.notify_one();
+    }
+}
+
 /// The response stream: a status, the messages, the time of delivery.
-struct Batch {
+pub(super) struct Batch {
     broker: Arc<Broker>,
-    row: Arc<GroupTopic>,
+    row: Arc<dyn Holder>,
     waiting: VecDeque<(Delivery, Record)>,
     /// In what another member of the group contradicts the receiver.
     contradiction: Option<String>,
@@ -324,7 +377,11 @@ enum Stage {
 }
 
 impl Batch {
-    fn new(broker: Arc<Broker>, row: Arc<GroupTopic>, waiting: VecDeque<(Delivery, Record)>) -> Self {
+    pub(super) fn new(
+        broker: Arc<Broker>,
+        row: Arc<dyn Holder>,
+        waiting: VecDeque<(Delivery, Record)>,
+    ) -> Self {
         broker.counters.messages_out.fetch_add(waiting.len() as u64, Ordering::Relaxed);
         Self { broker, row, waiting, contradiction: None, stage: Stage::Status, room: BytesMut::new() }
     }
@@ -332,8 +389,8 @@ impl Batch {
     fn message(&mut self, delivery: &Delivery, record: &Record) -> Content {
         let handle = ReceiptHandle {
             broker: self.broker.name.clone(),
-            group_id: self.row.group,
-            topic_id: self.row.topic.number,
+            group_id: self.row.group(),
+            topic_id: self.row.topic().number,
             queue_id: delivery.position.queue_id,
             queue_offset: delivery.position.offset,
             revision: delivery.revision,
@@ -380,10 +437,7 @@ impl Drop for Batch {
         if self.waiting.is_empty() {
             return;
         }
-        let mut pop = self.row.pop.lock();
-        self.waiting.iter().for_each(|(delivery, _)| pop.put_back(delivery));
-        drop(pop);
-        self.row.arrived.notify_one();
+        self.row.put_back(&self.waiting);
     }
 }
 

@@ -53,6 +53,36 @@ impl Broker {
         Ok(v1::ResetOffsetResponse { status: Some(ok()), moves })
     }
 
+    /// A group has never read a topic any more. Not while one of its clients reads it: that would begin anew at once.
+    pub async fn forget_subscription(
+        &self,
+        request: &v1::ForgetSubscriptionRequest,
+    ) -> Result<v1::ForgetSubscriptionResponse, Rejection> {
+        validate::group(&request.group)?;
+        let topic = self.topic(validate::topic(&request.topic).map(|()| &request.topic)?)?;
+        let group = self.catalog.group(&request.group);
+        let group = group.ok_or_else(|| Rejection::GroupNotFound { group: request.group.clone() })?;
+        let members = self.clients.members(group.name());
+        let reads =
+            |client: &&v1::ClientState| client.subscriptions.iter().any(|one| one.topic == topic.name());
+        if let Some(client) = members.iter().find(reads) {
+            return Err(Rejection::Forbidden {
+                what: format!(
+                    "forgetting how far group {:?} is with topic {:?}, which client {:?} reads,",
+                    group.name(),
+                    topic.name(),
+                    client.client_id
+                ),
+                rule: "its clients must stop first",
+            });
+        }
+        for row in self.rows_of(&group, &topic) {
+            self.progress.forget(&self.store, &row).await?;
+        }
+        tracing::info!(group = group.name(), topic = topic.name(), "subscription was forgotten");
+        Ok(v1::ForgetSubscriptionResponse { status: Some(ok()) })
+    }
+
     /// What a group has of a topic: one progress, or of a broadcasting group one for each client.
     pub fn rows_of(&self, group: &GroupRecord, topic: &Topic) -> Vec<Arc<GroupTopic>> {
         let mut rows = self.progress.all();

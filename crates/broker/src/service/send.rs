@@ -29,6 +29,8 @@ struct Batch {
     /// What is held back.
     holds: Vec<Option<HeldHead>>,
     entries: Vec<Option<v2::SendResultEntry>>,
+    /// Of each message, where the topic is a parent of lite topics.
+    lite_queues: Vec<QueueNumber>,
 }
 
 impl Broker {
@@ -37,6 +39,9 @@ impl Broker {
         let messages = check::read(request.messages)?;
         let topic = self.topic_for_send(&messages[0].topic).await?;
         let mut batch = self.batch(messages, &topic)?;
+        if topic.is_lite() {
+            batch.lite_queues = self.lite_queues(&topic, &batch.messages).await?;
+        }
         let window_ms = topic.dedup_window_ms(self.durability_of(&topic), self.dedup_window_minutes);
         if window_ms == 0 {
             let all = (0..batch.messages.len()).collect();
@@ -207,14 +212,20 @@ impl Broker {
                 return Err(Rejection::IllegalMessageId { index, rule });
             }
         }
-        Ok(Batch { messages: whole, hashes, holds, entries: vec![None; count] })
+        Ok(Batch { messages: whole, hashes, holds, entries: vec![None; count], lite_queues: Vec::new() })
     }
 }
 
-/// The queue of each message: by message group or priority where the topic has them, else the next one for all.
+/// The queue of each message: by lite topic, message group or priority where the topic has them, else the next one for all.
 fn queues_of(topic: &Topic, batch: &Batch, indexes: Vec<usize>) -> BTreeMap<QueueNumber, Vec<usize>> {
     let mut queues: BTreeMap<QueueNumber, Vec<usize>> = BTreeMap::new();
     if indexes.is_empty() {
+        return queues;
+    }
+    if topic.is_lite() {
+        for index in indexes {
+            queues.entry(batch.lite_queues[index]).or_default().push(index);
+        }
         return queues;
     }
     if matches!(topic.message_type(), MessageType::Fifo | MessageType::Priority) {

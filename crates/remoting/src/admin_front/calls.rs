@@ -146,6 +146,27 @@ impl Admin for AdminFront {
         }))
     }
 
+    async fn ask_client(
+        &self,
+        request: Request<v1::AskClientRequest>,
+    ) -> Result<Response<v1::AskClientResponse>, Status> {
+        let client_id = request.get_ref().client_id.clone();
+        let answers: Vec<Answered<v1::AskClientResponse>> = door!(self, ask_client, request);
+        respond(merge::asked(client_id, answers))
+    }
+
+    async fn forget_subscription(
+        &self,
+        request: Request<v1::ForgetSubscriptionRequest>,
+    ) -> Result<Response<v1::ForgetSubscriptionResponse>, Status> {
+        let answers: Vec<Answered<v1::ForgetSubscriptionResponse>> =
+            door!(self, forget_subscription, request);
+        let answers =
+            merge::without(merge::without(answers, Code::TopicNotFound), Code::ConsumerGroupNotFound);
+        let (status, _) = merge::results(answers);
+        Ok(Response::new(v1::ForgetSubscriptionResponse { status: Some(status) }))
+    }
+
     async fn query_messages(
         &self,
         request: Request<v1::QueryMessagesRequest>,

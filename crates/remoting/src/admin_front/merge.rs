@@ -17,7 +17,7 @@ const SKIPPED_MAX: usize = 32;
 pub(super) type Answered<T> = (BrokerIdentity, Result<T, Status>);
 
 /// An answer that says itself whether the call was carried out.
-pub(super) trait Judged: Sized {
+pub(crate) trait Judged: Sized {
     /// `Err` with the status unless that is OK.
     fn judged(self) -> Result<Self, Status>;
     /// The answer that is nothing but a status.
@@ -47,7 +47,7 @@ judged! {
     CreateTopicResponse, DeleteTopicResponse, ListTopicsResponse, DescribeTopicResponse, UpdateTopicResponse,
     CreateGroupResponse, UpdateGroupResponse, ListGroupsResponse, DescribeGroupResponse, ResetOffsetResponse,
     RedriveDeadLettersResponse, ExplainMessageResponse, ListClientsResponse, DescribeClusterResponse,
-    QueryMessagesResponse,
+    QueryMessagesResponse, AskClientResponse, ForgetSubscriptionResponse,
 }
 
 /// The whole answer, or the refusal in the same form.
@@ -140,6 +140,22 @@ pub(super) fn moved(answers: Vec<Answered<v1::ResetOffsetResponse>>) -> v1::Rese
 
 fn named(broker: &BrokerIdentity, status: Status) -> Status {
     Status { message: format!("broker {:?}: {}", broker.broker_name, status.message), ..status }
+}
+
+/// What a client said to the first broker that could ask it; else why none could, in the words that say most.
+pub(super) fn asked(
+    client_id: String,
+    answers: Vec<Answered<v1::AskClientResponse>>,
+) -> Result<v1::AskClientResponse, Status> {
+    let mut refused: Option<Status> = None;
+    for (_, answer) in answers {
+        match answer {
+            Ok(answer) => return Ok(answer),
+            Err(status) if status.code() == Code::NotFound => {}
+            Err(status) => refused = Some(status),
+        }
+    }
+    Err(refused.unwrap_or_else(|| Rejection::ClientNotConnected { client_id }.into()))
 }
 
 /// Dead letters that all brokers sent back. What the others did is said although one failed.

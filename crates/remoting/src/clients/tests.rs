@@ -133,6 +133,21 @@ fn a_client_without_a_stream_is_known_by_its_heartbeats_and_calls() {
 }
 
 #[test]
+fn a_contradiction_is_reported_once_when_it_comes_and_once_when_it_ends() {
+    let registry = ClientRegistry::default();
+    let is_reported = || {
+        registry.expire();
+        registry.index.read().groups["g"].is_reported
+    };
+    registry.subscribed("a", "g", "orders", Some(&tag("x")));
+    assert!(!is_reported());
+    registry.subscribed("b", "g", "orders", Some(&tag("y")));
+    assert!(is_reported() && is_reported());
+    registry.terminated("b");
+    assert!(!is_reported());
+}
+
+#[test]
 fn checks_go_to_each_connected_producer_of_the_topic_in_turns() {
     let registry = ClientRegistry::default();
     let (_a, _a_received) = open(&registry, "a", producer(&["orders"]));

@@ -244,3 +244,18 @@ fn many_threads_append_while_others_read_everything_in_order() {
     assert!((0..4).all(|queue| store.queue_range(QueueNumber(queue)) == (0..3000)));
     assert!(store.watermarks().written > 5 * MIB, "it rolled several times");
 }
+
+#[test]
+fn a_queue_may_have_any_number_but_the_one_that_means_none() {
+    let scratch = scratch();
+    let store = open(scratch.path());
+    let numbers = [0, 1, 63, 64, 4096, 1 << 31, u32::MAX - 1].map(QueueNumber);
+    for queue in numbers {
+        put_in(&store, queue, queue.0.to_string(), Durability::Memory).unwrap();
+    }
+    for queue in numbers {
+        assert_eq!(read_all(&store, queue), [queue.0.to_string()]);
+    }
+    assert_eq!(store.queue_count(), u32::MAX);
+    assert!(put_in(&store, QueueNumber(u32::MAX), "none", Durability::Memory).is_err());
+}

@@ -120,3 +120,22 @@ fn any_flipped_bit_of_a_filler_is_detected() {
         }
     }
 }
+
+/// As `docs/storage-format.md` says it: another version has to find the same bits.
+#[test]
+fn a_key_sets_six_bits_of_its_block_of_the_bloom_filter() {
+    let log = crate::directory::LogId([7; 16]);
+    let about = crate::index::sealed::IndexedSegment { log, base: 0, length: 1 << 20 };
+    for (a, b, odd) in [(5, 3, 3), (5, 2, 3), (500, 0, 1), (0, 510, 511)] {
+        let keys = vec![((b << 9) | a, 0)];
+        let mut contents = crate::index::contents::Contents { keys, ..Default::default() };
+        let bytes = crate::index::sealed::encode(about, &mut contents);
+        // Behind the header: no runs, no marks, one block.
+        let block = &bytes[80..144];
+        let set: Vec<u64> =
+            (0..512).filter(|bit| block[bit / 8] & 1 << (bit % 8) != 0).map(|b| b as u64).collect();
+        let mut expected: Vec<u64> = (0..6).map(|i| (a + i * odd) % 512).collect();
+        expected.sort_unstable();
+        assert_eq!(set, expected, "a = {a}, b = {b}");
+    }
+}

@@ -82,7 +82,7 @@ fn projections_see_what_lies_in_segments_with_index_files_behind_the_snapshot() 
     });
     // As a crash: without a snapshot.
     drop(store);
-    assert_eq!(snapshots(scratch.path()), []);
+    assert!(snapshots(scratch.path()).is_empty());
     let seen = Arc::new(Seen::default());
     let _store = Store::open(config(scratch.path()), vec![seen.clone()], Arc::new(Silent)).unwrap();
     assert_eq!(seen.list(), expected);
@@ -122,5 +122,49 @@ fn no_more_places_of_a_queue_are_missing_than_records_can_have_been_lost() {
         assert_eq!(disbelieved(16, is_given_up), None, "given up: {is_given_up}");
         let reason = disbelieved(17, is_given_up).unwrap();
         assert!(reason.contains("is number 18 of queue 3, not 1"), "{reason}");
+    }
+}
+
+/// Three segments of ten records each and one with a single record; damaged is what lies next to another segment, but for
+/// that one.
+#[test]
+fn places_that_are_lost_where_segments_meet_stay_in_their_queue() {
+    let scratch = scratch();
+    let mut log = Handmade::new(scratch.path());
+    for segment in 0..3 {
+        for number in 0..10 {
+            log.add(message(QUEUE, vec![segment * 10 + number; 500]), 1000);
+        }
+        log.roll(MIB);
+    }
+    log.add(message(QUEUE, "the last"), 1000);
+    let laid = log.finish(MIB);
+    let lost = [9, 10, 19, 20, 29];
+    for number in lost {
+        let path = segment_path(scratch.path(), laid[number].at / MIB * MIB);
+        let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+        file.write_all_at(&[0xee], laid[number].at % MIB + 100).unwrap();
+    }
+    let check = |store: &Store| {
+        for from in 0..31_usize {
+            for max in [1, 2, 100] {
+                let mut found = Vec::new();
+                store.entries(QUEUE, QueueOffset(from as u64), max, &mut found).unwrap();
+                assert_eq!(found.len(), max.min(31 - from), "{max} from {from}");
+                for (number, entry) in (from..).zip(found) {
+                    assert_eq!(entry.is_lost(), lost.contains(&number), "{number} of {max} from {from}");
+                    match store.record(entry.physical_offset, entry.size) {
+                        Ok(record) => assert_eq!(record.physical_offset.0, laid[number].at),
+                        Err(error) => assert!(matches!(error, ReadError::Lost { .. }) && entry.is_lost()),
+                    }
+                }
+            }
+        }
+    };
+    // From the log; then from the index files.
+    for _ in 0..2 {
+        let store = open(scratch.path());
+        check(&store);
+        store.close().unwrap();
     }
 }
