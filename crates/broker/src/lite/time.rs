@@ -62,6 +62,7 @@ async fn tick(broker: &Broker) -> Option<u64> {
             let dead = pop.tick(broker.clock.now_ms(), group.attempts_max(), DUE_MAX, &is_alive);
             (dead, pop.next_due_ms())
         };
+        row.see_arrivals();
         next_ms = due_ms.into_iter().chain(next_ms).min();
         for position in dead {
             if let Err(error) = dead_letter::bury_lite(broker, &row, position, Reason::Attempts).await {

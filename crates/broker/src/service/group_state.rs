@@ -11,11 +11,15 @@ use karman_remoting::validate;
 use karman_store::{Entry, QueueNumber, QueueOffset};
 
 use crate::broker::Broker;
+use crate::lite::LiteGroup;
 use crate::pop::QueueState;
 use crate::progress::GroupTopic;
 
 /// Entries that are looked at for one that is not lost.
 const LOOKED_AT_MAX: usize = 32;
+
+/// Lite topics in one answer.
+const LITE_SHOWN_MAX: usize = 10_000;
 
 impl Broker {
     /// A group on this broker. One that is not here has no settings in the answer; its clients may be known all the same.
@@ -40,6 +44,11 @@ impl Broker {
         rows.retain(|row| row.group == group.number && is_asked(row));
         rows.sort_by(|a, b| (a.topic.name(), &a.client).cmp(&(b.topic.name(), &b.client)));
         response.queues = rows.iter().flat_map(|row| self.queue_states(row)).collect();
+        for row in self.lite.of_group(group.number) {
+            if request.topic.is_empty() || row.topic.name() == request.topic {
+                response.queues.extend(self.lite_states(&row));
+            }
+        }
         Ok(response)
     }
 
@@ -98,6 +107,40 @@ impl Broker {
             }
         };
         (0..).zip(states.iter().zip(&row.topic.queues)).map(of_queue).collect()
+    }
+
+    /// How far a group is with the lite topics in which it has something to do, by their names.
+    fn lite_states(&self, row: &LiteGroup) -> Vec<v1::QueueProgressState> {
+        let mut states = Vec::new();
+        for (queue_id, cursor) in row.run(|pop| pop.cursors()) {
+            let queue = QueueNumber(queue_id);
+            let Some(lite) = self.lite.topics.owner_of(queue) else { continue };
+            let range = self.store.queue_range(queue);
+            let is_held = cursor.visible_at_ms > 0;
+            let ready = cursor.floor.max(range.start) + u64::from(is_held)..range.end;
+            if ready.is_empty() && !is_held {
+                continue;
+            }
+            states.push(v1::QueueProgressState {
+                broker_name: self.name.to_string(),
+                topic: row.topic.name().to_owned(),
+                queue_id,
+                min_offset: range.start,
+                max_offset: range.end,
+                committed_offset: cursor.floor.max(range.start),
+                ready_count: ready.end.saturating_sub(ready.start),
+                inflight_count: u64::from(is_held),
+                lite_topic: lite.name.to_string(),
+                ..Default::default()
+            });
+        }
+        states.sort_by(|a, b| a.lite_topic.cmp(&b.lite_topic));
+        states.truncate(LITE_SHOWN_MAX);
+        for state in &mut states {
+            let from = state.committed_offset + state.inflight_count;
+            state.oldest_ready_ms = self.stored_ms(QueueNumber(state.queue_id), from);
+        }
+        states
     }
 
     /// When the first message of a queue from `from` on was stored; 0 if there is none.
