@@ -138,7 +138,9 @@ impl Broker {
         states.truncate(LITE_SHOWN_MAX);
         for state in &mut states {
             let from = state.committed_offset + state.inflight_count;
-            state.oldest_ready_ms = self.stored_ms(QueueNumber(state.queue_id), from);
+            let queue = QueueNumber(state.queue_id);
+            state.oldest_ready_ms = self.first_stored_ms(queue, from);
+            state.committed_stored_ms = self.last_stored_ms(queue, state.min_offset..state.committed_offset);
         }
         states
     }
