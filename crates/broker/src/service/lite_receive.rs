@@ -51,6 +51,8 @@ pub async fn receive(
     let row = broker.lite.open(group.number, topic);
     let client: Arc<str> = caller.client_id.as_str().into();
     let deadline = Instant::now() + poll.wait;
+    // Whoever leaves, with messages or without, wakes another call of the same client.
+    let mut baton = Baton(None);
     loop {
         // Asked for each time: a client that was forgotten meanwhile is another one.
         let wake = row.run(|pop| {
@@ -60,8 +62,7 @@ pub async fn receive(
         let wake = wake.ok_or_else(|| {
             Rejection::TooManyRequests(format!("group {group_name:?} has too many clients"))
         })?;
-        // Whoever leaves, with messages or without, wakes another call of the same client.
-        let _baton = Baton(&wake);
+        baton.0 = Some(wake.clone());
         let arrived = wake.notified();
         tokio::pin!(arrived);
         arrived.as_mut().enable();
@@ -91,11 +92,11 @@ pub async fn receive(
 }
 
 /// Wakes another waiter when it is dropped.
-struct Baton<'a>(&'a Notify);
+struct Baton(Option<Arc<Notify>>);
 
-impl Drop for Baton<'_> {
+impl Drop for Baton {
     fn drop(&mut self) {
-        self.0.notify_one();
+        self.0.iter().for_each(|wake| wake.notify_one());
     }
 }
 
