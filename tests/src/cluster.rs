@@ -86,9 +86,14 @@ impl Node {
         self.process.take().expect("a running node").kill();
     }
 
-    /// SIGSTOP: it does nothing any more until it is killed.
+    /// SIGSTOP: it does nothing any more until it is resumed, or killed.
     pub fn pause(&mut self) {
         self.process.as_mut().expect("a running node").pause();
+    }
+
+    /// SIGCONT: it goes on.
+    pub fn resume(&mut self) {
+        self.process.as_mut().expect("a running node").resume();
     }
 
     /// True while it runs.

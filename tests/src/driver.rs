@@ -185,6 +185,9 @@ impl Language {
                 let mut command = Command::new("java");
                 // Short-lived programs: a small heap, the simple collector, and no second compiler.
                 command.args(["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]);
+                // Asked about transactions by as many brokers at once as there are processors, the client stands still for
+                // ever: `docs/clients.md`.
+                command.arg("-XX:ActiveProcessorCount=8");
                 command.arg(format!("-Duser.home={}", home.display()));
                 command.arg("-jar").arg(clients.join("java/driver.jar"));
                 command

@@ -13,6 +13,7 @@ pub mod load;
 pub mod loop_device;
 pub mod process;
 pub mod raw;
+pub mod stage;
 pub mod wait;
 
 pub use cluster::Cluster;
@@ -21,6 +22,7 @@ pub use ledger::Ledger;
 pub use load::Load;
 pub use loop_device::LoopDevice;
 pub use raw::Raw;
+pub use stage::Stage;
 pub use wait::{let_run, until};
 
 /// A seed for a test that does things at random: `KARMAN_TEST_SEED`, or a new one. Printed, so that a failure repeats.

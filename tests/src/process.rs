@@ -104,6 +104,11 @@ impl Process {
         kill_process(Pid::from_child(&self.child), Signal::STOP).unwrap();
     }
 
+    /// SIGCONT.
+    pub fn resume(&mut self) {
+        kill_process(Pid::from_child(&self.child), Signal::CONT).unwrap();
+    }
+
     /// Everything it has written to stderr.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -78,6 +79,15 @@ func receiveUntilDone(consumer rmq.SimpleConsumer, o options, left *countdown) {
 	}
 }
 
+// nackAttempts is how many attempts of this message are refused.
+func nackAttempts(o options, view *rmq.MessageView) int64 {
+	index, _ := strconv.ParseInt(view.GetProperties()["index"], 10, 64)
+	if index%o.number("nack-every", 1) != 0 {
+		return 0
+	}
+	return o.number("nack-attempts", 0)
+}
+
 func handle(consumer rmq.SimpleConsumer, o options, left *countdown, view *rmq.MessageView) {
 	facts := fields{"id": view.GetMessageId(), "began": now()}
 	attempt := int64(view.GetDeliveryAttempt())
@@ -86,7 +96,7 @@ func handle(consumer rmq.SimpleConsumer, o options, left *countdown, view *rmq.M
 	}
 	event := "acked"
 	var err error
-	if attempt <= o.number("nack-attempts", 0) {
+	if attempt <= nackAttempts(o, view) {
 		event = "nacked"
 		err = consumer.ChangeInvisibleDuration(view, o.seconds("nack-delay", 0))
 	} else {
@@ -104,7 +114,6 @@ func handle(consumer rmq.SimpleConsumer, o options, left *countdown, view *rmq.M
 
 func listener(o options) rmq.PushConsumerOption {
 	left := newCountdown(o)
-	nackAttempts := o.number("nack-attempts", 0)
 	tries := map[string]int64{}
 	var lock sync.Mutex
 	return rmq.WithPushMessageListener(&rmq.FuncMessageListener{
@@ -112,13 +121,13 @@ func listener(o options) rmq.PushConsumerOption {
 			report(view)
 			time.Sleep(o.milliseconds("work"))
 			id := view.GetMessageId()
-			if nackAttempts > 0 {
+			if refused := nackAttempts(o, view); refused > 0 {
 				// The FIFO consumers of some clients try again by themselves, and the attempt stays what the broker said.
 				lock.Lock()
 				tries[id]++
 				attempt := max(tries[id], int64(view.GetDeliveryAttempt()))
 				lock.Unlock()
-				if attempt <= nackAttempts {
+				if attempt <= refused {
 					emit("nacked", fields{"id": id})
 					return rmq.FAILURE
 				}

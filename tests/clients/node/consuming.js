@@ -50,6 +50,12 @@ async function consumeSimple(options) {
   await stopped;
 }
 
+/** How many attempts of this message are refused. */
+function nackAttempts(options, view) {
+  const isChosen = Number(view.properties.get('index')) % options.number('nack-every', 1) === 0;
+  return isChosen ? options.number('nack-attempts', 0) : 0;
+}
+
 async function handle(consumer, options, countdown, view) {
   const id = view.messageId;
   const began = Date.now();
@@ -57,7 +63,7 @@ async function handle(consumer, options, countdown, view) {
     if (view.deliveryAttempt <= options.number('ignore-attempts', 0)) {
       return;
     }
-    if (view.deliveryAttempt <= options.number('nack-attempts', 0)) {
+    if (view.deliveryAttempt <= nackAttempts(options, view)) {
       await consumer.changeInvisibleDuration(view, options.number('nack-delay', 0) * 1000);
       emit('nacked', { id, began });
     } else {
@@ -72,17 +78,17 @@ async function handle(consumer, options, countdown, view) {
 
 function listener(options) {
   const countdown = new Countdown(options.number('count', 0));
-  const nackAttempts = options.number('nack-attempts', 0);
   const tries = new Map();
   return {
     async consume(view) {
       report(view);
       const id = view.messageId;
       await sleep(options.number('work', 0));
-      if (nackAttempts > 0) {
+      const refused = nackAttempts(options, view);
+      if (refused > 0) {
         // The FIFO consumers of some clients try again by themselves, and the attempt stays what the broker said.
         tries.set(id, (tries.get(id) ?? 0) + 1);
-        if (Math.max(tries.get(id), view.deliveryAttempt) <= nackAttempts) {
+        if (Math.max(tries.get(id), view.deliveryAttempt) <= refused) {
           emit('nacked', { id });
           return ConsumeResult.FAILURE;
         }

@@ -44,7 +44,7 @@ def bad_input(options):
     receive(options, "short-invisible", options.group, invisible=1)
     receive(options, "long-group", "g" * 121)
     receive(options, "system-group", "CID_RMQ_SYS_x")
-    receive(options, "sql-filter", options.group, filter=FilterExpression("index = '1'", FilterType.SQL))
+    receive(options, "sql-filter", options.group, filter=FilterExpression("index = ", FilterType.SQL))
     receive(options, "consume-unknown-topic", options.group, topic=options.topic + "-unknown")
     emit("done")
 

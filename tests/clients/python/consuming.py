@@ -46,12 +46,16 @@ def consume_simple(options):
     emit("done")
 
 
+def nack_attempts_of(options, message):
+    return options.nack_attempts if int(message.properties["index"]) % options.nack_every == 0 else 0
+
+
 def handle(consumer, options, countdown, message):
     began = now()
     try:
         if message.delivery_attempt <= options.ignore_attempts:
             return
-        if message.delivery_attempt <= options.nack_attempts:
+        if message.delivery_attempt <= nack_attempts_of(options, message):
             consumer.change_invisible_duration(message, options.nack_delay)
             emit("nacked", id=message.message_id, began=began)
         else:
@@ -71,11 +75,12 @@ class Listener(MessageListener):
     def consume(self, message):
         report(message)
         time.sleep(self.options.work / 1000)
-        if self.options.nack_attempts:
+        nack_attempts = nack_attempts_of(self.options, message)
+        if nack_attempts:
             # The FIFO consumer tries again by itself, and the attempt stays what the broker said.
             self.tries[message.message_id] += 1
             attempt = max(message.delivery_attempt, self.tries[message.message_id])
-            if attempt <= self.options.nack_attempts:
+            if attempt <= nack_attempts:
                 emit("nacked", id=message.message_id)
                 return ConsumeResult.FAILURE
         emit("consumed", id=message.message_id)

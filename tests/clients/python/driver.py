@@ -69,6 +69,7 @@ def parse():
     parser.add_argument("--work", type=int, default=0, help="milliseconds that the processing of a message takes")
     parser.add_argument("--ignore-attempts", type=int, default=0, help="attempts neither acknowledged nor refused")
     parser.add_argument("--nack-attempts", type=int, default=0, help="attempts refused")
+    parser.add_argument("--nack-every", type=int, default=1, help="refuse only messages whose index it divides")
     parser.add_argument("--nack-delay", type=int, default=0, help="seconds, simple consumer only")
     parser.add_argument("--linger", type=int, help="seconds to live on after the last message; push consumers: 2")
     return parser.parse_args()

@@ -3,6 +3,7 @@
 import threading
 
 from rocketmq import ClientConfiguration, Credentials, Message, Producer, TransactionChecker, TransactionResolution
+from rocketmq.grpc_protocol import Code
 
 from events import attempt, emit, failure, now, run_threads, stopped
 from messages import body_of, message_of, properties_of
@@ -134,7 +135,10 @@ def recall(options):
             facts = {"index": index, "began": now()}
             try:
                 id = producer.recall_message(options.topic, receipt.recall_handle)
-                emit("recalled", id=id, outcome="accepted", **facts)
+                if id:
+                    emit("recalled", id=id, outcome="accepted", **facts)
+                else:  # this client's way to say: not found
+                    emit("recalled", id=receipt.message_id, outcome="refused", code=int(Code.MESSAGE_NOT_FOUND), **facts)
             except Exception as error:
                 emit("recalled", id=receipt.message_id, outcome="refused", **facts, **failure(error))
 

@@ -18,12 +18,14 @@ final class Consuming {
     private final Options options;
     private final AtomicLong unacknowledged;
     private final int nackAttempts;
+    private final int nackEvery;
     private final Map<String, Integer> tries = new ConcurrentHashMap<>();
 
     Consuming(Options options) {
         this.options = options;
         this.unacknowledged = new AtomicLong(options.number("count", 0));
         this.nackAttempts = options.number("nack-attempts", 0);
+        this.nackEvery = options.number("nack-every", 1);
     }
 
     static FilterExpression sql(String expression) {
@@ -75,6 +77,10 @@ final class Consuming {
         Driver.waitStopped();
     }
 
+    private int nackAttempts(MessageView view) {
+        return Long.parseLong(view.getProperties().get("index")) % nackEvery == 0 ? nackAttempts : 0;
+    }
+
     private void handle(SimpleConsumer consumer, MessageView view) {
         String id = view.getMessageId().toString();
         long began = Events.now();
@@ -82,7 +88,7 @@ final class Consuming {
             if (view.getDeliveryAttempt() <= options.number("ignore-attempts", 0)) {
                 return;
             }
-            if (view.getDeliveryAttempt() <= nackAttempts) {
+            if (view.getDeliveryAttempt() <= nackAttempts(view)) {
                 consumer.changeInvisibleDuration(view, Duration.ofSeconds(options.number("nack-delay", 0)));
                 Events.emit("nacked", "id", id, "began", began);
             } else {
@@ -107,8 +113,8 @@ final class Consuming {
         Driver.sleep(options.number("work", 0));
         String id = view.getMessageId().toString();
         // The FIFO consumers of some clients try again by themselves, and the attempt stays what the broker said.
-        if (nackAttempts > 0
-                && Math.max(view.getDeliveryAttempt(), tries.merge(id, 1, Integer::sum)) <= nackAttempts) {
+        int refused = nackAttempts(view);
+        if (refused > 0 && Math.max(view.getDeliveryAttempt(), tries.merge(id, 1, Integer::sum)) <= refused) {
             Events.emit("nacked", "id", id);
             return ConsumeResult.FAILURE;
         }

@@ -1,0 +1,164 @@
+//! What a group gets, with the official clients on two brokers: what its filters select, the most important first; what
+//! it is told when its members contradict one another, and when it is moved while it runs.
+
+use karman_tests::ledger::tag_of;
+use karman_tests::stage::{
+    DEADLINE, MANY_THREADS, create_topic, deliveries, ids, named, sent_ids, two_brokers,
+};
+use karman_tests::{Cluster, Language, Ledger, Stage, until};
+
+const TOPIC: &str = "prices";
+const GROUP: &str = "watching";
+const SQL: &str = "(TAGS = 'red' AND index BETWEEN 100 AND 199) OR index IN ('7', '8') OR text IS NULL";
+
+fn cluster(kind: &str) -> Cluster {
+    let cluster = two_brokers();
+    create_topic(&cluster, TOPIC, kind);
+    cluster
+}
+
+fn sql_selects(language: Language) {
+    let cluster = cluster("normal");
+    let stage = Stage::through_namesrv(&cluster, language);
+    let produced = stage.produce(TOPIC, &[("count", "300"), ("seed", "sql")]);
+    let wanted = sent_ids(&produced, |index| {
+        tag_of(index) == "red" && (100..200).contains(&index) || [7, 8].contains(&index)
+    });
+    let consumers = match language {
+        Language::Rust => vec!["consume-simple"],
+        Language::Java | Language::Python => vec!["consume-simple", "consume-push"],
+        Language::Go | Language::Node => vec!["consume-push"],
+    };
+    let count = wanted.len().to_string();
+    for scenario in consumers {
+        let options = [("group", scenario), ("count", &count), ("filter", SQL), ("filter-type", "sql")];
+        let selected = stage.run(scenario, TOPIC, &[&options[..], &[MANY_THREADS]].concat());
+        assert_eq!(ids(&selected, "message"), wanted, "{scenario}");
+    }
+}
+
+/// Each broker gives its most important messages first, and they all fit into one answer: the priority rises once at
+/// most, where the answer of the other broker begins.
+fn the_most_important_come_first(language: Language) {
+    let cluster = cluster("priority");
+    let stage = Stage::through_namesrv(&cluster, language);
+    let options = [("count", "40"), ("priority", "5"), ("threads", "1"), ("seed", "priority")];
+    let produced = stage.produce(TOPIC, &options);
+    let options = [("group", GROUP), ("count", "40"), ("threads", "1"), ("batch", "32")];
+    let consumed = stage.run("consume-simple", TOPIC, &options);
+    let mut ledger = Ledger::default();
+    ledger.add(produced);
+    let priority = |id: &Option<String>| ledger.sent[id.as_deref().unwrap()].priority.unwrap();
+    let priorities: Vec<i32> = named(&consumed, "message").map(|event| priority(&event.id)).collect();
+    let rises = priorities.windows(2).filter(|pair| pair[0] < pair[1]).count();
+    assert!(rises <= 1, "{priorities:?}");
+    ledger.add(consumed);
+    ledger.assert_exactly_once();
+}
+
+fn a_group_that_is_moved_back_gets_all_again(language: Language) {
+    let cluster = cluster("normal");
+    let stage = Stage::through_namesrv(&cluster, language);
+    let mut ledger = Ledger::default();
+    ledger.add(stage.produce(TOPIC, &[("count", "40"), ("seed", "again")]));
+    let mut consumer = stage.start("consume-push", TOPIC, &[("group", GROUP)]);
+    consumer.wait_count("consumed", 40, DEADLINE);
+    let reset = |to: &str| cluster.karman(&["offset", "reset", GROUP, TOPIC, to, "--yes"]);
+    reset("--earliest");
+    consumer.wait_count("consumed", 80, DEADLINE);
+    // What is skipped is not seen, what comes after it is.
+    cluster.karman(&["group", "suspend", GROUP]);
+    let skipped = stage.produce(TOPIC, &[("count", "20"), ("seed", "skipped")]);
+    reset("--latest");
+    cluster.karman(&["group", "resume", GROUP]);
+    ledger.add(stage.produce(TOPIC, &[("count", "20"), ("seed", "after")]));
+    consumer.wait_count("consumed", 100, DEADLINE);
+    let consumed = consumer.stop();
+    let seen = deliveries(&consumed);
+    assert!(ids(&skipped, "sent").iter().all(|id| !seen.contains_key(id)), "skipped, but seen");
+    let twice = seen.values().filter(|deliveries| deliveries.len() == 2).count();
+    assert_eq!((seen.len(), twice), (60, 40));
+    ledger.add(consumed);
+    ledger.assert_nothing_lost();
+}
+
+#[test]
+fn sql_selects_for_java() {
+    sql_selects(Language::Java);
+}
+
+#[test]
+fn sql_selects_for_python() {
+    sql_selects(Language::Python);
+}
+
+#[test]
+fn sql_selects_for_go() {
+    sql_selects(Language::Go);
+}
+
+#[test]
+fn sql_selects_for_node() {
+    sql_selects(Language::Node);
+}
+
+#[test]
+fn sql_selects_for_rust() {
+    sql_selects(Language::Rust);
+}
+
+#[test]
+fn the_most_important_come_first_to_java() {
+    the_most_important_come_first(Language::Java);
+}
+
+#[test]
+fn the_most_important_come_first_to_python() {
+    the_most_important_come_first(Language::Python);
+}
+
+#[test]
+fn the_most_important_come_first_to_go() {
+    the_most_important_come_first(Language::Go);
+}
+
+#[test]
+fn the_most_important_come_first_to_node() {
+    the_most_important_come_first(Language::Node);
+}
+
+#[test]
+fn java_sees_that_its_group_is_moved() {
+    a_group_that_is_moved_back_gets_all_again(Language::Java);
+}
+
+#[test]
+fn python_sees_that_its_group_is_moved() {
+    a_group_that_is_moved_back_gets_all_again(Language::Python);
+}
+
+#[test]
+fn members_that_want_different_things_are_reported() {
+    let cluster = cluster("normal");
+    let member = |language, filter| {
+        let stage = Stage::through_namesrv(&cluster, language);
+        stage.start("consume-push", TOPIC, &[("group", GROUP), ("filter", filter)])
+    };
+    cluster.karman(&["group", "create", GROUP]);
+    let show = || -> serde_json::Value {
+        serde_json::from_str(&cluster.karman(&["-o", "json", "group", "show", GROUP])).unwrap()
+    };
+    let words = || show()["contradictions"].as_array().unwrap().clone();
+    let java = member(Language::Java, "red");
+    let is_known = || (!show()["clients"].as_array().unwrap().is_empty()).then_some(());
+    until("the member is known", DEADLINE, is_known);
+    assert!(words().is_empty(), "{:?}", words());
+    let python = member(Language::Python, "red || blue");
+    let said = until("the contradiction is told", DEADLINE, || words().first().cloned());
+    let said = said.as_str().unwrap();
+    assert!(said.contains(TOPIC) && said.contains("blue"), "{said}");
+    let shown = cluster.karman(&["group", "show", GROUP]);
+    assert!(shown.contains("contradiction: "), "{shown}");
+    java.stop();
+    python.stop();
+}
