@@ -9,7 +9,7 @@ use crate::{History, judge};
 pub(crate) const BROKER: &str = "broker-a";
 /// What every message has as its content.
 pub(crate) const DIGEST: u32 = 7;
-const HELD_MS: u64 = 1000;
+const HELD_MS: u64 = 10_000;
 
 /// A history, line by line.
 #[derive(Clone, Debug, Default)]

@@ -1,12 +1,10 @@
 //! Dead letters, and that nothing is lost between queue, retry and dead letters: S10.
 
 use super::Found;
+use super::holding::TOLERANCE_MS;
 use crate::History;
 use crate::event::Outcome;
 use crate::history::{Case, Letter, Word};
-
-/// A delivery is seen a little later than it is made.
-const TOLERANCE_MS: u64 = 100;
 
 /// S10. Each letter says that it was delivered often enough, and the deliveries were seen, but for those that were on their
 /// way in calls that failed; or a consumer gave it up. It was not acknowledged, is there once, and is not delivered any

@@ -62,7 +62,7 @@ fn s2_what_was_not_sent_so_is_found() {
     assert_eq!(ack(sent.clone().deliver_as("a", 5, |one| one.digest += 1)).violated(), ["S2"]);
     let elsewhere = Book::new().send_as("a", |send| send.topic = "u".into());
     assert_eq!(ack(elsewhere.deliver("a", 5)).violated(), ["S2"], "sent to another topic");
-    let letter = sent.deliver("a", 5).deliver("a", 1005).letter_as("a", 3000, 2, |one| one.digest += 1);
+    let letter = sent.deliver("a", 5).deliver("a", 10_005).letter_as("a", 30_000, 2, |one| one.digest += 1);
     assert_eq!(letter.violated(), ["S2"], "a dead letter too");
 }
 
@@ -126,24 +126,25 @@ fn s4_a_message_that_does_not_wait_for_those_before_it_is_found() {
 
 #[test]
 fn s4_a_dead_letter_holds_its_lane_until_its_last_delivery() {
-    let dead = Book::new().send_in_lane("a", 0).send_in_lane("b", 1).deliver("a", 5).deliver("a", 1005);
-    let dead = dead.letter("a", 3000, 2);
-    assert_eq!(done(dead.clone(), "b", 2005).violated(), NONE);
-    assert_eq!(done(dead, "b", 1004).violated(), ["S4"]);
+    let dead = Book::new().send_in_lane("a", 0).send_in_lane("b", 1).deliver("a", 5).deliver("a", 10_005);
+    let dead = dead.letter("a", 30_000, 2);
+    assert_eq!(done(dead.clone(), "b", 20_005).violated(), NONE);
+    assert_eq!(done(dead, "b", 10_004).violated(), ["S4"]);
 }
 
 #[test]
 fn s4_a_message_that_comes_again_behind_a_later_one_is_found() {
     let lane = || Book::new().send_in_lane("a", 0).send_in_lane("b", 1).deliver("a", 5).ack("a", 6, Unknown);
-    let again = |book: Book| book.deliver("b", 8).ack("b", 9, Ok).deliver("a", 2000).ack("a", 2001, Ok);
+    let again = |book: Book| book.deliver("b", 8).ack("b", 9, Ok).deliver("a", 20_000).ack("a", 20_001, Ok);
     assert_eq!(again(lane()).violated(), ["S4"]);
     assert_eq!(again(lane().kill(6)).violated(), NONE, "the acknowledgement was lost with the process");
 }
 
 #[test]
 fn s5_a_delivery_after_an_acknowledgement_is_found() {
-    let acked =
-        |out| Book::new().send("a").deliver("a", 5).ack("a", 6, out).deliver("a", 1200).ack("a", 1201, Ok);
+    let acked = |out| {
+        Book::new().send("a").deliver("a", 5).ack("a", 6, out).deliver("a", 12_000).ack("a", 12_001, Ok)
+    };
     assert_eq!(acked(Ok).violated(), ["S5"]);
     assert_eq!(acked(Unknown).violated(), NONE);
     assert_eq!(acked(Refused).violated(), NONE);
@@ -153,14 +154,14 @@ fn s5_a_delivery_after_an_acknowledgement_is_found() {
 #[test]
 fn s6_a_delivery_to_two_at_once_is_found() {
     let twice = |t| Book::new().send("a").deliver("a", 5).deliver("a", t).ack("a", t + 1, Ok);
-    assert_eq!(twice(1000).violated(), NONE, "a little early, by the way from one to the other");
-    assert_eq!(twice(800).violated(), ["S6"]);
-    assert_eq!(twice(800).kill(400).violated(), NONE);
-    assert_eq!(twice(800).kill(900).violated(), ["S6"]);
-    assert_eq!(twice(800).nack("a", 300, Ok, 700).violated(), NONE);
-    assert_eq!(twice(800).nack("a", 300, Refused, 700).violated(), ["S6"]);
-    assert_eq!(twice(1200).nack("a", 300, Ok, 5000).violated(), ["S6"], "it was to stay away longer");
-    assert_eq!(twice(1200).nack("a", 300, Unknown, 5000).violated(), NONE, "or not");
+    assert_eq!(twice(9500).violated(), NONE, "a little early, by the way from one to the other");
+    assert_eq!(twice(8000).violated(), ["S6"]);
+    assert_eq!(twice(8000).kill(4000).violated(), NONE);
+    assert_eq!(twice(8000).kill(9000).violated(), ["S6"]);
+    assert_eq!(twice(8000).nack("a", 3000, Ok, 7000).violated(), NONE);
+    assert_eq!(twice(8000).nack("a", 3000, Refused, 7000).violated(), ["S6"]);
+    assert_eq!(twice(12_000).nack("a", 3000, Ok, 50_000).violated(), ["S6"], "it was to stay away longer");
+    assert_eq!(twice(12_000).nack("a", 3000, Unknown, 50_000).violated(), NONE, "or not");
 }
 
 #[test]
@@ -199,19 +200,20 @@ fn s9b_a_transaction_without_a_decision_is_found() {
 #[test]
 fn s10_a_dead_letter_without_its_reasons_is_found() {
     let once = || Book::new().send("a").deliver("a", 5);
-    assert_eq!(once().deliver("a", 1005).letter("a", 3000, 2).violated(), NONE);
-    assert_eq!(once().letter("a", 3000, 1).violated(), ["S10"], "too few attempts");
-    assert_eq!(once().letter("a", 3000, 2).violated(), ["S10"], "one was never seen");
-    assert_eq!(once().failed_receive(10, 20).letter("a", 3000, 2).violated(), NONE, "it was on its way");
-    assert_eq!(once().bury("a", 6, Ok).letter("a", 3000, 1).violated(), NONE, "given up");
-    assert_eq!(once().bury("a", 6, Refused).letter("a", 3000, 1).violated(), ["S10"]);
-    let acked = once().deliver("a", 1005).ack("a", 1010, Ok).letter("a", 3000, 2);
+    assert_eq!(once().deliver("a", 10_005).letter("a", 30_000, 2).violated(), NONE);
+    assert_eq!(once().letter("a", 30_000, 1).violated(), ["S10"], "too few attempts");
+    assert_eq!(once().letter("a", 30_000, 2).violated(), ["S10"], "one was never seen");
+    assert_eq!(once().failed_receive(10, 20).letter("a", 30_000, 2).violated(), NONE, "it was on its way");
+    assert_eq!(once().bury("a", 6, Ok).letter("a", 30_000, 1).violated(), NONE, "given up");
+    assert_eq!(once().bury("a", 6, Refused).letter("a", 30_000, 1).violated(), ["S10"]);
+    let acked = once().deliver("a", 10_005).ack("a", 10_010, Ok).letter("a", 30_000, 2);
     assert_eq!(acked.violated(), ["S10"], "it was acknowledged");
-    let late = once().deliver("a", 1005).ack("a", 2600, Ok).letter("a", 3000, 2);
+    let late = once().deliver("a", 10_005).ack("a", 21_000, Ok).letter("a", 30_000, 2);
     assert_eq!(late.violated(), NONE, "it was dead when that was said");
-    let lives = once().deliver("a", 1005).letter("a", 3000, 2).deliver("a", 4000);
+    let lives = once().deliver("a", 10_005).letter("a", 30_000, 2).deliver("a", 40_000);
     assert_eq!(lives.violated(), ["S10"], "it came again");
-    let two = once().deliver("a", 1005).letter("a", 3000, 2).letter_as("a", 3001, 2, |one| one.offset = 9);
+    let two =
+        once().deliver("a", 10_005).letter("a", 30_000, 2).letter_as("a", 30_001, 2, |one| one.offset = 9);
     assert_eq!(two.violated(), ["S3b"], "two letters");
 }
 
