@@ -133,12 +133,14 @@ impl Broker {
             *sums = (sums.0.max(ready.sum()), sums.1 + inflight as u64);
         }
         for row in self.lite.all() {
-            let (floors, (_, inflight)) = row.run(|pop| (pop.snapshot(), pop.counts()));
-            let waits = floors.iter().map(|lite| {
-                let range = self.store.queue_range(QueueNumber(lite.queue_id));
-                range.end.saturating_sub(lite.floor.max(range.start))
+            let cursors = row.run(|pop| pop.cursors());
+            let waits = cursors.iter().map(|&(queue, ref cursor)| {
+                let range = self.store.queue_range(QueueNumber(queue));
+                range.end.saturating_sub(cursor.floor.max(range.start))
             });
-            let (waits, inflight) = (waits.sum::<u64>(), inflight as u64);
+            let waits = waits.sum::<u64>();
+            // One of each lite topic at most is with a consumer, or waits for its retry.
+            let inflight = cursors.iter().filter(|(_, cursor)| cursor.visible_at_ms > 0).count() as u64;
             let of_group = topics.entry(row.group).or_default();
             of_group.insert(row.topic.name().to_owned(), (waits.saturating_sub(inflight), inflight));
         }
