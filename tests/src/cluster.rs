@@ -91,6 +91,11 @@ impl Node {
         self.process.as_mut().expect("a running node").pause();
     }
 
+    /// The processor time it has taken since it was started.
+    pub fn processor_time(&self) -> Duration {
+        self.process.as_ref().expect("a running node").processor_time()
+    }
+
     /// SIGCONT: it goes on.
     pub fn resume(&mut self) {
         self.process.as_mut().expect("a running node").resume();

@@ -109,6 +109,16 @@ impl Process {
         kill_process(Pid::from_child(&self.child), Signal::CONT).unwrap();
     }
 
+    /// The processor time it has taken.
+    pub fn processor_time(&self) -> Duration {
+        const TICK: Duration = Duration::from_millis(10);
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        // The name, in parentheses, may hold anything; behind it come the state and the numbers 4 to 52.
+        let numbers: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+        let [user, system]: [u32; 2] = [numbers[11], numbers[12]].map(|ticks| ticks.parse().unwrap());
+        TICK * (user + system)
+    }
+
     /// Everything it has written to stderr.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()

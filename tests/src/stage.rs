@@ -162,11 +162,8 @@ pub fn attempts(events: &[Event]) -> BTreeMap<String, Vec<u32>> {
     deliveries(events).into_iter().map(|(id, deliveries)| (id, attempts(deliveries))).collect()
 }
 
-/// A dead letter as it was before it died, and what it says about that.
-pub fn opened(letter: &Event) -> (Event, BTreeMap<String, String>) {
-    let mut message = letter.clone();
-    let is_said = |name: &str| name.starts_with(LETTER_PREFIX);
-    let (said, properties) = letter.properties.clone().into_iter().partition(|(name, _)| is_said(name));
-    message.properties = properties;
-    (message, said)
+/// What a dead letter says about its death.
+pub fn said(letter: &Event) -> BTreeMap<&str, &str> {
+    let all = letter.properties.iter().map(|(name, value)| (&**name, &**value));
+    all.filter(|(name, _)| name.starts_with(LETTER_PREFIX)).collect()
 }

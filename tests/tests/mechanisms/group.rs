@@ -5,7 +5,7 @@ use karman_tests::ledger::tag_of;
 use karman_tests::stage::{
     DEADLINE, MANY_THREADS, create_topic, deliveries, ids, named, sent_ids, two_brokers,
 };
-use karman_tests::{Cluster, Language, Ledger, Stage, until};
+use karman_tests::{Cluster, Driver, Language, Ledger, Stage, until};
 
 const TOPIC: &str = "prices";
 const GROUP: &str = "watching";
@@ -161,4 +161,47 @@ fn members_that_want_different_things_are_reported() {
     assert!(shown.contains("contradiction: "), "{shown}");
     java.stop();
     python.stop();
+}
+
+const PUSHING: [Language; 4] = [Language::Java, Language::Python, Language::Go, Language::Node];
+
+/// One push consumer of each language, all of one group.
+fn members(cluster: &Cluster) -> Vec<Driver> {
+    let member = |language| {
+        Stage::through_namesrv(cluster, language).start("consume-push", TOPIC, &[("group", GROUP)])
+    };
+    PUSHING.map(member).into()
+}
+
+#[test]
+fn members_of_all_languages_share_a_group() {
+    let cluster = cluster("normal");
+    let members = members(&cluster);
+    let stage = Stage::through_namesrv(&cluster, Language::Go);
+    let mut ledger = Ledger::default();
+    ledger.add(stage.produce(TOPIC, &[("count", "800"), ("pause", "10"), ("seed", "shared")]));
+    let consumed = || -> usize { members.iter().map(|member| member.count("consumed")).sum() };
+    until("all is consumed", DEADLINE, || (consumed() >= 800).then_some(()));
+    for member in members {
+        let events = member.stop();
+        assert!(named(&events, "message").next().is_some(), "a member of the group got nothing");
+        ledger.add(events);
+    }
+    ledger.assert_exactly_once();
+}
+
+#[test]
+fn each_member_of_a_broadcasting_group_gets_everything() {
+    let cluster = cluster("normal");
+    cluster.karman(&["group", "create", GROUP, "--broadcast"]);
+    let members = members(&cluster);
+    let stage = Stage::through_namesrv(&cluster, Language::Node);
+    let produced = stage.produce(TOPIC, &[("count", "80"), ("seed", "broadcast")]);
+    for mut member in members {
+        member.wait_count("consumed", 80, DEADLINE);
+        let mut ledger = Ledger::default();
+        ledger.add(produced.clone());
+        ledger.add(member.stop());
+        ledger.assert_exactly_once();
+    }
 }

@@ -4,8 +4,8 @@
 use std::collections::HashSet;
 
 use karman_tests::stage::{
-    DEADLINE, MANY_THREADS, assert_on_all_brokers, create_topic, deliveries, ids, named, opened, sent_ids,
-    set, two_brokers, wait_letters,
+    DEADLINE, MANY_THREADS, assert_on_all_brokers, create_topic, deliveries, ids, named, said, sent_ids, set,
+    two_brokers, wait_letters,
 };
 use karman_tests::{Cluster, Event, Language, Ledger, Stage};
 
@@ -50,7 +50,7 @@ fn ordered_with_dead_letters(stage: &Stage<'_>, scenario: &str, done: &str) -> V
 }
 
 fn reasons(letters: &[Event]) -> HashSet<String> {
-    named(letters, "message").map(|letter| opened(letter).1["DLQ_REASON"].clone()).collect()
+    named(letters, "message").map(|letter| said(letter)["DLQ_REASON"].to_owned()).collect()
 }
 
 /// The client tries again by itself, with the back-off of the group, and gives the message up by itself.
