@@ -121,9 +121,15 @@ impl Node {
     }
 }
 
-/// Where the binaries of this build are: beside the test that runs, or in `KARMAN_BIN_DIR`.
+/// Where the binaries of this build are: beside the program or test that runs, or in `KARMAN_BIN_DIR`.
 pub fn program(name: &str) -> PathBuf {
-    let beside = || Some(std::env::current_exe().ok()?.parent()?.parent()?.to_owned());
+    let beside = || {
+        let own = std::env::current_exe().ok()?;
+        let directory = own.parent()?;
+        // The tests themselves lie one deeper.
+        let deeper = directory.file_name().is_some_and(|name| name == "deps");
+        if deeper { directory.parent().map(Path::to_owned) } else { Some(directory.to_owned()) }
+    };
     let directory = std::env::var_os("KARMAN_BIN_DIR").map(PathBuf::from).or_else(beside);
     directory.unwrap_or_default().join(name)
 }

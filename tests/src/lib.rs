@@ -11,6 +11,7 @@ pub mod driver;
 pub mod ledger;
 pub mod load;
 pub mod loop_device;
+pub mod mixed_load;
 pub mod process;
 pub mod raw;
 pub mod stage;

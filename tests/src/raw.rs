@@ -203,7 +203,7 @@ impl Raw {
 /// A telemetry stream that stays open until this is dropped.
 #[derive(Debug)]
 pub struct Telemetry {
-    _outbound: tokio::sync::mpsc::Sender<v2::TelemetryCommand>,
+    outbound: tokio::sync::mpsc::Sender<v2::TelemetryCommand>,
     commands: std::sync::mpsc::Receiver<v2::telemetry_command::Command>,
 }
 
@@ -211,6 +211,13 @@ impl Telemetry {
     /// The next command of the server; panics when none comes within `deadline`.
     pub fn next(&self, deadline: Duration) -> v2::telemetry_command::Command {
         self.commands.recv_timeout(deadline).unwrap_or_else(|error| panic!("a command: {error}"))
+    }
+
+    /// Says something to the server.
+    pub fn say(&self, command: v2::telemetry_command::Command) {
+        let status = v2::Status { code: v2::Code::Ok.into(), message: String::new() };
+        let command = v2::TelemetryCommand { status: Some(status), command: Some(command) };
+        self.outbound.try_send(command).unwrap();
     }
 
     /// The commands that have come and were not taken yet.
@@ -233,11 +240,14 @@ impl Raw {
         self.runtime.spawn(async move {
             let mut stream = client.telemetry(request).await.unwrap().into_inner();
             while let Some(Ok(command)) = stream.next().await {
+                let Some(command) = command.command else { continue };
                 // Whoever asked for it may be gone.
-                let _ = command.command.map(|command| incoming.send(command));
+                if incoming.send(command).is_err() {
+                    break;
+                }
             }
         });
-        let telemetry = Telemetry { _outbound: outbound, commands };
+        let telemetry = Telemetry { outbound, commands };
         let answer = telemetry.next(CALL_DEADLINE);
         assert!(matches!(answer, Command::Settings(_)), "{answer:?}");
         telemetry

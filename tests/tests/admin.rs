@@ -324,3 +324,57 @@ fn clients_and_their_filters_are_known_on_every_node() {
     let contradiction = shown["contradictions"][0].as_str().unwrap();
     assert!(contradiction.contains("red") && contradiction.contains("green"), "{shown}");
 }
+
+#[test]
+fn a_message_that_nobody_may_see_yet_says_what_it_waits_for() {
+    let cluster = Cluster::builder().brokers(1).start();
+    let raw = &raws(&cluster)[0];
+    let endpoint = cluster.brokers[0].endpoint();
+    for (name, kind) in [("later", MessageType::Delay), ("paid", MessageType::Transaction)] {
+        is_ok(Some(raw.create_topic(name, kind)));
+    }
+    let mut delayed = message("later", "tea");
+    let system = delayed.system_properties.as_mut().unwrap();
+    system.message_type = MessageType::Delay.into();
+    system.delivery_timestamp = Some((std::time::SystemTime::now() + Duration::from_secs(3600)).into());
+    let sent = raw.send(&[delayed]);
+    is_ok(sent.status.clone());
+    let mut half = message("paid", "order");
+    half.system_properties.as_mut().unwrap().message_type = MessageType::Transaction.into();
+    let prepared = raw.send(&[half]);
+    is_ok(prepared.status.clone());
+
+    let trace = |id: &str| {
+        let whole = done(&endpoint, &["message", "why", id]);
+        let rows = whole.as_array().unwrap().clone();
+        rows.into_iter()
+            .map(|row| (row["kind"].as_str().unwrap().to_owned(), row["state"].to_string()))
+            .collect::<Vec<_>>()
+    };
+    let [(kind, state)] = &trace("tea")[..] else { panic!("{:?}", trace("tea")) };
+    assert!(kind == "delayed" && state.contains("delayed until"), "{kind}: {state}");
+    let [(kind, state)] = &trace("order")[..] else { panic!("{:?}", trace("order")) };
+    assert!(
+        kind == "half" && state.contains("undecided since") && state.contains("asked 0 times"),
+        "{state}"
+    );
+
+    let recall = v2::RecallMessageRequest {
+        topic: resource("later"),
+        recall_handle: sent.entries[0].recall_handle.clone(),
+    };
+    is_ok(raw.recall_message(recall).status);
+    assert!(trace("tea")[0].1.contains("recalled"), "{:?}", trace("tea"));
+    let commit = v2::EndTransactionRequest {
+        topic: resource("paid"),
+        message_id: "order".to_owned(),
+        transaction_id: prepared.entries[0].transaction_id.clone(),
+        resolution: v2::TransactionResolution::Commit.into(),
+        source: v2::TransactionSource::SourceClient.into(),
+        ..Default::default()
+    };
+    is_ok(raw.end_transaction(commit).status);
+    let kinds: Vec<String> = trace("order").into_iter().map(|(kind, _)| kind).collect();
+    assert_eq!(kinds, ["half", "released"], "{:?}", trace("order"));
+    assert!(trace("order")[0].1.contains("committed"), "{:?}", trace("order"));
+}

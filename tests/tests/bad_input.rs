@@ -325,8 +325,8 @@ fn refused_receives() {
         );
         let broken = receive(&|r| r.filter_expression = filter(FilterType::Tag, "a | b"));
         expect(door, broken, Code::IllegalFilterExpression, "a | b");
-        let sql = receive(&|r| r.filter_expression = filter(FilterType::Sql, "a = 1"));
-        expect(door, sql, Code::NotImplemented, "SQL");
+        let sql = receive(&|r| r.filter_expression = filter(FilterType::Sql, "a = "));
+        expect(door, sql, Code::IllegalFilterExpression, "position");
         let elsewhere = Some(raw.receive(receive_request(TOPIC, GROUP, "broker-z")).0);
         expect(door, elsewhere, Code::BadRequest, "broker-z");
     }

@@ -20,7 +20,7 @@ const RETRY_MS: i32 = 100;
 
 /// A server with one topic of this kind, named `orders`.
 fn server(kind: MessageType) -> Cluster {
-    let cluster = Cluster::builder().dev().start();
+    let cluster = Cluster::builder().namesrvs(1).brokers(1).start();
     let config =
         TopicConfig { name: "orders".into(), message_type: kind.into(), queue_nums: 4, ..Default::default() };
     let status = Raw::connect(&cluster.brokers[0].endpoint()).make_topic(config);
@@ -277,13 +277,17 @@ fn a_delayed_message_comes_at_its_time_and_a_recalled_one_never() {
     });
 }
 
-/// Finds every transaction to be what its message says: `commit ...` or `rollback ...`.
+/// Finds every transaction to be what its message says: `commit ...`, `rollback ...`, or under way.
 fn transactions(client: &Client) -> (TransactionProducer, Arc<Mutex<Vec<String>>>) {
     let asked = Arc::new(Mutex::new(Vec::new()));
     let log = asked.clone();
     let check = move |message: MessageView| {
         let text = text(&message);
-        let found = if text.starts_with("commit") { Resolution::Commit } else { Resolution::Rollback };
+        let found = match text.split_once(' ') {
+            Some(("commit", _)) => Resolution::Commit,
+            Some(("rollback", _)) => Resolution::Rollback,
+            _ => Resolution::Unknown,
+        };
         log.lock().unwrap().push(text);
         async move { found }
     };
@@ -291,37 +295,47 @@ fn transactions(client: &Client) -> (TransactionProducer, Arc<Mutex<Vec<String>>
 }
 
 #[test]
-fn a_transaction_is_seen_when_it_is_committed_by_its_producer_or_a_checker() {
+fn the_message_of_a_transaction_is_seen_when_it_is_committed_and_not_before() {
     let cluster = server(MessageType::Transaction);
     with_client(&cluster, async |client| {
         let (producer, _) = transactions(&client);
-        let soon = Duration::from_secs(1);
         let consumer = impatient(&client);
-        for (text, resolution) in [
-            ("by the producer", Resolution::Commit),
-            ("never", Resolution::Rollback),
-            ("commit by a checker", Resolution::Unknown),
-            ("rollback by a checker", Resolution::Unknown),
-        ] {
+        for (text, resolution) in [("never", Resolution::Rollback), ("now", Resolution::Commit)] {
             let decide = |_| async {
                 assert_eq!(take(&consumer).await, [""; 0], "it is seen before it is decided");
                 resolution
             };
-            let transaction = producer.transaction(order(text).check_after(soon), decide).await.unwrap();
+            let transaction = producer.transaction(order(text), decide).await.unwrap();
             assert_eq!(transaction.untold, None);
-            if resolution == Resolution::Commit {
-                assert_eq!(take(&consumer).await, [text]);
-            }
+        }
+        assert_eq!(take(&consumer).await, ["now"]);
+        assert_eq!(take(&consumer).await, [""; 0]);
+    });
+}
+
+#[test]
+fn a_transaction_without_a_decision_becomes_what_a_checker_finds_it_to_be() {
+    let cluster = server(MessageType::Transaction);
+    with_client(&cluster, async |client| {
+        let soon = |text: &str| order(text).check_after(Duration::from_secs(1));
+        let (first, _) = transactions(&client);
+        for text in ["commit by a checker", "rollback by a checker"] {
+            first.transaction(soon(text), |_| async { Resolution::Unknown }).await.unwrap();
         }
         // A producer that ends in the middle of it, and another one that is asked.
-        drop(producer);
-        let (left, _) = transactions(&client);
-        let forever =
-            left.transaction(order("commit of who is gone").check_after(soon), |_| std::future::pending());
-        assert!(tokio::time::timeout(Duration::from_millis(500), forever).await.is_err());
-        drop(left);
+        let (begun, is_begun) = tokio::sync::oneshot::channel();
+        let decide = |_| {
+            begun.send(()).unwrap();
+            std::future::pending()
+        };
+        let forever = first.transaction(soon("commit of who is gone"), decide);
+        tokio::select! {
+            result = forever => panic!("it has ended: {result:?}"),
+            begun = is_begun => begun.unwrap(),
+        }
+        drop(first);
 
-        let (_producer, asked) = transactions(&client);
+        let (_second, asked) = transactions(&client);
         let consumer = client.simple_consumer(GROUP, orders()).unwrap();
         let mut seen = Vec::new();
         let deadline = Instant::now() + 2 * DEADLINE;
@@ -330,8 +344,8 @@ fn a_transaction_is_seen_when_it_is_committed_by_its_producer_or_a_checker() {
         }
         seen.sort();
         assert_eq!(seen, ["commit by a checker", "commit of who is gone"]);
-        until("the last question", || asked.lock().unwrap().iter().any(|text| text.starts_with("rollback")))
-            .await;
+        let is_asked = || asked.lock().unwrap().iter().any(|text| text == "commit of who is gone");
+        assert!(is_asked(), "the second producer was not asked");
         assert_eq!(take(&impatient(&client)).await, [""; 0]);
     });
 }

@@ -43,6 +43,8 @@ pub struct LiteGroup {
     /// The parent.
     pub topic: Arc<Topic>,
     pop: Mutex<LitePop>,
+    /// Lite topics in which something has arrived while the core was in use: the log writer never waits for it.
+    arrivals: Mutex<Vec<u32>>,
     shared: Arc<Shared>,
 }
 
@@ -59,6 +61,27 @@ struct Shared {
 impl LiteGroup {
     /// Runs one command of the core.
     pub fn run<T>(&self, command: impl FnOnce(&mut LitePop) -> T) -> T {
+        let result = self.run_one(command);
+        self.see_arrivals();
+        result
+    }
+
+    /// Something has arrived in a lite topic. Never waits: whoever uses the core sees to it afterwards.
+    fn arrived(&self, queue: u32) {
+        self.arrivals.lock().push(queue);
+        self.see_arrivals();
+    }
+
+    /// Who finds the core in use leaves it to the user, who comes here when he is done.
+    fn see_arrivals(&self) {
+        while !self.arrivals.lock().is_empty() {
+            let Some(mut pop) = self.pop.try_lock() else { return };
+            let arrived = std::mem::take(&mut *self.arrivals.lock());
+            arrived.into_iter().for_each(|queue| pop.arrived(queue));
+        }
+    }
+
+    fn run_one<T>(&self, command: impl FnOnce(&mut LitePop) -> T) -> T {
         let mut pop = self.pop.lock();
         let before = pop.subscriptions.count();
         let result = command(&mut pop);
@@ -182,7 +205,7 @@ impl LiteTable {
         }
         let new = || {
             let (topic, shared) = (topic.clone(), self.shared.clone());
-            Arc::new(LiteGroup { group, topic, pop: Mutex::default(), shared })
+            Arc::new(LiteGroup { group, topic, pop: Mutex::default(), arrivals: Mutex::default(), shared })
         };
         self.rows.write().entry(topic.number).or_default().entry(group).or_insert_with(new).clone()
     }
@@ -214,7 +237,7 @@ impl LiteTable {
         let Some(lite) = self.topics.owner_of(queue) else { return };
         let rows = self.rows.read();
         for row in rows.get(&lite.topic.number).into_iter().flat_map(HashMap::values) {
-            row.run(|pop| pop.arrived(queue.0));
+            row.arrived(queue.0);
         }
     }
 

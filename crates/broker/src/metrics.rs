@@ -59,6 +59,13 @@ pub fn text(broker: &Broker) -> String {
     ] {
         registry.register(name, help, ConstCounter::new(count));
     }
+    let lite = &broker.lite;
+    for (name, help, count) in [
+        ("lite_topics", "Lite topics of all parents", lite.topics.count()),
+        ("lite_subscriptions", "Lite topics that clients are subscribed to", lite.subscriptions()),
+    ] {
+        registry.register(name, help, ConstGauge::new(count as i64));
+    }
     registry.register("clients", "Clients heard from lately", ConstGauge::new(broker.clients.count() as i64));
     let used = process::used();
     registry.register_with_unit(

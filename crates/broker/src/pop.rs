@@ -273,4 +273,6 @@ impl Pop {
 }
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;

@@ -146,6 +146,10 @@ impl TransactionProducer {
     /// Fails when the message could not be stored; `decide` does not run then. When this future is dropped before the
     /// decision, and when `decide` panics, the checker is asked.
     ///
+    /// When `decide` takes longer than [`Message::check_after`], the checker is asked meanwhile, and the server goes by the
+    /// first decision that it hears. So a checker that finds nothing says [`Resolution::Unknown`] as long as the transaction
+    /// may be under way, or writes down that it can no more be done before it says [`Resolution::Rollback`].
+    ///
     /// ```no_run
     /// # use karman_client::{Client, ClientError, Message, Resolution};
     /// # async fn is_in_database(order: &str) -> bool { true }

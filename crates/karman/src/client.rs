@@ -102,6 +102,9 @@ pub(crate) async fn run(command: ClientCommand, node: &Node, format: Format) -> 
     let request =
         v1::ListClientsRequest { group: group.unwrap_or_default(), topic: topic.unwrap_or_default() };
     let response = node.answer(node.admin()?.list_clients(node.request(request))).await?;
+    if response.truncated {
+        eprintln!("karman: there are more than 10000; name a --group or a --topic");
+    }
     let mut clients: Vec<ClientJson> = Vec::new();
     // They come by their ids: what several nodes say of one client is one row.
     for client in response.clients.into_iter().map(ClientJson::of) {

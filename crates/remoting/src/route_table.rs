@@ -1,18 +1,23 @@
 //! The route table: which broker has which topic, as every node sees it.
 //!
-//! A pure state machine over [`RouteChange`]s, without clock or I/O. A namesrv feeds it from registration streams, a
+//! A state machine over [`RouteChange`]s without I/O, which knows the time only of those who left. A namesrv feeds it from registration streams, a
 //! broker from what namesrvs push; both answer QueryRoute from it with the same code, which is why it lives here. It is
 //! shared as [`SharedRoutes`]; readers and writers of a node hold the lock for one look-up or one change.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use parking_lot::{RwLock, RwLockReadGuard};
 
 use crate::proto::karman::route_change::Change;
 use crate::proto::karman::{BrokerDelta, BrokerIdentity, BrokerState, GroupConfig, RouteChange, TopicRoute};
 use crate::proto::v2::{Assignment, Broker, MessageQueue, MessageType, Permission, Resource};
+
+mod away;
+
+use away::Away;
 
 /// A route table that all threads of a node read and some change. Cheap to clone.
 #[derive(Clone, Default)]
@@ -103,6 +108,8 @@ pub struct RouteTable {
     /// Topic to the names of the brokers that have it, and as what: an index over `brokers`, kept equal by
     /// [`Self::apply`].
     topics: HashMap<String, BTreeMap<String, MessageType>>,
+    /// Brokers that are not in `brokers` any more.
+    away: Away,
 }
 
 impl RouteTable {
@@ -111,7 +118,11 @@ impl RouteTable {
         match change.change {
             Some(Change::Joined(state)) => self.join(state),
             Some(Change::Changed(delta)) => self.change(delta),
-            Some(Change::Left(name)) => self.leave(&name),
+            Some(Change::Left(name)) => {
+                if let Some(entry) = self.remove(&name) {
+                    self.away.left(entry, Instant::now());
+                }
+            }
             None => {}
         }
     }
@@ -119,7 +130,8 @@ impl RouteTable {
     fn join(&mut self, state: BrokerState) {
         let Some(identity) = state.identity else { return };
         let name = identity.broker_name.clone();
-        self.leave(&name);
+        self.remove(&name);
+        self.away.back(&name);
         for topic in &state.topics {
             self.topics.entry(topic.name.clone()).or_default().insert(name.clone(), topic.message_type());
         }
@@ -146,11 +158,12 @@ impl RouteTable {
         entry.groups.extend(delta.groups.into_iter().map(|group| (group.name.clone(), group)));
     }
 
-    fn leave(&mut self, name: &str) {
-        let Some(entry) = self.brokers.remove(name) else { return };
+    fn remove(&mut self, name: &str) -> Option<BrokerEntry> {
+        let entry = self.brokers.remove(name)?;
         for topic in entry.topics.keys() {
             forget(&mut self.topics, topic, name);
         }
+        Some(entry)
     }
 
     /// The whole state of every broker, by name.
@@ -195,6 +208,12 @@ impl RouteTable {
             .filter_map(|name| self.brokers.get(name))
             .filter(|entry| entry.identity.broker_id == 0)
             .filter_map(|entry| Some((&entry.identity, entry.topics.get(topic)?)))
+    }
+
+    /// Where message groups of a topic may live: its masters, and those that left lately and are expected back.
+    pub fn homes_of(&self, topic: &str) -> impl Iterator<Item = &BrokerIdentity> {
+        let here = self.masters_of(topic).map(|(identity, _)| identity);
+        here.chain(self.away.masters_of(topic, Instant::now()))
     }
 
     /// The answer to QueryRoute: the queues of every master, in the order of broker names and queue numbers, so that
@@ -413,6 +432,7 @@ mod tests {
             for state in table.states() {
                 copy.apply(RouteChange { change: Some(Change::Joined(state)) });
             }
+            table.away = Away::default();
             prop_assert_eq!(copy, table);
         }
     }

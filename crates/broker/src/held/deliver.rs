@@ -23,6 +23,8 @@ use crate::records::{Dropped, Settled};
 
 /// Messages claimed at once.
 const CLAIM_MAX: usize = 4096;
+/// And while the store takes none: each attempt reads them all.
+const CLAIM_MAX_REFUSED: usize = 64;
 /// Of messages that are appended before anything is waited for; the log writer's inbox takes several times as much.
 const ROUND_BYTES: usize = 16 << 20;
 /// Messages of one append call.
@@ -63,6 +65,15 @@ enum Missing {
     ForNow(String),
 }
 
+/// Why some of what was due was not delivered.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error("some cannot be read: {0}")]
+    Read(String),
+    #[error("the store takes none: {0}")]
+    Refused(String),
+}
+
 /// An append under way, with the messages that stay due if it fails.
 type Begun = (Vec<TimerKey>, Result<Append, AppendError>);
 
@@ -73,20 +84,23 @@ impl Deliverer {
     }
 
     fn run(&self) {
-        let mut reported: Option<Instant> = None;
-        while let Some(due) = self.held.wait_due(&self.clock, CLAIM_MAX) {
-            if let Err(error) = self.deliver(due) {
-                if reported.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL) {
-                    reported = Some(Instant::now());
-                    tracing::warn!(error, "delayed messages are not delivered in time; they are tried again");
-                }
-                self.held.pause_delivery(RETRY_PAUSE);
+        let (mut claim_max, mut reported) = (CLAIM_MAX, None::<Instant>);
+        while let Some(due) = self.held.wait_due(&self.clock, claim_max) {
+            claim_max = CLAIM_MAX;
+            let Err(trouble) = self.deliver(due) else { continue };
+            if reported.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL) {
+                reported = Some(Instant::now());
+                tracing::warn!(%trouble, "delayed messages are not delivered in time; they are tried again");
             }
+            if matches!(trouble, Trouble::Refused(_)) {
+                claim_max = CLAIM_MAX_REFUSED;
+            }
+            self.held.pause_delivery(RETRY_PAUSE);
         }
     }
 
     /// Delivers what was claimed. `Err`: what is wrong with some of it, which is not claimed any more.
-    fn deliver(&self, due: Vec<(TimerKey, PhysicalOffset)>) -> Result<(), String> {
+    fn deliver(&self, due: Vec<(TimerKey, PhysicalOffset)>) -> Result<(), Trouble> {
         let (mut round, mut outcome) = (Round::default(), Ok(()));
         for (key, at) in due {
             match self.read(key, at) {
@@ -100,7 +114,7 @@ impl Deliverer {
                 }
                 Err(Missing::ForNow(why)) => {
                     self.held.release_timer(key);
-                    outcome = Err(why);
+                    outcome = Err(Trouble::Read(why));
                 }
             }
             if round.bytes >= ROUND_BYTES {
@@ -128,7 +142,7 @@ impl Deliverer {
         }
     }
 
-    fn append(&self, round: Round) -> Result<(), String> {
+    fn append(&self, round: Round) -> Result<(), Trouble> {
         let mut begun: Vec<Begun> = Vec::new();
         for (topic, messages) in round.messages {
             match self.catalog.topic_numbered(topic) {
@@ -143,7 +157,7 @@ impl Deliverer {
                 Ok(_) => self.delivered(&keys),
                 Err(error) => {
                     keys.into_iter().for_each(|key| self.held.release_timer(key));
-                    outcome = Err(error.to_string());
+                    outcome = Err(Trouble::Refused(error.to_string()));
                 }
             }
         }
@@ -179,7 +193,7 @@ impl Deliverer {
     }
 
     /// Records that messages will not be delivered.
-    fn drop(&self, keys: Vec<TimerKey>) -> Result<(), String> {
+    fn drop(&self, keys: Vec<TimerKey>) -> Result<(), Trouble> {
         if keys.is_empty() {
             return Ok(());
         }
@@ -189,7 +203,7 @@ impl Deliverer {
         let appended = self.store.append(vec![record], self.durability).and_then(Append::wait);
         if let Err(error) = appended {
             keys.into_iter().for_each(|key| self.held.release_timer(key));
-            return Err(error.to_string());
+            return Err(Trouble::Refused(error.to_string()));
         }
         self.held.counters.dropped.fetch_add(keys.len() as u64, Ordering::Relaxed);
         Ok(())

@@ -352,14 +352,14 @@ impl LitePop {
         self.cursors.iter().map(|(&queue, cursor)| cursor.record(queue)).collect()
     }
 
+    /// How far the group is with every lite topic it has a place in; for operators.
+    pub fn cursors(&self) -> Vec<(u32, Cursor)> {
+        self.cursors.iter().map(|(&queue, cursor)| (queue, cursor.clone())).collect()
+    }
+
     /// How far the group is with a lite topic.
     pub fn cursor(&self, queue: u32) -> Option<&Cursor> {
         self.cursors.get(&queue)
-    }
-
-    /// Lite topics the group has a place in, and how many of them have a message with a consumer or waiting for a retry.
-    pub fn counts(&self) -> (usize, usize) {
-        (self.cursors.len(), self.due.len())
     }
 
     /// A client wants none but these.

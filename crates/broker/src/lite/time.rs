@@ -62,6 +62,7 @@ async fn tick(broker: &Broker) -> Option<u64> {
             let dead = pop.tick(broker.clock.now_ms(), group.attempts_max(), DUE_MAX, &is_alive);
             (dead, pop.next_due_ms())
         };
+        row.see_arrivals();
         next_ms = due_ms.into_iter().chain(next_ms).min();
         for position in dead {
             if let Err(error) = dead_letter::bury_lite(broker, &row, position, Reason::Attempts).await {
@@ -126,5 +127,49 @@ impl LiteGroup {
     /// Whoever waits looks at the new settings of the group.
     pub fn settings_changed(&self) {
         self.run(|pop| pop.subscriptions.wake_all());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use karman_remoting::proto::karman as v1;
+
+    use super::*;
+    use crate::lite::pop::Start;
+    use crate::lite::subscriptions::Claim;
+    use crate::lite::topics::LiteTopics;
+    use crate::lite::topics::tests::{made, parent};
+    use crate::records::{Change, TopicRecord};
+
+    const MINUTE_MS: u64 = 60_000;
+
+    #[test]
+    fn a_lite_topic_is_over_when_nobody_used_it_or_waits_for_it() {
+        let (catalog, topic) = parent();
+        let topics = Arc::new(LiteTopics::new(catalog.clone()));
+        let table = LiteTable::new(catalog.clone(), topics.clone());
+        topics.change(made(topic.number, "waited-for", 8));
+        topics.change(made(topic.number, "used", 9));
+        topics.change(made(topic.number, "left", 10));
+        let lite = |name| topics.named(topic.number, name).unwrap();
+        let is_over = |name, minute: u64| is_over(&table, &lite(name), minute * MINUTE_MS, 0);
+        assert!(!is_over("left", 1_000_000), "the parent says nothing of the kind");
+        let config = v1::TopicConfig { lite_expiration_minutes: 15, ..topic.config() };
+        let (number, queues) = (topic.number, topic.queues.clone());
+        catalog.change(Change::Topic(TopicRecord { number, queues, config }));
+
+        let (row, client) = (table.open(7, &topic), Arc::from("me"));
+        row.run(|pop| {
+            pop.subscriptions.synced(&client, 0);
+            pop.subscribe(&client, &[(8, Start::Last)], Claim::Share, 0, &|_| 0..0);
+        });
+        lite("used").touch(10 * MINUTE_MS);
+        assert!(!is_over("left", 15));
+        assert!(is_over("left", 16) && !lite("left").touch(16 * MINUTE_MS));
+        assert!(!is_over("used", 25) && is_over("used", 26));
+        assert!(!is_over("waited-for", 26));
+        assert_eq!(row.run(|pop| pop.subscriptions.expire(SYNC_TIMEOUT_MS + 1)).len(), 1);
+        assert_eq!((table.subscriptions(), is_over("waited-for", 41)), (0, false), "its time began anew");
+        assert!(is_over("waited-for", 42));
     }
 }

@@ -176,3 +176,97 @@ fn append(store: &Store, change: Change) -> Result<Append, Rejection> {
     // Metadata is always durable: a lite topic whose messages are on disk must be there too.
     store.append(vec![record], Durability::Disk).map_err(refuse::append)
 }
+
+#[cfg(test)]
+mod tests {
+    use karman_store::{Silent, StoreConfig};
+
+    use super::*;
+    use crate::lite::topics::tests::parent;
+
+    struct Node {
+        catalog: Arc<Catalog>,
+        topics: Arc<LiteTopics>,
+        store: Arc<Store>,
+    }
+
+    /// The parent is made anew each time, with the same numbers.
+    fn open(directory: &std::path::Path) -> (Node, Arc<Topic>) {
+        let (catalog, topic) = parent();
+        let topics = Arc::new(LiteTopics::new(catalog.clone()));
+        let config = StoreConfig { segment_size_bytes: 1 << 22, ..StoreConfig::new(directory) };
+        let store = Store::open(config, vec![topics.clone()], Arc::new(Silent)).unwrap();
+        catalog.reserve_queues(topics.queue_count());
+        (Node { catalog, topics, store: Arc::new(store) }, topic)
+    }
+
+    impl Node {
+        /// Runs `test` beside the task of a writer.
+        fn run(&self, max: usize, test: impl AsyncFnOnce(LiteWriter)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let (catalog, topics) = (self.catalog.clone(), self.topics.clone());
+            let (writer, task) = LiteWriter::new(catalog, topics, self.store.clone(), max);
+            runtime.block_on(async { futures_util::future::join(task, test(writer)).await });
+        }
+    }
+
+    fn name(number: usize) -> String {
+        format!("s-{number}")
+    }
+
+    #[test]
+    fn many_who_ask_at_once_for_the_same_names_get_the_same_lite_topics_in_few_records() {
+        let directory = tempfile::tempdir().unwrap();
+        let (node, topic) = open(directory.path());
+        node.run(10_000, async |writer| {
+            let asks = (0..2000).map(|ask| writer.make(&topic, vec![name(ask % 500), name(ask % 700)]));
+            assert!(join_all(asks).await.iter().all(Result::is_ok));
+        });
+        assert_eq!((node.topics.count_of(topic.number), node.topics.count()), (700, 700));
+        let queues: HashSet<u32> = node.topics.all().iter().map(|lite| lite.queue.0).collect();
+        assert!(queues.len() == 700 && queues.iter().all(|queue| !topic.queues.contains(queue)));
+        assert!(node.store.watermarks().confirmed < 40_000, "{:?}", node.store.watermarks());
+    }
+
+    #[test]
+    fn a_request_beyond_the_limit_makes_nothing_and_known_names_are_no_request() {
+        let directory = tempfile::tempdir().unwrap();
+        let (node, topic) = open(directory.path());
+        node.run(3, async |writer| {
+            let refused = writer.make(&topic, (0..4).map(name).collect()).await;
+            assert!(
+                matches!(refused, Err(Rejection::LiteTopicQuotaExceeded { limit: 3, .. })),
+                "{refused:?}"
+            );
+            assert_eq!(node.topics.count(), 0);
+            assert_eq!(writer.make(&topic, (0..3).map(name).collect()).await, Ok(()));
+            assert_eq!(writer.make(&topic, vec![name(0), name(1)]).await, Ok(()));
+            assert!(writer.make(&topic, vec![name(3)]).await.is_err());
+        });
+    }
+
+    #[test]
+    fn what_ends_and_is_made_again_is_another_also_after_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let (node, topic) = open(directory.path());
+        let named = |node: &Node, number| node.topics.named(topic.number, &name(number));
+        node.run(10, async |writer| {
+            writer.make(&topic, vec![name(0), name(1)]).await.unwrap();
+            let (first, other) = (named(&node, 0).unwrap(), named(&node, 1).unwrap());
+            assert!(first.close(1, 0) && other.close(1, 0));
+            // One is asked for before its end is written, the other never again.
+            writer.make(&topic, vec![name(0)]).await.unwrap();
+            writer.end(vec![first.clone(), other]).await.unwrap();
+            assert_ne!(named(&node, 0).unwrap().queue, first.queue);
+            assert!(named(&node, 1).is_none() && node.topics.owner_of(first.queue).is_none());
+        });
+        let before = named(&node, 0).unwrap().queue;
+        node.store.close().unwrap();
+        let (again, _) = open(directory.path());
+        assert_eq!((named(&again, 0).unwrap().queue, again.topics.count()), (before, 1));
+        again.run(10, async |writer| {
+            writer.make(&topic, vec![name(2)]).await.unwrap();
+            assert!(named(&again, 2).unwrap().queue.0 > before.0);
+        });
+    }
+}

@@ -290,38 +290,6 @@ impl Broker {
         range.end - range.start
     }
 
-    fn group_summaries(&self) -> Vec<v1::GroupSummary> {
-        let rows = self.progress.all();
-        let mut summaries = Vec::new();
-        for group in self.catalog.groups() {
-            let of_group = rows.iter().filter(|row| row.group == group.number);
-            let before = summaries.len();
-            summaries.extend(of_group.map(|row| {
-                let (inflight, next) = row.pop.lock().counts();
-                let ranges = row.topic.queues.iter().map(|&queue| self.store.queue_range(QueueNumber(queue)));
-                // What was deleted unread is not ready any more.
-                let ready =
-                    ranges.zip(next).map(|(range, next)| range.end.saturating_sub(next.max(range.start)));
-                v1::GroupSummary {
-                    group: Some(group.config.clone()),
-                    broker_name: self.name.to_string(),
-                    topic: row.topic.name().to_owned(),
-                    ready_count: ready.sum(),
-                    inflight_count: inflight as u64,
-                }
-            }));
-            if summaries.len() == before {
-                let broker_name = self.name.to_string();
-                summaries.push(v1::GroupSummary {
-                    group: Some(group.config.clone()),
-                    broker_name,
-                    ..Default::default()
-                });
-            }
-        }
-        summaries
-    }
-
     fn describe(&self) -> v1::BrokerStatus {
         let watermarks = self.store.watermarks();
         let (delayed, half) = self.held.counts();

@@ -3,10 +3,11 @@
 //! From the log and the live state of this broker. What is not known is said so: a group's progress tells that a message
 //! is done, not why. Blocks while records come from the device.
 
+use karman_remoting::civil;
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::v2;
 use karman_remoting::status::{Rejection, ok};
-use karman_remoting::validate::{self, DEAD_LETTER_PREFIX};
+use karman_remoting::validate::{self, DEAD_LETTER_PREFIX, TRANSACTIONS_GIVEN_UP_TOPIC};
 use karman_store::{QueueNumber, Record, RecordKind};
 use prost::Message as _;
 
@@ -14,7 +15,7 @@ use crate::broker::Broker;
 use crate::catalog::Topic;
 use crate::dedupe::id_hash;
 use crate::pop::{MessageState, Position};
-use crate::records::message_of;
+use crate::records::{HeldHead, Hold, message_of};
 use crate::refuse;
 use crate::service::redrive::REDRIVE_GROUP;
 use crate::service::{dead_letter, fate};
@@ -35,7 +36,7 @@ impl Found<'_> {
         self.message.system_properties.clone().unwrap_or_default()
     }
 
-    /// Where it lies in its topic.
+    /// Where it lies in its topic; of a message in a lite topic the queue has no number there.
     pub(super) fn position(&self) -> Option<Position> {
         let queue_id =
             self.topic.queues.iter().position(|own| self.record.queue == Some(QueueNumber(*own)))?;
@@ -60,7 +61,10 @@ impl Broker {
         }
         let mut traces = Vec::new();
         let is_asked = |name: &str| {
-            request.topic.is_empty() || name == request.topic || name.starts_with(DEAD_LETTER_PREFIX)
+            request.topic.is_empty()
+                || name == request.topic
+                || name.starts_with(DEAD_LETTER_PREFIX)
+                || name == TRANSACTIONS_GIVEN_UP_TOPIC
         };
         for topic in self.catalog.topics().iter().filter(|topic| is_asked(topic.name())) {
             for found in self.carrying(topic, &request.message_id)? {
@@ -100,7 +104,7 @@ impl Broker {
         let (record, position) = (&found.record, found.position());
         let watermarks = self.store.watermarks();
         let at = record.physical_offset.0;
-        let groups = if position.is_some() { fate::of_groups(self, found, group) } else { Vec::new() };
+        let groups = fate::of_groups(self, found, group);
         v1::MessageTrace {
             broker_name: self.name.to_string(),
             kind: kind(found).to_owned(),
@@ -109,7 +113,7 @@ impl Broker {
             // What is not confirmed cannot be read.
             confirmed: at < watermarks.confirmed,
             queue_id: position.map(|position| position.queue_id),
-            queue_offset: position.map(|position| position.offset),
+            queue_offset: record.queue.map(|_| record.queue_offset.0),
             state: self.state(found, &groups),
             groups,
             topic: found.topic.name().to_owned(),
@@ -123,6 +127,9 @@ impl Broker {
             return held;
         }
         let mut said = Vec::new();
+        if let Some(head) = HeldHead::of_record(&found.record) {
+            said.push(released(&head));
+        }
         if found.topic.name().starts_with(DEAD_LETTER_PREFIX) {
             said.push(self.letter(found));
         } else if groups.is_empty() {
@@ -150,12 +157,23 @@ impl Broker {
     }
 }
 
+/// How a held message came to be visible.
+fn released(head: &HeldHead) -> String {
+    match head.hold {
+        Hold::Timer => format!("visible since its time came, {}", civil::format_ms(head.due_ms)),
+        Hold::Half => "visible since its transaction was committed".to_owned(),
+        Hold::GivenUp => "nobody decided its transaction".to_owned(),
+    }
+}
+
 fn kind(found: &Found<'_>) -> &'static str {
+    let hold = HeldHead::of_record(&found.record).map(|head| head.hold);
     match found.record.kind {
         RecordKind::DeadLetter if found.topic.name().starts_with(DEAD_LETTER_PREFIX) => "dead letter",
         RecordKind::DeadLetter => "message sent back",
         RecordKind::Released => "released",
-        RecordKind::Held | RecordKind::Kept => "held",
+        _ if hold == Some(Hold::Timer) => "delayed",
+        _ if hold.is_some() => "half",
         _ => "message",
     }
 }

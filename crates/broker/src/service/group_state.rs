@@ -3,7 +3,9 @@
 //! From the live state, the index, and one record for each queue with messages that wait; blocks when that record has to
 //! come from the device.
 
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
+use std::sync::Arc;
 
 use karman_remoting::proto::karman as v1;
 use karman_remoting::status::{Rejection, ok};
@@ -11,11 +13,18 @@ use karman_remoting::validate;
 use karman_store::{Entry, QueueNumber, QueueOffset};
 
 use crate::broker::Broker;
+use crate::catalog::Topic;
+use crate::lite::LiteGroup;
+use crate::lite::topics::LiteTopic;
 use crate::pop::QueueState;
 use crate::progress::GroupTopic;
+use crate::service::redrive::REDRIVE_GROUP;
 
 /// Entries that are looked at for one that is not lost.
 const LOOKED_AT_MAX: usize = 32;
+/// Queues and clients of one answer; more do not fit into a message.
+const QUEUES_MAX: usize = 10_000;
+const CLIENTS_MAX: usize = 10_000;
 
 impl Broker {
     /// A group on this broker. One that is not here has no settings in the answer; its clients may be known all the same.
@@ -27,20 +36,57 @@ impl Broker {
         if !request.topic.is_empty() {
             validate::topic(&request.topic)?;
         }
+        let mut clients = self.named(self.clients.members(&request.name));
+        let mut truncated = clients.len() > CLIENTS_MAX;
+        clients.truncate(CLIENTS_MAX);
         let mut response = v1::DescribeGroupResponse {
             status: Some(ok()),
-            clients: self.named(self.clients.members(&request.name)),
+            clients,
             contradictions: self.clients.contradictions(&request.name),
             ..Default::default()
         };
         let Some(group) = self.catalog.group(&request.name) else { return Ok(response) };
         response.groups.push(group.config.clone());
         let mut rows = self.progress.all();
-        let is_asked = |row: &GroupTopic| request.topic.is_empty() || row.topic.name() == request.topic;
-        rows.retain(|row| row.group == group.number && is_asked(row));
+        let is_asked = |topic: &Topic| request.topic.is_empty() || topic.name() == request.topic;
+        rows.retain(|row| row.group == group.number && is_asked(&row.topic));
         rows.sort_by(|a, b| (a.topic.name(), &a.client).cmp(&(b.topic.name(), &b.client)));
-        response.queues = rows.iter().flat_map(|row| self.queue_states(row)).collect();
+        let lite = self.lite.of_group(group.number);
+        let lite = lite.iter().filter(|row| is_asked(&row.topic)).flat_map(|row| self.lite_states(row));
+        let all = rows.iter().flat_map(|row| self.queue_states(row)).chain(lite);
+        // One more, to know whether there are more.
+        response.queues = all.take(QUEUES_MAX + 1).collect();
+        truncated |= response.queues.len() > QUEUES_MAX;
+        response.queues.truncate(QUEUES_MAX);
+        response.truncated = truncated;
         Ok(response)
+    }
+
+    /// How far a group is with each lite topic that one of its clients subscribed to, by name.
+    fn lite_states(&self, row: &LiteGroup) -> Vec<v1::QueueProgressState> {
+        let mut lite_topics = self.lite.topics.of_topic(row.topic.number);
+        lite_topics.sort_by(|a, b| a.name.cmp(&b.name));
+        let state = |lite: &Arc<LiteTopic>| {
+            let cursor = row.run(|pop| pop.cursor(lite.queue.0).cloned())?;
+            let range = self.store.queue_range(lite.queue);
+            let floor = cursor.floor.max(range.start);
+            // Only the first message that is not done was ever delivered.
+            let inflight = u64::from(cursor.attempt > 0 && floor < range.end);
+            Some(v1::QueueProgressState {
+                broker_name: self.name.to_string(),
+                topic: row.topic.name().to_owned(),
+                min_offset: range.start,
+                max_offset: range.end,
+                committed_offset: floor,
+                ready_count: range.end.saturating_sub(floor + inflight),
+                inflight_count: inflight,
+                oldest_ready_ms: self.first_stored_ms(lite.queue, floor + inflight),
+                lite_topic: lite.name.to_string(),
+                committed_stored_ms: self.last_stored_ms(lite.queue, range.start..floor),
+                ..Default::default()
+            })
+        };
+        lite_topics.iter().filter_map(state).take(QUEUES_MAX + 1).collect()
     }
 
     /// The clients of a group, or those that send to a topic or read it; all when neither is said.
@@ -62,13 +108,59 @@ impl Broker {
                     || client.subscriptions.iter().any(|subscription| subscription.topic == *topic)
             });
         }
-        Ok(v1::ListClientsResponse { status: Some(ok()), clients: self.named(clients) })
+        let truncated = clients.len() > CLIENTS_MAX;
+        clients.truncate(CLIENTS_MAX);
+        Ok(v1::ListClientsResponse { status: Some(ok()), clients: self.named(clients), truncated })
     }
 
     /// With this node's name, which the registry does not know.
     fn named(&self, clients: Vec<v1::ClientState>) -> Vec<v1::ClientState> {
         let named = |client| v1::ClientState { broker_name: self.name.to_string(), ..client };
         clients.into_iter().map(named).collect()
+    }
+
+    /// Every group with each topic that it reads. The group that marks redriven letters is the broker's own business.
+    pub fn group_summaries(&self) -> Vec<v1::GroupSummary> {
+        let mut topics: HashMap<u32, BTreeMap<String, (u64, u64)>> = HashMap::new();
+        for row in self.progress.all() {
+            let (inflight, next) = row.pop.lock().counts();
+            let ranges = row.topic.queues.iter().map(|&queue| self.store.queue_range(QueueNumber(queue)));
+            // What was deleted unread is not ready any more.
+            let ready = ranges.zip(next).map(|(range, next)| range.end.saturating_sub(next.max(range.start)));
+            let of_group = topics.entry(row.group).or_default();
+            let sums = of_group.entry(row.topic.name().to_owned()).or_default();
+            // Each client of a broadcasting group has all messages; the last of them counts.
+            *sums = (sums.0.max(ready.sum()), sums.1 + inflight as u64);
+        }
+        for row in self.lite.all() {
+            let cursors = row.run(|pop| pop.cursors());
+            let waits = cursors.iter().map(|&(queue, ref cursor)| {
+                let range = self.store.queue_range(QueueNumber(queue));
+                range.end.saturating_sub(cursor.floor.max(range.start))
+            });
+            let waits = waits.sum::<u64>();
+            // One of each lite topic at most is with a consumer, or waits for its retry.
+            let inflight = cursors.iter().filter(|(_, cursor)| cursor.visible_at_ms > 0).count() as u64;
+            let of_group = topics.entry(row.group).or_default();
+            of_group.insert(row.topic.name().to_owned(), (waits.saturating_sub(inflight), inflight));
+        }
+        let mut summaries = Vec::new();
+        for group in self.catalog.groups().iter().filter(|group| group.name() != REDRIVE_GROUP) {
+            let summary = |topic: String, (ready_count, inflight_count)| v1::GroupSummary {
+                group: Some(group.config.clone()),
+                broker_name: self.name.to_string(),
+                topic,
+                ready_count,
+                inflight_count,
+            };
+            match topics.remove(&group.number) {
+                Some(of_group) => {
+                    summaries.extend(of_group.into_iter().map(|(topic, sums)| summary(topic, sums)))
+                }
+                None => summaries.push(summary(String::new(), (0, 0))),
+            }
+        }
+        summaries
     }
 
     /// How far a group is with each queue of a topic.

@@ -113,7 +113,8 @@ impl Broker {
             (Some(at), _) if at != record.physical_offset => format!("held; it lies at {} by now", at.0),
             (Some(_), None) => format!("delayed until {}", civil::format_ms(head.due_ms)),
             (Some(_), Some(half)) => format!(
-                "its transaction is not decided; producers were asked {} times, next at {}",
+                "its transaction is undecided since {}; producers were asked {} times, next at {}",
+                civil::format_ms(half.stored_ms),
                 half.checks,
                 civil::format_ms(half.next_check_ms)
             ),

@@ -51,9 +51,8 @@ pub async fn receive(
     let row = broker.lite.open(group.number, topic);
     let client: Arc<str> = caller.client_id.as_str().into();
     let deadline = Instant::now() + poll.wait;
-    // Whoever leaves, with messages or without, wakes another call of the same client. Whoever goes on waiting does not: it
-    // would wake itself.
-    let mut baton: Option<Baton> = None;
+    // Whoever leaves, with messages or without, wakes another call of the same client.
+    let mut baton = Baton(None);
     loop {
         // Asked for each time: a client that was forgotten meanwhile is another one.
         let wake = row.run(|pop| {
@@ -63,9 +62,7 @@ pub async fn receive(
         let wake = wake.ok_or_else(|| {
             Rejection::TooManyRequests(format!("group {group_name:?} has too many clients"))
         })?;
-        if baton.as_ref().is_none_or(|baton| !Arc::ptr_eq(&baton.0, &wake)) {
-            baton = Some(Baton(wake.clone()));
-        }
+        baton.0 = Some(wake.clone());
         let arrived = wake.notified();
         tokio::pin!(arrived);
         arrived.as_mut().enable();
@@ -95,11 +92,11 @@ pub async fn receive(
 }
 
 /// Wakes another waiter when it is dropped.
-struct Baton(Arc<Notify>);
+struct Baton(Option<Arc<Notify>>);
 
 impl Drop for Baton {
     fn drop(&mut self) {
-        self.0.notify_one();
+        self.0.iter().for_each(|wake| wake.notify_one());
     }
 }
 

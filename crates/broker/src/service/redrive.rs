@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use karman_remoting::message::EncodedMessage;
 use karman_remoting::proto::karman as v1;
-use karman_remoting::proto::v2::{self, MessageType};
+use karman_remoting::proto::v2;
 use karman_remoting::status::{Rejection, ok};
 use karman_remoting::validate;
 use karman_store::{Append, Entry, NewRecord, QueueNumber, QueueOffset, Record, RecordKind};
@@ -110,6 +110,9 @@ impl Broker {
         redriven.await.unwrap_or_else(|error| Err(Rejection::Internal(error.to_string())))
     }
 }
+
+/// Where a letter goes, and as what.
+type Original = (Arc<Topic>, QueueNumber, EncodedMessage);
 
 /// A call under way.
 struct Redrive<'a> {
@@ -233,7 +236,7 @@ impl Redrive<'_> {
     }
 
     fn letter(&mut self, position: Position, record: &Record) -> Result<(), Rejection> {
-        let (topic, message) = match self.original(record) {
+        let (topic, queue, message) = match self.original(record) {
             Ok(original) => original,
             Err((message_id, why)) => {
                 self.skip(&message_id, &why);
@@ -250,7 +253,7 @@ impl Redrive<'_> {
         };
         let record = NewRecord {
             kind: RecordKind::DeadLetter,
-            queue: Some(send::queue_of(&topic, &message.system_properties)),
+            queue: Some(queue),
             tag_hash: Label::of(&message.system_properties).0,
             mark: mark_of(&message).0,
             keys: keys_of(&message.system_properties, topic.number),
@@ -271,8 +274,8 @@ impl Redrive<'_> {
         self.pending.drain(..).try_for_each(|append| append.wait().map(drop)).map_err(refuse::append)
     }
 
-    /// The topic that a letter came from, and the message as it was there; or why it cannot go back.
-    fn original(&self, record: &Record) -> Result<(Arc<Topic>, EncodedMessage), (String, String)> {
+    /// The topic and queue that a letter goes to, and the message as it was there; or why it cannot go back.
+    fn original(&self, record: &Record) -> Result<Original, (String, String)> {
         let message = v2::Message::decode(message_of(record));
         let mut message =
             message.map_err(|error| (format!("{:?}", record.queue_offset), error.to_string()))?;
@@ -285,13 +288,24 @@ impl Redrive<'_> {
         let Some(topic) = self.broker.catalog.topic(&origin.topic) else {
             return Err(refused(format!("topic {} does not exist on this broker any more", origin.topic)));
         };
-        if topic.message_type() == MessageType::Lite {
-            return Err(refused(format!("topic {} has lite topics, which come and go", origin.topic)));
-        }
+        let Some(queue) = self.queue_in(&topic, system) else {
+            let lite_topic = system.lite_topic();
+            return Err(refused(format!("lite topic {lite_topic} of topic {} is no more", origin.topic)));
+        };
         message.topic = Some(v2::Resource { resource_namespace: String::new(), name: origin.topic });
         dead_letter::PROPERTIES.iter().for_each(|name| drop(message.user_properties.remove(*name)));
         let encoded = EncodedMessage::read(message.encode_to_vec().into());
-        encoded.map(|encoded| (topic, encoded)).map_err(|error| refused(error.to_string()))
+        encoded.map(|encoded| (topic, queue, encoded)).map_err(|error| refused(error.to_string()))
+    }
+
+    /// `None`: the lite topic of the message is gone.
+    fn queue_in(&self, topic: &Arc<Topic>, system: &v2::SystemProperties) -> Option<QueueNumber> {
+        if !topic.is_lite() {
+            return Some(send::queue_of(topic, system));
+        }
+        let lite = self.broker.lite.topics.named(topic.number, system.lite_topic())?;
+        // From here on it is in use and stays.
+        lite.touch(self.broker.clock.now_ms()).then_some(lite.queue)
     }
 
     fn skip(&mut self, message_id: &str, why: &str) {

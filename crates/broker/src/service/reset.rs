@@ -30,6 +30,12 @@ impl Broker {
         validate::group(&request.group)?;
         validate::topic(&request.topic)?;
         let topic = self.topic(&request.topic)?;
+        if topic.is_lite() {
+            return Err(Rejection::BadRequest(format!(
+                "topic {:?} has lite topics; a client says with its subscription where it begins in each",
+                topic.name()
+            )));
+        }
         let (broker, planned) = (self.clone(), (request.clone(), topic.clone()));
         // A time is looked up in the index, which may have to come from the device.
         let targets = tokio::task::spawn_blocking(move || broker.targets(&planned.0, &planned.1)).await;

@@ -84,6 +84,9 @@ pub(super) async fn show(
     format: Format,
 ) -> anyhow::Result<()> {
     let response = describe(&name, topic, node).await?;
+    if response.truncated {
+        eprintln!("karman: a broker has more queues or clients of it than 10000 of each; name a --topic");
+    }
     let mut configs = response.groups.into_iter();
     let config = configs.next().unwrap_or_default();
     let shown = ShownJson {

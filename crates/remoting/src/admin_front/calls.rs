@@ -140,10 +140,7 @@ impl Admin for AdminFront {
         request: Request<v1::ListClientsRequest>,
     ) -> Result<Response<v1::ListClientsResponse>, Status> {
         let answers: Vec<Answered<v1::ListClientsResponse>> = door!(self, list_clients, request);
-        respond(collected(answers, |answer| answer.clients).map(|mut clients| {
-            clients.sort_by_key(|client| (client.client_id.clone(), client.broker_name.clone()));
-            v1::ListClientsResponse { status: Some(ok()), clients }
-        }))
+        respond(collected(answers, |answer| vec![answer]).map(merge::clients))
     }
 
     async fn ask_client(

@@ -117,6 +117,7 @@ pub(super) fn group(
         whole.queues.extend(part.queues);
         whole.clients.extend(part.clients);
         whole.contradictions.extend(part.contradictions);
+        whole.truncated |= part.truncated;
     }
     // Clients tell every broker the same.
     whole.clients.sort_by_key(|client| (client.client_id.clone(), Reverse(client.heard_ms)));
@@ -124,6 +125,14 @@ pub(super) fn group(
     whole.contradictions.sort();
     whole.contradictions.dedup();
     if whole.groups.is_empty() { Err(Rejection::GroupNotFound { group: name }.into()) } else { Ok(whole) }
+}
+
+/// Clients as several brokers know them.
+pub(super) fn clients(parts: Vec<v1::ListClientsResponse>) -> v1::ListClientsResponse {
+    let truncated = parts.iter().any(|part| part.truncated);
+    let mut clients: Vec<_> = parts.into_iter().flat_map(|part| part.clients).collect();
+    clients.sort_by(|a, b| (&a.client_id, &a.broker_name).cmp(&(&b.client_id, &b.broker_name)));
+    v1::ListClientsResponse { status: Some(ok()), clients, truncated }
 }
 
 /// What was moved, also when a broker failed: it is said which.

@@ -207,7 +207,9 @@ async fn an_answer_finds_who_asked_by_its_nonce() {
         else {
             panic!("another command");
         };
-        registry.answered("another", stack_trace(&nonce));
+        let mut forged = stack_trace(&nonce);
+        forged.status = Some(crate::status::ok());
+        registry.answered("another", forged);
         registry.answered("c", stack_trace("unknown"));
         registry.answered("c", stack_trace(&nonce));
         registry.answered("c", stack_trace(&nonce));

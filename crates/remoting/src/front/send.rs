@@ -3,7 +3,8 @@
 //! Clients spread the messages of one message group over brokers, each in its own way (and C++ without looking at the
 //! group), so the door brings them together: the home of a message group is chosen by rendezvous hashing over the names
 //! of the masters that have the topic, the same at every door. A broker that joins or leaves moves its share of the
-//! groups and no others.
+//! groups and no others. One that is away for a restart keeps them: their messages are refused until it is back, for they
+//! would be delivered elsewhere before those that it holds.
 
 use tonic::{Request, Response};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
@@ -121,7 +122,7 @@ fn home_of_batch<'a>(
     let mut common: Option<&BrokerIdentity> = None;
     for (index, message) in messages.iter().enumerate() {
         let Some(key) = kind.key(message) else { continue };
-        let home = home(routes, topic, key);
+        let home = home(routes, topic, key, kind);
         match (common, home) {
             (None, _) => common = home,
             (Some(known), Some(other)) if known.broker_name != other.broker_name => {
@@ -134,9 +135,12 @@ fn home_of_batch<'a>(
 }
 
 /// The master that `key` lives on: the one whose name and the key give the greatest hash.
-fn home<'a>(routes: &'a RouteTable, topic: &str, key: &str) -> Option<&'a BrokerIdentity> {
-    let masters = routes.masters_of(topic).map(|(identity, _)| identity);
-    masters.max_by_key(|identity| home_weight(&identity.broker_name, key))
+fn home<'a>(routes: &'a RouteTable, topic: &str, key: &str, kind: Ordered) -> Option<&'a BrokerIdentity> {
+    let weight = |identity: &&BrokerIdentity| home_weight(&identity.broker_name, key);
+    match kind {
+        Ordered::MessageGroup => routes.homes_of(topic).max_by_key(weight),
+        Ordered::LiteTopic => routes.masters_of(topic).map(|(identity, _)| identity).max_by_key(weight),
+    }
 }
 
 /// Of the masters of a topic, the one with the greatest weight is the home of `key`, a message group or lite topic. A
@@ -167,7 +171,7 @@ mod tests {
     }
 
     fn home_name(table: &RouteTable, key: &str) -> String {
-        home(table, "t", key).expect("there are masters").broker_name.clone()
+        home(table, "t", key, Ordered::MessageGroup).expect("there are masters").broker_name.clone()
     }
 
     fn message(group: &str) -> bytes::Bytes {
@@ -197,6 +201,22 @@ mod tests {
             *counts.entry(home).or_default() += 1;
         }
         assert!(counts.values().all(|count| (900..1100).contains(count)), "{counts:?}");
+    }
+
+    #[test]
+    fn a_message_group_waits_for_the_broker_that_holds_it_and_a_lite_topic_does_not() {
+        let (mut left, two) = (table(&["a", "b", "c"]), table(&["a", "b"]));
+        let at_c =
+            (0..).map(|n| n.to_string()).find(|key| home_name(&left, key) == "c").expect("there is one");
+        left.apply(RouteChange { change: Some(Change::Left("c".into())) });
+        assert_eq!(home_name(&left, &at_c), "c");
+        assert_eq!(home(&left, "t", &at_c, Ordered::LiteTopic), home(&two, "t", &at_c, Ordered::LiteTopic));
+        let state = BrokerState {
+            identity: Some(BrokerIdentity { broker_name: "c".into(), ..Default::default() }),
+            ..Default::default()
+        };
+        left.apply(RouteChange { change: Some(Change::Joined(state)) });
+        assert_eq!(home_name(&left, &at_c), home_name(&two, &at_c), "it came back without the topic");
     }
 
     #[test]

@@ -43,13 +43,11 @@ impl Mishap {
 /// Places all orders. Two of three customers pay. The producer is who the server asks about the transactions that were
 /// left without a decision; it is to be kept.
 pub(crate) async fn shopping(shop: &Arc<Shop>) -> anyhow::Result<TransactionProducer> {
-    let database = shop.clone();
+    let asked = shop.clone();
     let check = move |message: MessageView| {
         let order = message.keys().first().cloned().unwrap_or_default();
-        let resolution = match database.database.state(&order) {
-            Some(_) => Resolution::Commit,
-            None => Resolution::Rollback,
-        };
+        let is_placed = asked.database.find_or_refuse(&order);
+        let resolution = if is_placed { Resolution::Commit } else { Resolution::Rollback };
         println!("checker: {order} was left without a decision: {resolution:?}");
         async move { resolution }
     };
@@ -84,10 +82,8 @@ async fn place(
                 shop.database.place(order);
                 Resolution::Unknown
             }
-            Mishap::None => {
-                shop.database.place(order);
-                Resolution::Commit
-            }
+            Mishap::None if shop.database.place(order) => Resolution::Commit,
+            Mishap::None => Resolution::Rollback,
         }
     };
     let message = order.message(ORDERS).check_after(CHECK_AFTER);

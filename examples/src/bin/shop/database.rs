@@ -1,7 +1,7 @@
 //! The shop's database: what is true of each order and of the stock, whatever messages say. Each method is one database
 //! transaction.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::ensure;
@@ -34,6 +34,8 @@ struct Tables {
     stock: HashMap<String, u32>,
     /// How often the stock was reduced for an order.
     reductions: HashMap<String, u32>,
+    /// Orders of which it was said that they are not there.
+    refused: HashSet<String>,
     /// Orders that were seen though they were never placed.
     ghosts: Vec<String>,
 }
@@ -66,9 +68,25 @@ impl Database {
         order.id.starts_with(&self.run)
     }
 
-    pub(crate) fn place(&self, order: &Order) {
+    /// `false`: somebody was told that the order is not there, and so it must stay.
+    pub(crate) fn place(&self, order: &Order) -> bool {
+        let mut tables = self.tables();
+        if tables.refused.contains(&order.id) {
+            return false;
+        }
         let row = Row { order: order.clone(), state: State::Placed, recall_handle: None };
-        self.tables().orders.insert(order.id.clone(), row);
+        tables.orders.insert(order.id.clone(), row);
+        true
+    }
+
+    /// Whether the order was placed. If it was not, it cannot be any more: its placing may be under way, but slow.
+    pub(crate) fn find_or_refuse(&self, id: &str) -> bool {
+        let mut tables = self.tables();
+        let is_there = tables.orders.contains_key(id);
+        if !is_there {
+            tables.refused.insert(id.to_owned());
+        }
+        is_there
     }
 
     /// `None`: it was never placed.
