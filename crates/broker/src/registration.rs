@@ -152,6 +152,7 @@ impl Registrations {
         for state in brokers {
             self.change(index, RouteChange { change: Some(Change::Joined(state)) });
         }
+        self.routes.end_to_learn();
     }
 
     fn change(&self, index: usize, change: RouteChange) {
@@ -240,6 +241,16 @@ mod tests {
         assert_eq!(names(&registrations), ["a", "b"]);
         registrations.change(1, RouteChange { change: Some(Change::Left("a".into())) });
         assert_eq!(names(&registrations), ["b"]);
+    }
+
+    #[tokio::test]
+    async fn the_first_table_of_a_namesrv_tells_all_there_is() {
+        let registrations = registrations();
+        registrations.routes.begin_to_learn();
+        registrations.change(0, RouteChange { change: Some(Change::Joined(state("a"))) });
+        assert!(tokio::time::timeout(Duration::ZERO, registrations.routes.learnt()).await.is_err());
+        registrations.replace(0, vec![state("a"), state("b")]);
+        registrations.routes.learnt().await;
     }
 
     #[test]

@@ -136,6 +136,9 @@ pub fn start(config: &BrokerConfig) -> Result<Running, StartError> {
     let key = token_key(&catalog, &store).map_err(StartError::TokenKey)?;
     let control = Control::start().map_err(StartError::Thread)?;
     let (routes, clients) = (SharedRoutes::default(), Arc::new(ClientRegistry::default()));
+    if !config.namesrv_addr.trim().is_empty() {
+        routes.begin_to_learn();
+    }
     let (deltas, _) = broadcast::channel(DELTAS_MAX);
     let (catalog_writer, catalog_task) = CatalogWriter::new(
         catalog.clone(),

@@ -50,6 +50,7 @@ impl Registrations {
         secret: String,
         stopping: CancellationToken,
     ) -> Arc<Self> {
+        routes.begin_to_learn();
         Arc::new(Self {
             info: Mutex::new(RouteInfo::new(silence_max)),
             routes,
@@ -63,6 +64,9 @@ impl Registrations {
 
     /// Drops the brokers that were silent for too long; called every few hundred milliseconds.
     pub fn expire(&self) {
+        if self.started.elapsed() >= SETTLE {
+            self.routes.end_to_learn();
+        }
         let mut info = self.info.lock();
         for change in info.expire(self.started.elapsed()) {
             tracing::warn!(?change, "broker was silent for too long");

@@ -7,9 +7,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{RwLock, RwLockReadGuard};
+use tokio::sync::watch;
 
 use crate::proto::karman::route_change::Change;
 use crate::proto::karman::{BrokerDelta, BrokerIdentity, BrokerState, GroupConfig, RouteChange, TopicRoute};
@@ -26,6 +27,8 @@ pub struct SharedRoutes(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     table: RwLock<RouteTable>,
+    /// This node has just started and does not know the others yet.
+    learning: watch::Sender<bool>,
     listener: OnceLock<Listener>,
 }
 
@@ -54,6 +57,24 @@ impl GroupsChanged {
 }
 
 impl SharedRoutes {
+    /// Other nodes are not known yet: a namesrv will tell of them, or they register here.
+    pub fn begin_to_learn(&self) {
+        self.0.learning.send_replace(true);
+    }
+
+    /// They have.
+    pub fn end_to_learn(&self) {
+        self.0.learning.send_if_modified(|learning| std::mem::take(learning));
+    }
+
+    /// Waits until other nodes are known, or it seems that nobody will tell of them.
+    pub async fn learnt(&self) {
+        let mut learning = self.0.learning.subscribe();
+        if tokio::time::timeout(LEARNING_MAX, learning.wait_for(|learning| !learning)).await.is_err() {
+            self.end_to_learn();
+        }
+    }
+
     /// For one look-up. Never twice in one thread: a writer that waits in between would stop both.
     pub fn read(&self) -> RwLockReadGuard<'_, RouteTable> {
         self.0.table.read()
@@ -79,6 +100,9 @@ impl fmt::Debug for SharedRoutes {
         self.0.table.fmt(f)
     }
 }
+
+/// A node that hears from no namesrv for so long takes what it knows for all there is.
+const LEARNING_MAX: Duration = Duration::from_secs(5);
 
 /// Queue number in an assignment that means "all queues of this broker".
 const WHOLE_BROKER: i32 = -1;

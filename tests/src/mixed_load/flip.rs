@@ -29,7 +29,7 @@ pub(super) fn flip(root: &Path, id: &str) -> io::Result<bool> {
 }
 
 fn segments(root: &Path) -> io::Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(root.join("commitlog"))?;
+    let entries = std::fs::read_dir(root.join("store/commitlog"))?;
     let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
     paths.retain(|path| path.is_file());
     // Names are offsets: the newest are last, and the message is young.
@@ -44,8 +44,8 @@ mod tests {
     #[test]
     fn one_bit_of_the_body_is_flipped_and_nothing_else() {
         let root = tempfile::tempdir().unwrap();
-        let (directory, whole) = (root.path().join("commitlog"), format!("x{}yz", body_mark("id-1")));
-        std::fs::create_dir(&directory).unwrap();
+        let (directory, whole) = (root.path().join("store/commitlog"), format!("x{}yz", body_mark("id-1")));
+        std::fs::create_dir_all(&directory).unwrap();
         std::fs::write(directory.join("0"), &whole).unwrap();
         assert!(!flip(root.path(), "id-2").unwrap());
         assert!(flip(root.path(), "id-1").unwrap());

@@ -26,6 +26,10 @@ impl Front {
         let relayed = metadata::is_relayed(request.metadata());
         let messages = &request.get_ref().messages;
         let topic = messages.first().map(|first| message::topic_of(first)).unwrap_or_default();
+        if !relayed && self.routes.read().message_type(&topic) == Some(v2::MessageType::Fifo) {
+            // Who does not know the others yet would give every message group a home of its own.
+            self.routes.learnt().await;
+        }
         let (mut owners, is_known) = self.owners_of_send(&topic, messages, relayed)?;
         if let [Owner::Here(_)] = owners[..]
             && let Some(client_id) = metadata::client_id_of(request.metadata())
@@ -217,6 +221,17 @@ mod tests {
         };
         left.apply(RouteChange { change: Some(Change::Joined(state)) });
         assert_eq!(home_name(&left, &at_c), home_name(&two, &at_c), "it came back without the topic");
+    }
+
+    #[tokio::test]
+    async fn a_node_that_does_not_know_the_others_yet_waits_for_them() {
+        let routes = crate::route_table::SharedRoutes::default();
+        routes.learnt().await;
+        routes.begin_to_learn();
+        let soon = std::time::Duration::ZERO;
+        assert!(tokio::time::timeout(soon, routes.learnt()).await.is_err());
+        routes.end_to_learn();
+        routes.learnt().await;
     }
 
     #[test]
