@@ -102,7 +102,7 @@ impl fmt::Debug for SharedRoutes {
 }
 
 /// A node that hears from no namesrv for so long takes what it knows for all there is.
-const LEARNING_MAX: Duration = Duration::from_secs(5);
+const LEARNING_MAX: Duration = Duration::from_secs(15);
 
 /// Queue number in an assignment that means "all queues of this broker".
 const WHOLE_BROKER: i32 = -1;

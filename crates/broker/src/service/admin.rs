@@ -55,7 +55,7 @@ impl Admin for AdminService {
         let summary = |topic: &Arc<Topic>| v1::TopicSummary {
             topic: Some(topic.config()),
             broker_name: broker.name.to_string(),
-            message_count: topic.queues.iter().map(|&queue| broker.queue_len(queue)).sum(),
+            message_count: broker.message_count(topic),
         };
         let topics = broker.catalog.topics().iter().map(summary).collect();
         Ok(Response::new(v1::ListTopicsResponse { status: Some(ok()), topics }))
@@ -283,6 +283,13 @@ impl Broker {
         }
         self.lite.of_group(group.number).iter().for_each(|row| row.settings_changed());
         Ok(v1::UpdateGroupResponse { status: Some(ok()), brokers: vec![] })
+    }
+
+    /// Messages stored in all queues of a topic, those of its lite topics too.
+    fn message_count(&self, topic: &Topic) -> u64 {
+        let lite = self.lite.topics.of_topic(topic.number);
+        let queues = topic.queues.iter().copied().chain(lite.iter().map(|lite| lite.queue.0));
+        queues.map(|queue| self.queue_len(queue)).sum()
     }
 
     fn queue_len(&self, queue: u32) -> u64 {

@@ -26,8 +26,9 @@ impl Front {
         let relayed = metadata::is_relayed(request.metadata());
         let messages = &request.get_ref().messages;
         let topic = messages.first().map(|first| message::topic_of(first)).unwrap_or_default();
-        if !relayed && self.routes.read().message_type(&topic) == Some(v2::MessageType::Fifo) {
-            // Who does not know the others yet would give every message group a home of its own.
+        let message_type = self.routes.read().message_type(&topic);
+        if !relayed && message_type.is_none_or(|kind| kind == v2::MessageType::Fifo) {
+            // Who does not know the others yet, or not even its own topics, would give every message group a home of its own.
             self.routes.learnt().await;
         }
         let (mut owners, is_known) = self.owners_of_send(&topic, messages, relayed)?;
