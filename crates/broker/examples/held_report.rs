@@ -1,11 +1,16 @@
 //! What delayed messages cost, and how late they are: memory for each, then so many due within so short a time, delivered by
 //! the broker's own thread from a store on this disk.
 //!
-//! `cargo run --release -p karman-broker --example held_report -- [--timers N] [--seconds S] [--size BYTES] [--dir DIR]`
+//! `cargo run --release -p karman-broker --example held_report -- [--timers N] [--seconds S] [--size BYTES]
+//! [--class disk|memory] [--dir DIR]`
+//!
+//! Beside it a small file is flushed now and then: what the disk takes for that when others use it too.
 
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -41,13 +46,19 @@ struct Options {
     timers: u64,
     seconds: u64,
     size_bytes: usize,
+    class: Durability,
     directory: std::path::PathBuf,
 }
 
 impl Options {
     fn parse() -> Outcome<Self> {
-        let mut options =
-            Self { timers: 1_000_000, seconds: 60, size_bytes: 256, directory: std::env::temp_dir() };
+        let mut options = Self {
+            timers: 1_000_000,
+            seconds: 60,
+            size_bytes: 256,
+            class: Durability::Disk,
+            directory: std::env::temp_dir(),
+        };
         let mut arguments = std::env::args().skip(1);
         while let Some(name) = arguments.next() {
             let value = arguments.next().ok_or(format!("{name} needs a value"))?;
@@ -55,8 +66,10 @@ impl Options {
                 "--timers" => options.timers = value.parse::<u64>()?.max(1),
                 "--seconds" => options.seconds = value.parse::<u64>()?.max(1),
                 "--size" => options.size_bytes = value.parse::<usize>()?.max(1),
+                "--class" if value == "memory" => options.class = Durability::Memory,
+                "--class" if value == "disk" => options.class = Durability::Disk,
                 "--dir" => options.directory = value.into(),
-                _ => return Err(format!("unknown option {name}: --timers, --seconds, --size, --dir").into()),
+                _ => return Err(format!("unknown option {name} {value}").into()),
             }
         }
         Ok(options)
@@ -119,14 +132,16 @@ impl Projection for Seen {
 
 fn main() -> Outcome<()> {
     let options = Options::parse()?;
-    memory("ascending", options.timers, |number| number);
-    memory("random", options.timers, |_| rand::random_range(0..86_400_000));
+    // Both are kept until they are measured: what one gives back the other would take.
+    let ascending = memory("ascending", options.timers, |number| number);
+    let random = memory("random", options.timers, |_| rand::random_range(0..86_400_000));
+    drop((ascending, random));
     let scratch = tempfile::tempdir_in(&options.directory)?;
     deliver(&options, scratch.path())
 }
 
 /// Resident memory for each of so many timers, made in an order of their times.
-fn memory(order: &str, timers: u64, due_ms: impl Fn(u64) -> u64) {
+fn memory(order: &str, timers: u64, due_ms: impl Fn(u64) -> u64) -> HeldTable {
     let table = HeldTable::default();
     let before = process::used().resident_bytes;
     for number in 0..timers {
@@ -145,6 +160,7 @@ fn memory(order: &str, timers: u64, due_ms: impl Fn(u64) -> u64) {
     }
     let used = process::used().resident_bytes.saturating_sub(before);
     println!("memory, {order} times: {:.1} bytes for each of {timers} timers", used as f64 / timers as f64);
+    table
 }
 
 struct Node {
@@ -231,8 +247,9 @@ fn deliver(options: &Options, directory: &Path) -> Outcome<()> {
         println!("the first ones were due before the start: the machine is too slow for these figures");
     }
     let (store, catalog, held) = (node.store.clone(), node.catalog.clone(), node.held.clone());
-    let deliverer = Deliverer { store, catalog, held, clock: node.clock, durability: Durability::Disk };
+    let deliverer = Deliverer { store, catalog, held, clock: node.clock, durability: options.class };
     let thread = deliverer.start()?;
+    let flushes = Flushes::start(directory)?;
     let cpu = process::used().cpu_micros;
     let deadline =
         Instant::now() + Duration::from_millis(left_ms) + Duration::from_secs(10 * options.seconds + 60);
@@ -257,6 +274,43 @@ fn deliver(options: &Options, directory: &Path) -> Outcome<()> {
         node.seen.early.load(Ordering::Relaxed),
         cpu as f64 / options.timers as f64,
     );
+    println!("a flush of 4 KiB beside it took {}", flushes.stop()?);
     node.store.close()?;
     Ok(())
+}
+
+/// Flushes a small file every 20 ms, on a thread of its own.
+struct Flushes {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<std::io::Result<Vec<u64>>>,
+}
+
+impl Flushes {
+    fn start(directory: &Path) -> Outcome<Self> {
+        let file = std::fs::File::create(directory.join("flushed"))?;
+        file.write_all_at(&[1; 4096], 0)?;
+        file.sync_all()?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let run = move || {
+            let mut took_ms = Vec::new();
+            while !stopped.load(Ordering::Relaxed) {
+                file.write_all_at(&[2; 4096], 0)?;
+                let began = Instant::now();
+                file.sync_data()?;
+                took_ms.push(began.elapsed().as_millis() as u64);
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Ok(took_ms)
+        };
+        Ok(Self { stop, thread: std::thread::spawn(run) })
+    }
+
+    fn stop(self) -> Outcome<String> {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut took_ms = self.thread.join().map_err(|_| "the flushing thread panicked")??;
+        took_ms.sort_unstable();
+        let at = |part: f64| took_ms[((took_ms.len() - 1) as f64 * part) as usize];
+        Ok(format!("p50 {} ms, p99 {} ms, worst {} ms", at(0.5), at(0.99), at(1.0)))
+    }
 }

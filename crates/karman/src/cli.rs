@@ -18,8 +18,8 @@ const EXIT_NOT_FOUND: u8 = 3;
 const EXIT_DAMAGED: u8 = 4;
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 a topic, group or message does not exist, 4 a store is
-damaged or needs a repair
+Exit codes: 0 done, 1 failed or refused, 2 the command line is wrong or a script left out --yes, 3 a topic, group or
+message does not exist, 4 a store is damaged or needs a repair
 
 Example:
   karman dev --topic orders

@@ -31,7 +31,8 @@ Example:
 #[derive(Serialize)]
 pub(crate) struct ClientJson {
     client: String,
-    /// producer, push-consumer, simple-consumer, pull-consumer, lite-push-consumer, lite-simple-consumer
+    /// producer, push-consumer, simple-consumer, pull-consumer, lite-push-consumer, lite-simple-consumer; of one that did not
+    /// say: consumer, producer or unknown
     kind: String,
     /// None: a producer.
     group: Option<String>,
@@ -65,7 +66,7 @@ impl ClientJson {
             }
         };
         Self {
-            kind: client.client_type().as_str_name().to_ascii_lowercase().replace('_', "-"),
+            kind: kind(&client),
             client: client.client_id,
             group: Some(client.group).filter(|group| !group.is_empty()),
             language: client.language,
@@ -94,6 +95,16 @@ impl ClientJson {
         let columns =
             [text("CLIENT"), text("KIND"), text("GROUP"), text("TOPICS"), text("SDK"), text("HEARD")];
         output::table(&columns, clients.into_iter().map(cells).collect())
+    }
+}
+
+/// What a client is, or does.
+fn kind(client: &v1::ClientState) -> String {
+    match client.client_type() {
+        v2::ClientType::Unspecified if !client.group.is_empty() => "consumer".to_owned(),
+        v2::ClientType::Unspecified if !client.publishing.is_empty() => "producer".to_owned(),
+        v2::ClientType::Unspecified => "unknown".to_owned(),
+        known => known.as_str_name().to_ascii_lowercase().replace('_', "-"),
     }
 }
 

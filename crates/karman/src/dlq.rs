@@ -1,10 +1,12 @@
 //! `karman dlq`: dead letters, the messages that a group was given often enough.
 
 use clap::{Args, Subcommand};
+use karman_client::{ClientError, Code};
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::karman::query_messages_request::By;
 use serde::Serialize;
 
+use crate::cli::NotFound;
 use crate::confirm::confirm;
 use crate::message::query::StoredJson;
 use crate::node::Node;
@@ -120,6 +122,14 @@ async fn list(node: &Node, format: Format) -> anyhow::Result<()> {
     }
 }
 
+/// The topic comes into being with the first letter.
+fn no_letters(error: anyhow::Error, group: &str) -> anyhow::Error {
+    match error.downcast_ref::<ClientError>().and_then(ClientError::code) {
+        Some(Code::TopicNotFound) => NotFound(format!("group {group} has no dead letters")).into(),
+        _ => error,
+    }
+}
+
 /// A letter that ends up here without saying why is still one.
 fn property<'a>(letter: &'a StoredJson, name: &str) -> &'a str {
     letter.properties.get(name).map_or("-", String::as_str)
@@ -135,7 +145,8 @@ async fn show(args: ShowArgs, node: &Node, format: Format) -> anyhow::Result<()>
         max: args.max,
         ..Default::default()
     };
-    let response = node.answer(node.admin()?.query_messages(node.request(request))).await?;
+    let response = node.answer(node.admin()?.query_messages(node.request(request))).await;
+    let response = response.map_err(|error| no_letters(error, &args.group))?;
     let letters = response.messages.into_iter().map(StoredJson::of).collect::<anyhow::Result<Vec<_>>>()?;
     if whole || format == Format::Json {
         letters.iter().try_for_each(|letter| letter.print(format))?;
@@ -231,8 +242,8 @@ fn print_redriven(
 async fn export(group: &str, node: &Node) -> anyhow::Result<()> {
     let topic = format!("{PREFIX}{group}");
     let request = v1::DescribeTopicRequest { name: topic.clone(), at_ms: None };
-    let queues = node.answer(node.admin()?.describe_topic(node.request(request))).await?.queues;
-    for queue in queues {
+    let described = node.answer(node.admin()?.describe_topic(node.request(request))).await;
+    for queue in described.map_err(|error| no_letters(error, group))?.queues {
         let mut offset = queue.min_offset;
         while offset < queue.max_offset {
             let request = v1::QueryMessagesRequest {

@@ -1,5 +1,7 @@
 //! `karman offset`: where a group is on a topic, moved by hand.
 
+use std::cmp::Ordering;
+
 use clap::{Args, Subcommand};
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::karman::reset_offset_request::To;
@@ -189,10 +191,10 @@ fn print_moves(shift: ShiftJson, format: Format) -> anyhow::Result<()> {
         return output::json(&shift);
     }
     let cells = |row: MoveJson| {
-        let change = if row.to >= row.from {
-            format!("{} skipped", grouped(row.to - row.from))
-        } else {
-            format!("{} again", grouped(row.from - row.to))
+        let change = match row.to.cmp(&row.from) {
+            Ordering::Greater => format!("{} skipped", grouped(row.to - row.from)),
+            Ordering::Less => format!("{} again", grouped(row.from - row.to)),
+            Ordering::Equal => "-".to_owned(),
         };
         let numbers = [row.from, row.to].map(grouped);
         let place = [row.broker, row.queue.to_string()];

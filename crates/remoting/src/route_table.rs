@@ -64,7 +64,7 @@ impl SharedRoutes {
 
     /// They have.
     pub fn end_to_learn(&self) {
-        self.0.learning.send_if_modified(|learning| std::mem::take(learning));
+        self.0.learning.send_if_modified(std::mem::take);
     }
 
     /// Waits until other nodes are known, or it seems that nobody will tell of them.

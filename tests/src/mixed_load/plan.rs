@@ -285,7 +285,7 @@ impl Plan {
     /// 60 of 100 are committed, 20 rolled back, of the others the producer says nothing until it is asked.
     pub(super) fn decision(&self, id: &str) -> Decision {
         let roll = self.roll(hash(id), 6) % 100;
-        Decision { commit: roll < 60 || roll >= 90, when_asked: roll >= 80 }
+        Decision { commit: !(60..90).contains(&roll), when_asked: roll >= 80 }
     }
 
     /// What `reader` does with delivery `attempt` of message `id`.

@@ -99,12 +99,9 @@ impl Broker {
                 pending_bytes: 0,
             };
             let answer = redrive.run(&request.message_id)?;
-            tracing::info!(
-                group = request.group,
-                count = answer.count,
-                request.dry_run,
-                "dead letters went back"
-            );
+            if !request.dry_run {
+                tracing::info!(group = request.group, count = answer.count, "dead letters went back");
+            }
             Ok(answer)
         });
         redriven.await.unwrap_or_else(|error| Err(Rejection::Internal(error.to_string())))
