@@ -18,7 +18,7 @@ pub struct InFlight {
     pub attempt: u32,
     /// Grows with each delivery and each change of the invisible time; a handle of an older one is void.
     pub revision: u32,
-    /// Hash of its message group; of use only where the queue has an [`Order`].
+    /// Hash of its message group; of use only where the queue has an `order`.
     pub message_group: u32,
     /// The client for whom the invisible time is extended as long as it lives, and until when at most.
     pub renewed_for: Option<(Arc<str>, u64)>,
