@@ -5,6 +5,7 @@
 //! tests that make histories; on one thread.
 //!
 //! Memory: see [`History`]; it grows with the number of operations, of which [`history::OPERATIONS_MAX`] are read.
+#![forbid(unsafe_code)]
 
 pub mod event;
 pub mod history;

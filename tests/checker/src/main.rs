@@ -1,5 +1,6 @@
 //! `karman-checker FILE`: judges a saved history. Exit code 0: every invariant holds; 1: one does not; 2: it cannot be
 //! read.
+#![forbid(unsafe_code)]
 
 use std::fs::File;
 use std::io::{self, BufReader, Write as _};
