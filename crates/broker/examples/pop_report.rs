@@ -67,7 +67,8 @@ fn ask(orderly: bool) -> Take {
 /// asked in turns.
 fn cost_ns(topics: usize, queues: usize, inflight: u64, message_groups: u64, orderly: bool) -> f64 {
     let all_queues = (topics * queues) as u64;
-    let per_queue = (MESSAGES + inflight).div_ceil(all_queues) + 1;
+    // Queues are emptied in turns, a batch at a time: some have more to give than others.
+    let per_queue = 2 * (MESSAGES + inflight).div_ceil(all_queues) + BATCH as u64;
     let topic = Topic { per_queue, message_groups };
     let ask = ask(orderly);
     let mut pops: Vec<Pop> = (0..topics).map(|_| Pop::new(&vec![0; queues])).collect();
