@@ -13,6 +13,7 @@ use arc_swap::ArcSwap;
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::v2::{MessageType, Permission};
 use karman_remoting::settings::{DEFAULT_LITE_CLIENT_QUOTA, DEFAULT_RETRY_MAX_TIMES};
+use karman_remoting::status::Rejection;
 use karman_remoting::token::TokenKey;
 use karman_store::{Durability, Projection, QueueNumber, Record, RecordKind};
 use parking_lot::RwLock;
@@ -264,18 +265,19 @@ impl Catalog {
         state.next_queue = state.next_queue.max(count);
     }
 
-    /// Free queue numbers, which nobody else is given from now on.
-    pub fn take_queues(&self, count: u32) -> Range<u32> {
+    /// Free queue numbers, which nobody else is given from now on, nor ever was.
+    pub fn take_queues(&self, count: u32) -> Result<Range<u32>, Rejection> {
         let mut state = self.state.write();
         let first = state.next_queue;
-        state.next_queue = first.checked_add(count).expect("the log has room for fewer queues");
-        first..state.next_queue
+        let none_left = || Rejection::Internal("this log has given out all of its queue numbers".to_owned());
+        state.next_queue = first.checked_add(count).ok_or_else(none_left)?;
+        Ok(first..state.next_queue)
     }
 
     /// The record of a new topic with the next free numbers.
-    pub fn next_topic(&self, config: v1::TopicConfig) -> TopicRecord {
-        let queues = self.take_queues(config.queue_nums).collect();
-        TopicRecord { number: self.state.read().next_topic, queues, config }
+    pub fn next_topic(&self, config: v1::TopicConfig) -> Result<TopicRecord, Rejection> {
+        let queues = self.take_queues(config.queue_nums)?.collect();
+        Ok(TopicRecord { number: self.state.read().next_topic, queues, config })
     }
 
     /// The record of a new group with the next free number.
@@ -397,7 +399,7 @@ mod tests {
     use crate::catalog_writer::topic_named;
 
     fn make(catalog: &Catalog, name: &str) -> TopicRecord {
-        let record = catalog.next_topic(topic_named(name, 2));
+        let record = catalog.next_topic(topic_named(name, 2)).unwrap();
         catalog.change(Change::Topic(record.clone()));
         record
     }
@@ -428,7 +430,7 @@ mod tests {
     fn the_reserve_time_of_a_topic_is_its_own_or_the_brokers_also_across_a_snapshot() {
         let catalog = Catalog::default();
         make(&catalog, "a");
-        let own = catalog.next_topic(v1::TopicConfig { reserved_hours: 24, ..topic_named("b", 1) });
+        let own = catalog.next_topic(v1::TopicConfig { reserved_hours: 24, ..topic_named("b", 1) }).unwrap();
         catalog.change(Change::Topic(own));
         let restored = Catalog::default();
         restored.restore(&catalog.snapshot()).unwrap();

@@ -135,7 +135,7 @@ impl Task {
             )));
         }
         let name = new.name.clone();
-        append(&self.store, Change::Topic(self.catalog.next_topic(new))).await?;
+        append(&self.store, Change::Topic(self.catalog.next_topic(new)?)).await?;
         let topic = self.catalog.topic(&name).expect("the record is applied before its append is answered");
         tracing::info!(topic = name, queue_nums = topic.queue_nums(), "topic made");
         self.tell(v1::BrokerDelta { topics: vec![topic.route()], ..Default::default() });

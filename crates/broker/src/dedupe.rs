@@ -64,7 +64,8 @@ struct State {
     former: Table<PhysicalOffset>,
     /// When the first of `current` came in. Milliseconds since 1970.
     since_ms: u64,
-    pending: Table<watch::Sender<()>>,
+    /// What is claimed; who waits for it is told by the end of the channel, which is made for the first that does.
+    pending: Table<Option<watch::Sender<()>>>,
 }
 
 /// See the module's comment.
@@ -80,7 +81,7 @@ pub struct Dedupe {
 }
 
 impl Dedupe {
-    /// Remembers the last `ids_max` ids, and for a while up to twice as few.
+    /// Remembers at most `ids_max` ids, and never fewer than the last half of that.
     pub fn new(ids_max: usize) -> Self {
         Self {
             generation_max: (ids_max / 2).max(1),
@@ -95,13 +96,13 @@ impl Dedupe {
         self.window_ms.fetch_max(window_ms, Ordering::Relaxed);
         let mut state = self.state.lock();
         let known = |hash: &u64| {
-            if let Some(pending) = state.pending.get(hash) {
-                return Known::Pending(pending.subscribe());
+            if let Some(waiters) = state.pending.get_mut(hash) {
+                return Known::Pending(waiters.get_or_insert_with(|| watch::Sender::new(())).subscribe());
             }
             if let Some(&at) = state.current.get(hash).or_else(|| state.former.get(hash)) {
                 return Known::Stored(at);
             }
-            state.pending.insert(*hash, watch::Sender::new(()));
+            state.pending.insert(*hash, None);
             Known::Unknown
         };
         hashes.iter().map(known).collect()
@@ -113,7 +114,7 @@ impl Dedupe {
         let mut state = self.state.lock();
         let is_free = !state.pending.contains_key(&hash);
         if is_free {
-            state.pending.insert(hash, watch::Sender::new(()));
+            state.pending.insert(hash, None);
         }
         is_free
     }

@@ -17,6 +17,7 @@ mod recorded;
 pub(crate) mod take;
 
 use attempts::Attempts;
+pub use queue::Renewal;
 use queue::{InFlight, PopQueue};
 use recorded::Recorder;
 pub use take::{Delivery, Gone, Surroundings, Take, Taken};
@@ -126,10 +127,7 @@ impl Pop {
         if held.revision != entry.revision {
             return Err(Void::Superseded);
         }
-        let renewed = entry
-            .renewed_for
-            .as_ref()
-            .is_some_and(|(client, until_ms)| now_ms < *until_ms && is_alive(client));
+        let renewed = entry.renewed_for.as_ref().is_some_and(|renewal| renewal.goes_on(now_ms, is_alive));
         if entry.visible_at_ms <= now_ms && !renewed { Err(Void::Expired) } else { Ok(()) }
     }
 
@@ -165,7 +163,7 @@ impl Pop {
             None => MessageState::InFlight {
                 attempt: entry.attempt,
                 visible_at_ms: entry.visible_at_ms,
-                holder: entry.renewed_for.as_ref().map(|(client, _)| client.clone()),
+                holder: entry.renewed_for.as_ref().map(|renewal| renewal.client.clone()),
             },
         }
     }
@@ -219,7 +217,7 @@ impl Pop {
     pub fn release(&mut self, client_id: &str, visible_at_ms: u64) {
         for (queue_id, queue) in self.queues.iter_mut().enumerate() {
             for (&offset, entry) in &mut queue.inflight {
-                if entry.renewed_for.as_ref().is_some_and(|(client, _)| **client == *client_id) {
+                if entry.renewed_for.as_ref().is_some_and(|renewal| *renewal.client == *client_id) {
                     entry.renewed_for = None;
                     entry.visible_at_ms = visible_at_ms;
                     let queue_id = u32::try_from(queue_id).expect("queue numbers are u32");

@@ -203,7 +203,9 @@ impl ProgressTable {
         let client = progress.client.as_deref().map(Arc::from);
         let key = RowKey { group: progress.group, topic: progress.topic, client };
         if progress.ended {
-            self.rows.write().remove(&key);
+            if let Some(row) = self.rows.write().remove(&key) {
+                topic.remove_reader(&row.arrived);
+            }
             return;
         }
         let row = self.insert(key, &topic);
@@ -243,7 +245,8 @@ pub async fn reset(
     revision_base: u32,
 ) -> Result<(), Rejection> {
     let append = {
-        // Under the lock, so that no acknowledgement of what was delivered before comes to lie behind it.
+        // Under the lock, so that what is acknowledged from now on lies behind it. What was acknowledged just before may too:
+        // then a start that reads the log counts that message as done, as its consumer was told.
         let mut pop = row.pop.lock();
         let moved = moves.iter().flat_map(|&(queue_id, offset)| pop.reset(queue_id, offset, revision_base));
         let record = row.record(moved.collect());

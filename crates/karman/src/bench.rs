@@ -75,6 +75,9 @@ pub(crate) struct LoadArgs {
     /// Messages in a request
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_024))]
     batch: u32,
+    /// Ordered messages of so many message groups in turn, for a topic of type fifo; 0: normal messages
+    #[arg(long, default_value_t = 0)]
+    message_groups: u32,
     /// Messages per second, sent on schedule whether or not answers come; latency then counts from the schedule.
     /// 0 sends as fast as answers come
     #[arg(long, default_value_t = 0)]

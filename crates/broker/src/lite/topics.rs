@@ -240,7 +240,7 @@ pub(super) mod tests {
     pub(in crate::lite) fn parent() -> (Arc<Catalog>, Arc<Topic>) {
         let catalog = Arc::new(Catalog::default());
         let config = v1::TopicConfig { message_type: MessageType::Lite.into(), ..topic_named("sessions", 8) };
-        let record = catalog.next_topic(config);
+        let record = catalog.next_topic(config).unwrap();
         catalog.change(Change::Topic(record));
         let topic = catalog.topic("sessions").unwrap();
         (catalog, topic)

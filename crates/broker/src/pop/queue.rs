@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::order::Order;
+use super::take::RENEW_MAX_MS;
 use crate::records::{Later, QueueProgress};
 
 /// A message that is with a consumer, or waits for its next delivery.
@@ -20,8 +21,29 @@ pub struct InFlight {
     pub revision: u32,
     /// Hash of its message group; of use only where the queue has an `order`.
     pub message_group: u32,
-    /// The client for whom the invisible time is extended as long as it lives, and until when at most.
-    pub renewed_for: Option<(Arc<str>, u64)>,
+    /// For whom the invisible time is extended. One for all messages of a receive: there may be a million in flight.
+    pub renewed_for: Option<Arc<Renewal>>,
+}
+
+/// The invisible time of what a client holds is extended as long as it lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Renewal {
+    /// The client.
+    pub client: Arc<str>,
+    /// At most until then. Milliseconds since 1970.
+    pub until_ms: u64,
+}
+
+impl Renewal {
+    /// Of what the client receives at `now_ms`.
+    pub fn of(client: Arc<str>, now_ms: u64) -> Arc<Self> {
+        Arc::new(Self { client, until_ms: now_ms + RENEW_MAX_MS })
+    }
+
+    /// Whether it is to be extended now.
+    pub(super) fn goes_on(&self, now_ms: u64, is_alive: &dyn Fn(&str) -> bool) -> bool {
+        now_ms < self.until_ms && is_alive(&self.client)
+    }
 }
 
 /// The time of a message that waits for an earlier one of its message group: never, until its turn comes.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use karman_store::{Entry, QueueOffset};
 
 use super::order::Order;
-use super::queue::{InFlight, WITHHELD};
+use super::queue::{InFlight, Renewal, WITHHELD};
 use super::{Pop, Position};
 use crate::label::Label;
 
@@ -32,8 +32,8 @@ pub struct Take {
     pub max: usize,
     /// How long a delivered message stays invisible to others.
     pub invisible_ms: u64,
-    /// The client whose messages are renewed while it lives.
-    pub renew_for: Option<Arc<str>>,
+    /// The messages are renewed.
+    pub renewal: Option<Arc<Renewal>>,
     /// After this many deliveries a message is dead.
     pub attempts_max: u32,
     /// Not done messages per queue, at most; beyond, nothing new is handed out from it.
@@ -235,11 +235,8 @@ impl Pop {
             let is_front = queue.is_front(position.offset);
             let entry = queue.inflight.get_mut(&position.offset);
             let Some(entry) = entry.filter(|entry| entry.visible_at_ms <= now_ms) else { continue };
-            if let Some((client, until_ms)) = &entry.renewed_for
-                && now_ms < *until_ms
-                && is_alive(client)
-            {
-                entry.visible_at_ms = (now_ms + RENEWAL_MS).min(*until_ms);
+            if let Some(renewal) = entry.renewed_for.as_ref().filter(|own| own.goes_on(now_ms, is_alive)) {
+                entry.visible_at_ms = (now_ms + RENEWAL_MS).min(renewal.until_ms);
                 self.due.push(Reverse((entry.visible_at_ms, position)));
                 continue;
             }
@@ -325,12 +322,6 @@ impl Pop {
     }
 }
 
-impl Take {
-    fn renewal(&self) -> Option<(Arc<str>, u64)> {
-        self.renew_for.clone().map(|client| (client, self.now_ms + RENEW_MAX_MS))
-    }
-}
-
 impl Delivery {
     /// When it becomes visible again, as the schedule has it.
     fn due(&self) -> (u64, Position) {
@@ -357,7 +348,7 @@ fn deliver(
 ) -> Delivery {
     inflight.visible_at_ms = ask.now_ms + ask.invisible_ms;
     inflight.revision = inflight.revision.max(ask.revision_base).max(revision_floor) + 1;
-    inflight.renewed_for = ask.renewal();
+    inflight.renewed_for.clone_from(&ask.renewal);
     Delivery {
         position,
         entry,

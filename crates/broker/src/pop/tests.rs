@@ -58,7 +58,7 @@ pub(super) fn ask(now_ms: u64, max: usize) -> Take {
         now_ms,
         max,
         invisible_ms: 100,
-        renew_for: None,
+        renewal: None,
         attempts_max: ATTEMPTS_MAX,
         inflight_max: 1000,
         revision_base: 0,
@@ -111,7 +111,7 @@ fn a_handle_is_void_once_its_time_has_ended_or_a_newer_one_exists() {
 #[test]
 fn a_message_of_a_living_client_is_renewed_and_its_first_handle_stays_good() {
     let (mut pop, mut stored) = (Pop::new(&[0, 0]), stored(1, 0));
-    let renewing = Take { renew_for: Some("me".into()), ..ask(0, 1) };
+    let renewing = Take { renewal: Some(Renewal::of("me".into(), 0)), ..ask(0, 1) };
     let delivery = pop.take(&renewing, &stored).deliveries.remove(0);
     assert!(pop.take(&ask(1000, 1), &stored).deliveries.is_empty());
     assert_eq!(pop.check(1000, &held(&delivery), &|_| true), Ok(()));
@@ -122,7 +122,7 @@ fn a_message_of_a_living_client_is_renewed_and_its_first_handle_stays_good() {
 #[test]
 fn renewal_ends_after_three_hours() {
     let (mut pop, stored) = (Pop::new(&[0, 0]), stored(1, 0));
-    let renewing = Take { renew_for: Some("me".into()), ..ask(0, 1) };
+    let renewing = Take { renewal: Some(Renewal::of("me".into(), 0)), ..ask(0, 1) };
     pop.take(&renewing, &stored);
     assert!(pop.take(&ask(RENEW_MAX_MS - 1, 1), &stored).deliveries.is_empty());
     assert_eq!(pop.take(&ask(RENEW_MAX_MS, 1), &stored).deliveries.len(), 1);
@@ -131,7 +131,7 @@ fn renewal_ends_after_three_hours() {
 #[test]
 fn a_client_that_ends_gives_its_messages_back() {
     let (mut pop, stored) = (Pop::new(&[0, 0]), stored(2, 0));
-    let renewing = Take { renew_for: Some("me".into()), ..ask(0, 1) };
+    let renewing = Take { renewal: Some(Renewal::of("me".into(), 0)), ..ask(0, 1) };
     pop.take(&renewing, &stored);
     pop.take(&ask(0, 1), &stored);
     pop.release("me", 10);

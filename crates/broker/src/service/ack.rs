@@ -17,6 +17,7 @@ use karman_store::Durability;
 
 use crate::broker::Broker;
 use crate::catalog::Topic;
+use crate::lite::LiteGroup;
 use crate::pop::{Held, Position, Void};
 use crate::progress::{self, GroupTopic};
 use crate::records::{Later, QueueProgress};
@@ -24,6 +25,12 @@ use crate::service::{dead_letter, receive};
 
 /// What a client held becomes visible to others this long after it said goodbye: its last acks may be on their way.
 const RELEASE_AFTER_MS: u64 = 1000;
+
+/// A group on the topic of a call.
+enum Reader {
+    Queues(Arc<GroupTopic>),
+    Lite(Arc<LiteGroup>),
+}
 
 impl Broker {
     /// Acknowledges each entry by itself. Also a refusal of them all is said for each.
@@ -55,10 +62,10 @@ impl Broker {
         caller: &Caller,
         request: &v2::AckMessageRequest,
     ) -> Result<Vec<Result<Position, Rejection>>, Rejection> {
-        if let Some(row) = self.lite_row_of(request.group.as_ref(), request.topic.as_ref())? {
-            return self.finish_lite(&row, &request.entries).await;
-        }
-        let row = self.row_of(caller, request.group.as_ref(), request.topic.as_ref())?;
+        let row = match self.reader_of(caller, request.group.as_ref(), request.topic.as_ref())? {
+            Reader::Lite(row) => return self.finish_lite(&row, &request.entries).await,
+            Reader::Queues(row) => row,
+        };
         let (results, queues) = self.finish(&row, &request.entries);
         progress::record(&self.store, &row, queues).await?;
         Ok(results)
@@ -99,10 +106,10 @@ impl Broker {
         request: v2::ChangeInvisibleDurationRequest,
     ) -> Result<v2::ChangeInvisibleDurationResponse, Rejection> {
         let invisible_ms = receive::invisible_ms(request.invisible_duration.as_ref(), 0)?;
-        if let Some(row) = self.lite_row_of(request.group.as_ref(), request.topic.as_ref())? {
-            return self.change_lite(&row, &request, invisible_ms).await;
-        }
-        let row = self.row_of(caller, request.group.as_ref(), request.topic.as_ref())?;
+        let row = match self.reader_of(caller, request.group.as_ref(), request.topic.as_ref())? {
+            Reader::Lite(row) => return self.change_lite(&row, &request, invisible_ms).await,
+            Reader::Queues(row) => row,
+        };
         let held = self.held(row.group, &row.topic, &request.receipt_handle)?;
         let visible_at_ms = self.clock.now_ms() + invisible_ms;
         let later = Later { offset: held.position.offset, visible_at_ms, attempt: held.attempt };
@@ -134,10 +141,10 @@ impl Broker {
         caller: &Caller,
         request: v2::ForwardMessageToDeadLetterQueueRequest,
     ) -> Result<v2::ForwardMessageToDeadLetterQueueResponse, Rejection> {
-        if let Some(row) = self.lite_row_of(request.group.as_ref(), request.topic.as_ref())? {
-            return self.forward_lite(caller, &row, &request).await;
-        }
-        let row = self.row_of(caller, request.group.as_ref(), request.topic.as_ref())?;
+        let row = match self.reader_of(caller, request.group.as_ref(), request.topic.as_ref())? {
+            Reader::Lite(row) => return self.forward_lite(caller, &row, &request).await,
+            Reader::Queues(row) => row,
+        };
         let held = self.held(row.group, &row.topic, &request.receipt_handle)?;
         let checked = {
             let alive = |client: &str| self.clients.is_alive(client);
@@ -181,22 +188,24 @@ impl Broker {
     }
 
     /// The group and topic that a call about handles names.
-    fn row_of(
+    fn reader_of(
         &self,
         caller: &Caller,
         group: Option<&v2::Resource>,
         topic: Option<&v2::Resource>,
-    ) -> Result<Arc<GroupTopic>, Rejection> {
+    ) -> Result<Reader, Rejection> {
         let (group, topic) = (validate::group_of(group)?, validate::topic_of(topic)?);
         let topic = self.catalog.topic(topic);
         let topic = topic.ok_or(Rejection::InvalidReceiptHandle { why: "its topic does not exist" })?;
-        let group = self.catalog.group(group);
-        let row = group.and_then(|group| {
+        let reader = self.catalog.group(group).and_then(|group| {
+            if topic.is_lite() {
+                return self.lite.get(group.number, topic.number).map(Reader::Lite);
+            }
             let client = group.config.broadcast.then_some(caller.client_id.as_str());
-            self.progress.get(group.number, topic.number, client)
+            self.progress.get(group.number, topic.number, client).map(Reader::Queues)
         });
         // Without having received, a group has no handle that could be good.
-        row.ok_or(Rejection::InvalidReceiptHandle { why: "this group has not received from this topic" })
+        reader.ok_or(Rejection::InvalidReceiptHandle { why: "this group has not received from this topic" })
     }
 
     /// Reads a handle, and checks that it belongs to the call.

@@ -293,20 +293,6 @@ impl Broker {
 
 /// What consumers say about lite messages they hold.
 impl Broker {
-    /// The group and parent that a call about handles names; `None`: the topic is an ordinary one.
-    pub(super) fn lite_row_of(
-        &self,
-        group: Option<&v2::Resource>,
-        topic: Option<&v2::Resource>,
-    ) -> Result<Option<Arc<LiteGroup>>, Rejection> {
-        let (group, topic) = (validate::group_of(group)?, validate::topic_of(topic)?);
-        let Some(topic) = self.catalog.topic(topic).filter(|topic| topic.is_lite()) else { return Ok(None) };
-        let row = self.catalog.group(group).and_then(|group| self.lite.get(group.number, topic.number));
-        // Without having received, a group has no handle that could be good.
-        row.map(Some)
-            .ok_or(Rejection::InvalidReceiptHandle { why: "this group has not received from this topic" })
-    }
-
     /// Acknowledges; the result of each entry.
     pub(super) async fn finish_lite(
         &self,

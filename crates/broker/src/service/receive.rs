@@ -28,7 +28,7 @@ use tonic::codegen::BoxStream;
 use crate::broker::Broker;
 use crate::catalog::Topic;
 use crate::clock::timestamp;
-use crate::pop::{Delivery, Gone, Position, Surroundings, Take};
+use crate::pop::{Delivery, Gone, Position, Renewal, Surroundings, Take};
 use crate::progress::{self, GroupTopic};
 use crate::records::GroupRecord;
 use crate::service::{dead_letter, delivery, lite, lite_receive};
@@ -241,11 +241,12 @@ struct Round {
 
 fn take(broker: &Broker, row: &GroupTopic, poll: &Polling, group: &GroupRecord) -> Round {
     let orderly = group.is_orderly(&row.topic);
+    let now_ms = broker.clock.now_ms();
     let ask = Take {
-        now_ms: broker.clock.now_ms(),
+        now_ms,
         max: poll.max,
         invisible_ms: poll.invisible_ms,
-        renew_for: poll.renew_for.clone(),
+        renewal: poll.renew_for.clone().map(|client| Renewal::of(client, now_ms)),
         attempts_max: group.attempts_max(),
         inflight_max: broker.inflight_max,
         revision_base: broker.revision_base,

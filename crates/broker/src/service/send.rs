@@ -217,26 +217,24 @@ impl Broker {
 }
 
 /// The queue of each message: by lite topic, message group or priority where the topic has them, else the next one for all.
-fn queues_of(topic: &Topic, batch: &Batch, indexes: Vec<usize>) -> BTreeMap<QueueNumber, Vec<usize>> {
-    let mut queues: BTreeMap<QueueNumber, Vec<usize>> = BTreeMap::new();
+fn queues_of(topic: &Topic, batch: &Batch, indexes: Vec<usize>) -> Vec<(QueueNumber, Vec<usize>)> {
     if indexes.is_empty() {
-        return queues;
+        return Vec::new();
     }
-    if topic.is_lite() {
-        for index in indexes {
-            queues.entry(batch.lite_queues[index]).or_default().push(index);
-        }
-        return queues;
+    let has_own =
+        topic.is_lite() || matches!(topic.message_type(), MessageType::Fifo | MessageType::Priority);
+    if !has_own {
+        return vec![(topic.next_queue().1, indexes)];
     }
-    if matches!(topic.message_type(), MessageType::Fifo | MessageType::Priority) {
-        for index in indexes {
-            let queue = queue_of(topic, &batch.messages[index].system_properties);
-            queues.entry(queue).or_default().push(index);
-        }
-    } else {
-        queues.insert(topic.next_queue().1, indexes);
+    let mut queues: BTreeMap<QueueNumber, Vec<usize>> = BTreeMap::new();
+    for index in indexes {
+        let queue = match batch.lite_queues.get(index) {
+            Some(queue) => *queue,
+            None => queue_of(topic, &batch.messages[index].system_properties),
+        };
+        queues.entry(queue).or_default().push(index);
     }
-    queues
+    queues.into_iter().collect()
 }
 
 /// The queue of one message.

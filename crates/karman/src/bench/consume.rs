@@ -44,7 +44,7 @@ pub(crate) struct ConsumeArgs {
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     connections: u32,
     /// Receives under way, on each connection
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     inflight: u32,
     /// Messages in a receive
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=32))]

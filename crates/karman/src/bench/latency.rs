@@ -80,6 +80,7 @@ pub(crate) async fn run(args: LatencyArgs, node: &Node, format: Format) -> anyho
         connections: args.connections,
         inflight: args.inflight,
         batch: 1,
+        message_groups: 0,
         rate: args.rate,
         seconds: args.seconds,
     };

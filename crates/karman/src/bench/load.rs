@@ -188,7 +188,7 @@ impl Share {
         let began = Instant::now();
         let until = began + Duration::from_secs(args.seconds);
         let sender = Arc::new(Sender {
-            template: Template::new(&self.load.topic, args.size as usize, self.load.run),
+            template: Template::new(&self.load.topic, args.size as usize, args.message_groups, self.load.run),
             batch: args.batch as usize,
             headers: headers(&format!("load-{}", self.number)),
             // Ranges that do not meet: 2^48 messages for each thread.

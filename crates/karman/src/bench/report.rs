@@ -24,7 +24,11 @@ use crate::signals::stop_on_signals;
 
 const TOPIC: &str = "bench";
 const LATENCY_TOPIC: &str = "latency";
+const FIFO_TOPIC: &str = "ordered";
+const MESSAGE_GROUPS: &str = "100000";
 const BATCH: &str = "32";
+/// Messages of a receive, as many as a push consumer of the official clients gets of a busy topic now and then.
+const SMALL_BATCH: &str = "8";
 /// What 64 requests of 32 messages of 1 KiB bring to the disk while one fdatasync takes its time.
 const DISK_CHUNK_BYTES: usize = 64 * 32 * 1024;
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -46,11 +50,18 @@ pub(crate) struct ReportArgs {
 struct Round {
     ceiling: Figures,
     produce: Figures,
+    /// What `produce` sent.
+    consume: Figures,
     ceiling_batch: Figures,
     produce_batch: Figures,
     /// What `produce_batch` brought to the disk: messages with their envelopes and record headers.
     log_mb_per_second: f64,
     disk_mb_per_second: f64,
+    /// What `produce_batch` sent.
+    consume_batch: Figures,
+    produce_fifo: Figures,
+    /// What `produce_fifo` sent.
+    consume_fifo: Figures,
     latency: LatencyFigures,
 }
 
@@ -63,7 +74,8 @@ struct Row {
     p50_us: Option<u64>,
     p99_us: Option<u64>,
     server_cpu_us_per_message: Option<f64>,
-    /// Of a `produce` row: to the ceiling above it. Of the disk: the log's bytes of `produce, batch 32` to it.
+    /// Of a `produce` row: to the ceiling above it. Of the disk: the log's bytes of `produce, batch 32` to it. Of
+    /// `consume`: to the `produce` above it. Of a fifo row: to its like without order.
     ratio: Option<f64>,
 }
 
@@ -104,6 +116,7 @@ async fn round(args: &ReportArgs, stop: &CancellationToken) -> anyhow::Result<Op
     let node = DevNode::start(dir.path()).await?;
     let endpoint = Some(node.endpoint.as_str());
     let produce: Figures = bench(&["produce", TOPIC, "--seconds", &seconds], endpoint).await?;
+    let consume = bench(&["consume", TOPIC, "--batch", SMALL_BATCH, "--seconds", &seconds], endpoint).await?;
     let ceiling_batch: Figures = bench(&["ceiling", "--batch", BATCH, "--seconds", &seconds], None).await?;
     let log_before = log_end(&node.endpoint).await?;
     let produce_batch: Figures =
@@ -113,6 +126,15 @@ async fn round(args: &ReportArgs, stop: &CancellationToken) -> anyhow::Result<Op
     // Beside the run it is compared with, and in other files; nothing else has to happen on this thread meanwhile.
     let disk = disk::bytes_per_second(dir.path(), DISK_CHUNK_BYTES, Duration::from_secs(args.seconds));
     let disk_mb_per_second = disk.context("measure the disk")? / 1e6;
+    let consume_batch = bench(&["consume", TOPIC, "--batch", BATCH, "--seconds", &seconds], endpoint).await?;
+    let ordered = ["--message-groups", MESSAGE_GROUPS];
+    let produce_fifo: Figures = bench(
+        &["produce", FIFO_TOPIC, ordered[0], ordered[1], "--batch", BATCH, "--seconds", &seconds],
+        endpoint,
+    )
+    .await?;
+    let consume_fifo =
+        bench(&["consume", FIFO_TOPIC, "--batch", BATCH, "--seconds", &seconds], endpoint).await?;
     let latency: LatencyFigures =
         bench(&["latency", LATENCY_TOPIC, "--rate", "2000", "--seconds", &seconds], endpoint).await?;
     node.stop().await?;
@@ -122,10 +144,14 @@ async fn round(args: &ReportArgs, stop: &CancellationToken) -> anyhow::Result<Op
     Ok(Some(Round {
         ceiling,
         produce,
+        consume,
         ceiling_batch,
         produce_batch,
         log_mb_per_second,
         disk_mb_per_second,
+        consume_batch,
+        produce_fifo,
+        consume_fifo,
         latency,
     }))
 }
@@ -184,6 +210,8 @@ impl DevNode {
             TOPIC,
             "--topic",
             LATENCY_TOPIC,
+            "--topic",
+            &format!("{FIFO_TOPIC}:fifo"),
         ])
         .await?;
         Ok(Self { child, endpoint: value_of(&line, "endpoint")? })
@@ -227,6 +255,10 @@ fn summary(args: &ReportArgs, rounds: &[Round]) -> ReportJson {
     let unary = |round: &Round| round.produce.messages_per_second / round.ceiling.messages_per_second;
     let batch =
         |round: &Round| round.produce_batch.messages_per_second / round.ceiling_batch.messages_per_second;
+    let rate = |figures: &Figures| figures.messages_per_second;
+    let consume = |round: &Round| rate(&round.consume) / rate(&round.produce);
+    let produce_fifo = |round: &Round| rate(&round.produce_fifo) / rate(&round.produce_batch);
+    let consume_fifo = |round: &Round| rate(&round.consume_fifo) / rate(&round.consume_batch);
     let micros = |value: &dyn Fn(&LatencyFigures) -> u64| pick(&|round| value(&round.latency) as f64) as u64;
     ReportJson {
         rounds: rounds.len(),
@@ -234,9 +266,13 @@ fn summary(args: &ReportArgs, rounds: &[Round]) -> ReportJson {
         rows: vec![
             row("ceiling", &|round| &round.ceiling, None),
             row("produce", &|round| &round.produce, Some(&unary)),
+            row("consume, batch 8", &|round| &round.consume, Some(&consume)),
             row("ceiling, batch 32", &|round| &round.ceiling_batch, None),
             row("produce, batch 32", &|round| &round.produce_batch, Some(&batch)),
             disk,
+            row("consume, batch 32", &|round| &round.consume_batch, None),
+            row("produce, fifo, batch 32", &|round| &round.produce_fifo, Some(&produce_fifo)),
+            row("consume, fifo, batch 32", &|round| &round.consume_fifo, Some(&consume_fifo)),
         ],
         send_p50_us: micros(&|latency| latency.send.p50_us),
         send_p99_us: micros(&|latency| latency.send.p99_us),
@@ -269,9 +305,10 @@ fn print(report: &ReportJson) -> anyhow::Result<()> {
         micros(report.receive_p99_us)
     ))?;
     output::line(&format!(
-        "{} rounds of {} s. Ratios: of produce to its ceiling; of produce, batch 32, to the disk.",
+        "{} rounds of {} s, {MESSAGE_GROUPS} message groups. Ratios: of produce to its ceiling; of produce, batch",
         report.rounds, report.seconds
     ))?;
+    output::line("32, to the disk; of consume, batch 8, to produce; of fifo to its like without order.")?;
     Ok(())
 }
 

@@ -11,12 +11,17 @@ use prost::Message as _;
 
 /// The digits of an id that differ between the messages of a run.
 const SEQUENCE_DIGITS: usize = 16;
+/// The digits of a message group.
+const GROUP_DIGITS: usize = 8;
 /// Nanoseconds since the run's epoch, and the run's mark: the head of a body that has room for it.
 const STAMP_BYTES: usize = 16;
 
 pub(crate) struct Template {
     bytes: Vec<u8>,
     sequence_at: usize,
+    /// Where the message group lies, and how many there are; 0: the messages have none.
+    group_at: usize,
+    message_groups: u32,
     /// Where the stamp lies, if the body has room.
     stamp_at: Option<usize>,
     run: Run,
@@ -44,16 +49,21 @@ impl Run {
 }
 
 impl Template {
-    pub(crate) fn new(topic: &str, body_size: usize, run: Run) -> Self {
+    /// Ordered messages of so many message groups; 0: normal ones.
+    pub(crate) fn new(topic: &str, body_size: usize, message_groups: u32, run: Run) -> Self {
         let id =
             format!("01{:012X}{:04X}{:016X}", rand::random::<u64>() >> 16, std::process::id() & 0xffff, 0);
+        let is_fifo = message_groups > 0;
+        let message_type = if is_fifo { v2::MessageType::Fifo } else { v2::MessageType::Normal };
+        let message_group = "group-".to_owned() + &"0".repeat(GROUP_DIGITS);
         let message = v2::Message {
             topic: Some(v2::Resource { resource_namespace: String::new(), name: topic.to_owned() }),
             user_properties: Default::default(),
             system_properties: Some(v2::SystemProperties {
                 message_id: id.clone(),
                 body_encoding: v2::Encoding::Identity.into(),
-                message_type: v2::MessageType::Normal.into(),
+                message_type: message_type.into(),
+                message_group: is_fifo.then(|| message_group.clone()),
                 born_timestamp: Some(SystemTime::now().into()),
                 born_host: "bench".to_owned(),
                 ..Default::default()
@@ -61,11 +71,15 @@ impl Template {
             body: (0..body_size).map(|index| b'a' + (index % 26) as u8).collect(),
         };
         let bytes = message.encode_to_vec();
-        let id_at = bytes.windows(id.len()).position(|window| window == id.as_bytes());
-        let sequence_at = id_at.expect("the message holds its id") + id.len() - SEQUENCE_DIGITS;
+        let end_of = |text: &str| {
+            let at = bytes.windows(text.len()).position(|window| window == text.as_bytes());
+            at.expect("the message holds it") + text.len()
+        };
+        let sequence_at = end_of(&id) - SEQUENCE_DIGITS;
+        let group_at = if is_fifo { end_of(&message_group) - GROUP_DIGITS } else { 0 };
         // The body is the last field.
         let stamp_at = (body_size >= STAMP_BYTES).then(|| bytes.len() - body_size);
-        Self { bytes, sequence_at, stamp_at, run }
+        Self { bytes, sequence_at, group_at, message_groups, stamp_at, run }
     }
 
     /// `count` messages with the ids `first..`, all stamped with `scheduled`. One allocation for their bytes.
@@ -76,10 +90,11 @@ impl Template {
         for index in 0..count {
             room.put_slice(&self.bytes);
             let message = &mut room[index * size..];
-            write_hex(
-                first + index as u64,
-                &mut message[self.sequence_at..self.sequence_at + SEQUENCE_DIGITS],
-            );
+            let sequence = first + index as u64;
+            write_hex(sequence, &mut message[self.sequence_at..self.sequence_at + SEQUENCE_DIGITS]);
+            if let Some(group) = sequence.checked_rem(self.message_groups.into()) {
+                write_hex(group, &mut message[self.group_at..self.group_at + GROUP_DIGITS]);
+            }
             if let Some(at) = self.stamp_at {
                 message[at..at + 8].copy_from_slice(&nanos.to_le_bytes());
                 message[at + 8..at + STAMP_BYTES].copy_from_slice(&self.run.mark.to_le_bytes());
@@ -104,7 +119,7 @@ mod tests {
     #[test]
     fn copies_differ_in_id_and_time_and_are_messages() {
         let run = Run::new();
-        let template = Template::new("orders", 100, run);
+        let template = Template::new("orders", 100, 0, run);
         let scheduled = run.epoch + std::time::Duration::from_micros(123);
         let messages = template.messages(0xab, 2, scheduled);
         let decoded: Vec<_> =
@@ -117,9 +132,21 @@ mod tests {
     }
 
     #[test]
+    fn ordered_messages_take_the_groups_in_turn() {
+        let run = Run::new();
+        let messages = Template::new("orders", 100, 3, run).messages(4, 3, run.epoch);
+        let groups = messages.into_iter().map(|bytes| {
+            let system = v2::Message::decode(bytes).unwrap().system_properties.unwrap();
+            assert_eq!(system.message_type, v2::MessageType::Fifo as i32);
+            system.message_group.unwrap()
+        });
+        assert_eq!(groups.collect::<Vec<_>>(), ["group-00000001", "group-00000002", "group-00000000"]);
+    }
+
+    #[test]
     fn a_body_without_room_has_no_stamp() {
         let run = Run::new();
-        let messages = Template::new("orders", 15, run).messages(0, 1, Instant::now());
+        let messages = Template::new("orders", 15, 0, run).messages(0, 1, Instant::now());
         let body = v2::Message::decode(messages[0].clone()).unwrap().body;
         assert_eq!((body.as_ref(), run.sent_at(&body)), (&b"abcdefghijklmno"[..], None));
     }

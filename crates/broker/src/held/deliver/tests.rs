@@ -85,7 +85,7 @@ impl Node {
 
     fn topic(&self, name: &str) -> Arc<Topic> {
         if self.catalog.topic(name).is_none() {
-            self.metadata(Change::Topic(self.catalog.next_topic(topic_named(name, QUEUES))));
+            self.metadata(Change::Topic(self.catalog.next_topic(topic_named(name, QUEUES)).unwrap()));
         }
         self.catalog.topic(name).unwrap()
     }

@@ -12,7 +12,7 @@ use karman_remoting::proto::v2::telemetry_command::Command;
 use karman_remoting::proto::v2::{self, RecoverOrphanedTransactionCommand, TelemetryCommand};
 use karman_remoting::status::Rejection;
 use karman_remoting::validate::TRANSACTIONS_GIVEN_UP_TOPIC;
-use karman_store::Durability;
+use karman_store::{Durability, PhysicalOffset};
 use prost::Message as _;
 
 use crate::broker::Broker;
@@ -119,7 +119,7 @@ async fn ask(broker: &Arc<Broker>, topic: &Topic, id: u64, half: Half) -> Result
     let held = read(broker, id, half).await?;
     let command = TelemetryCommand {
         command: Some(Command::RecoverOrphanedTransactionCommand(RecoverOrphanedTransactionCommand {
-            message: Some(as_delivered(broker, &held)),
+            message: Some(as_delivered(broker, half.at, &held)?),
             transaction_id: broker.transaction_id(&held.head).encode(&broker.token_key),
         })),
         ..Default::default()
@@ -134,10 +134,10 @@ async fn ask(broker: &Arc<Broker>, topic: &Topic, id: u64, half: Half) -> Result
 }
 
 /// The message with all fields that a delivered one has: clients take some of them for granted.
-fn as_delivered(broker: &Broker, held: &HeldMessage) -> v2::Message {
+fn as_delivered(broker: &Broker, at: PhysicalOffset, held: &HeldMessage) -> Result<v2::Message, Unreadable> {
     let bytes =
         delivery::message(broker, held.record(), v2::SystemProperties::default(), &mut BytesMut::new());
-    v2::Message::decode(bytes).expect("it was read before")
+    v2::Message::decode(bytes).map_err(|_| Unreadable::NotHeld(at.0))
 }
 
 async fn read(broker: &Arc<Broker>, id: u64, half: Half) -> Result<HeldMessage, Unreadable> {
