@@ -182,9 +182,7 @@ fn open(directory: &Path) -> Outcome<Node> {
 
 impl Node {
     fn topic(&self) -> Outcome<Arc<Topic>> {
-        let change = Change::Topic(
-            self.catalog.next_topic(topic_named("delayed", QUEUES)).expect("it is the first topic"),
-        );
+        let change = Change::Topic(self.catalog.next_topic(topic_named("delayed", QUEUES))?);
         let payload = Metadata { change: Some(change) }.encode_to_vec().into();
         let (kind, keys) = (RecordKind::Metadata, vec![]);
         let record = NewRecord { kind, queue: None, tag_hash: 0, mark: 0, keys, payload };

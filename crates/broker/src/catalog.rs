@@ -266,17 +266,18 @@ impl Catalog {
     }
 
     /// Free queue numbers, which nobody else is given from now on, nor ever was.
-    pub fn take_queues(&self, count: u32) -> Result<Range<u32>, Rejection> {
+    pub fn take_queues(&self, count: usize) -> Result<Range<u32>, Rejection> {
         let mut state = self.state.write();
         let first = state.next_queue;
         let none_left = || Rejection::Internal("this log has given out all of its queue numbers".to_owned());
-        state.next_queue = first.checked_add(count).ok_or_else(none_left)?;
+        let next = u32::try_from(count).ok().and_then(|count| first.checked_add(count));
+        state.next_queue = next.ok_or_else(none_left)?;
         Ok(first..state.next_queue)
     }
 
     /// The record of a new topic with the next free numbers.
     pub fn next_topic(&self, config: v1::TopicConfig) -> Result<TopicRecord, Rejection> {
-        let queues = self.take_queues(config.queue_nums)?.collect();
+        let queues = self.take_queues(config.queue_nums as usize)?.collect();
         Ok(TopicRecord { number: self.state.read().next_topic, queues, config })
     }
 

@@ -147,6 +147,7 @@ impl Pop {
         let highest = revisions.max().unwrap_or(0).max(revision_base).max(self.revision_floor);
         self.revision_floor = highest.saturating_add(RESET_REVISIONS);
         queue.reset(offset);
+        self.recorder.forget(queue_id);
         vec![QueueProgress { queue_id, floor: offset, reset: true, ..QueueProgress::default() }]
     }
 

@@ -62,6 +62,47 @@ impl GroupTopic {
         self.seen_ms.load(Ordering::Relaxed).max(started_ms)
     }
 
+    /// Runs one command, and appends what it wants recorded before another can run: a record says how far everything is,
+    /// so one that came to lie behind that of a later reset would undo it.
+    fn run_recorded<T>(
+        &self,
+        store: &Store,
+        command: impl FnOnce(&mut Pop) -> (T, Vec<QueueProgress>),
+    ) -> (T, Result<Option<Append>, AppendError>) {
+        let mut pop = self.pop.lock();
+        let (result, queues) = command(&mut pop);
+        // It never waits: the log writer has an inbox.
+        let append =
+            (!queues.is_empty()).then(|| store.append(vec![self.record(queues)], Durability::Memory));
+        (result, append.transpose())
+    }
+
+    /// Runs one command; answered when the kernel has its record, so that it survives the end of this process.
+    pub async fn commit<T>(
+        &self,
+        store: &Store,
+        command: impl FnOnce(&mut Pop) -> (T, Vec<QueueProgress>),
+    ) -> Result<T, Rejection> {
+        let (result, append) = self.run_recorded(store, command);
+        if let Some(append) = append.map_err(refuse::append)? {
+            append.await.map_err(refuse::append)?;
+        }
+        Ok(result)
+    }
+
+    /// Runs one command and does not wait for its record: if it gets lost, a message is delivered once more.
+    pub fn commit_later<T>(
+        &self,
+        store: &Store,
+        command: impl FnOnce(&mut Pop) -> (T, Vec<QueueProgress>),
+    ) -> T {
+        let (result, append) = self.run_recorded(store, command);
+        if let Err(error) = append {
+            tracing::debug!(%error, "progress was not recorded");
+        }
+        result
+    }
+
     fn key(&self) -> RowKey {
         RowKey { group: self.group, topic: self.topic.number, client: self.client.clone() }
     }
@@ -171,7 +212,7 @@ impl ProgressTable {
         }
     }
 
-    /// A group has not read a topic any more, or a client of a broadcasting one. Answered like [`record`].
+    /// A group has not read a topic any more, or a client of a broadcasting one. Answered when the kernel has it.
     pub async fn forget(&self, store: &Store, row: &GroupTopic) -> Result<(), Rejection> {
         self.remove(store, row).map_err(refuse::append)?.await.map(drop).map_err(refuse::append)
     }
@@ -237,42 +278,21 @@ fn floors(starts: &[u64]) -> Vec<QueueProgress> {
     (0..).zip(starts).map(floor).collect()
 }
 
-/// Moves a row: everything in front of each new offset counts as done, and nothing else. Answered like [`record`].
+/// Moves a row: everything in front of each new offset counts as done, and nothing else. Answered like
+/// [`GroupTopic::commit`].
 pub async fn reset(
     store: &Store,
     row: &GroupTopic,
     moves: &[(u32, u64)],
     revision_base: u32,
 ) -> Result<(), Rejection> {
-    let append = {
-        // Under the lock, so that what is acknowledged from now on lies behind it. What was acknowledged just before may too:
-        // then a start that reads the log counts that message as done, as its consumer was told.
-        let mut pop = row.pop.lock();
+    let reset = row.commit(store, |pop| {
         let moved = moves.iter().flat_map(|&(queue_id, offset)| pop.reset(queue_id, offset, revision_base));
-        let record = row.record(moved.collect());
-        store.append(vec![record], Durability::Memory).map_err(refuse::append)?
-    };
+        ((), moved.collect())
+    });
+    let result = reset.await;
     row.arrived.notify_one();
-    append.await.map(drop).map_err(refuse::append)
-}
-
-/// Records `queues`; answered when the kernel has it, so that it survives the end of this process.
-pub async fn record(store: &Store, row: &GroupTopic, queues: Vec<QueueProgress>) -> Result<(), Rejection> {
-    if queues.is_empty() { Ok(()) } else { write(store, row.record(queues)).await }
-}
-
-/// Records `queues` and does not wait: if it gets lost, a message is delivered once more with a lower attempt.
-pub fn record_later(store: &Store, row: &GroupTopic, queues: Vec<QueueProgress>) {
-    if !queues.is_empty()
-        && let Err(error) = store.append(vec![row.record(queues)], Durability::Memory)
-    {
-        tracing::debug!(%error, "progress was not recorded");
-    }
-}
-
-async fn write(store: &Store, record: NewRecord) -> Result<(), Rejection> {
-    let append = store.append(vec![record], Durability::Memory).map_err(refuse::append)?;
-    append.await.map(drop).map_err(refuse::append)
+    result
 }
 
 /// A snapshot is the records that would say it all.
@@ -325,5 +345,25 @@ impl Projection for ProgressTable {
             self.apply_progress(progress);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog_writer::topic_named;
+
+    #[test]
+    fn the_end_of_a_client_leaves_nothing_behind_in_recovery() {
+        let catalog = Arc::new(Catalog::default());
+        catalog.change(Change::Topic(catalog.next_topic(topic_named("a", 2)).unwrap()));
+        let topic = catalog.topic("a").unwrap().number;
+        let table = ProgressTable::new(catalog);
+        let of_client = Progress { group: 1, topic, client: Some("c".to_owned()), ..Progress::default() };
+        table.apply_progress(&of_client);
+        let reader = table.get(1, topic, Some("c")).unwrap().arrived.clone();
+        table.apply_progress(&Progress { ended: true, ..of_client });
+        assert!(table.all().is_empty());
+        assert_eq!(Arc::strong_count(&reader), 1, "neither the table nor the topic knows it any more");
     }
 }

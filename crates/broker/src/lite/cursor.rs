@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::pop::{Held, Void};
+use crate::pop::{Held, Renewal, Void};
 use crate::records::{Later, QueueProgress};
 
 /// See the module's comment.
@@ -21,8 +21,8 @@ pub struct Cursor {
     pub again: bool,
     /// Grows with each delivery and each change; a handle of an older one is void. 0: not delivered by this process.
     pub revision: u32,
-    /// The client for whom the invisible time is extended as long as it lives, and until when at most.
-    pub renewed_for: Option<(Arc<str>, u64)>,
+    /// For whom the invisible time is extended.
+    pub renewed_for: Option<Arc<Renewal>>,
 }
 
 impl Cursor {
@@ -83,8 +83,8 @@ impl Cursor {
 
     /// Until when it is renewed at most, if somebody lives who holds it.
     pub fn renewal(&self, now_ms: u64, is_alive: &dyn Fn(&str) -> bool) -> Option<u64> {
-        let (client, until_ms) = self.renewed_for.as_ref()?;
-        (now_ms < *until_ms && is_alive(client)).then_some(*until_ms)
+        let renewal = self.renewed_for.as_ref().filter(|renewal| renewal.goes_on(now_ms, is_alive));
+        renewal.map(|renewal| renewal.until_ms)
     }
 
     /// Takes over what a record or a snapshot says. Taking the same twice, or something older, changes nothing.

@@ -15,8 +15,8 @@ use std::sync::Arc;
 use super::cursor::Cursor;
 use super::subscriptions::{Claim, Subscriptions};
 use crate::pop::queue::BURIAL_MS;
-use crate::pop::take::{RENEW_MAX_MS, RENEWAL_MS};
-use crate::pop::{Held, Position, Void};
+use crate::pop::take::RENEWAL_MS;
+use crate::pop::{Held, Position, Renewal, Void};
 use crate::records::QueueProgress;
 
 /// Attempts to receive that are remembered of one client: it has a few calls under way at a time.
@@ -35,8 +35,8 @@ pub struct Ask {
     pub max: usize,
     /// How long a delivered message stays invisible.
     pub invisible_ms: u64,
-    /// The messages are renewed while the client lives.
-    pub renew: bool,
+    /// The messages are renewed.
+    pub renewal: Option<Arc<Renewal>>,
     /// After this many deliveries a message is dead.
     pub attempts_max: u32,
     /// Revisions of this process are above.
@@ -195,7 +195,7 @@ impl LitePop {
         self.show_at(queue, visible_at_ms);
         let cursor = self.cursors.get_mut(&queue).expect("whoever delivers has found it");
         cursor.deliver(ask.revision_base);
-        cursor.renewed_for = ask.renew.then(|| (ask.client.clone(), ask.now_ms + RENEW_MAX_MS));
+        cursor.renewed_for.clone_from(&ask.renewal);
         Handed {
             position: Position { queue_id: queue, offset: cursor.floor },
             attempt: cursor.attempt,
@@ -266,7 +266,7 @@ impl LitePop {
     /// A client is gone: what is renewed for it becomes visible at `visible_at_ms`. The one thing that looks at every lite
     /// topic.
     pub fn release(&mut self, client: &str, visible_at_ms: u64) {
-        let is_held = |cursor: &Cursor| cursor.renewed_for.as_ref().is_some_and(|(own, _)| **own == *client);
+        let is_held = |cursor: &Cursor| cursor.renewed_for.as_ref().is_some_and(|own| *own.client == *client);
         let held = self.cursors.iter().filter(|(_, cursor)| is_held(cursor));
         for queue in held.map(|(queue, _)| *queue).collect::<Vec<_>>() {
             self.show_at(queue, visible_at_ms);

@@ -25,7 +25,7 @@ fn ask(client: &str, now_ms: u64, max: usize) -> Ask {
         client: client.into(),
         max,
         invisible_ms: INVISIBLE_MS,
-        renew: false,
+        renewal: None,
         attempts_max: ATTEMPTS_MAX,
         revision_base: 0,
         attempt_key: None,

@@ -124,9 +124,9 @@ impl Task {
     }
 
     async fn write(&self, new: Vec<(u32, String)>) -> Result<(), Rejection> {
-        let count = u32::try_from(new.len()).expect("the names of some thousand requests");
         let record = |(queue, (topic, name))| LiteTopicRecord { topic, name, queue };
-        let made: Vec<LiteTopicRecord> = self.catalog.take_queues(count)?.zip(new).map(record).collect();
+        let queues = self.catalog.take_queues(new.len())?;
+        let made: Vec<LiteTopicRecord> = queues.zip(new).map(record).collect();
         let mut appends = Vec::new();
         for some in made.chunks(RECORD_MAX) {
             appends.push(append(&self.store, Change::LiteTopics(LiteTopicsRecord { made: some.to_vec() }))?);

@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::order::Order;
-use super::take::RENEW_MAX_MS;
 use crate::records::{Later, QueueProgress};
 
 /// A message that is with a consumer, or waits for its next delivery.
@@ -41,10 +40,13 @@ impl Renewal {
     }
 
     /// Whether it is to be extended now.
-    pub(super) fn goes_on(&self, now_ms: u64, is_alive: &dyn Fn(&str) -> bool) -> bool {
+    pub(crate) fn goes_on(&self, now_ms: u64, is_alive: &dyn Fn(&str) -> bool) -> bool {
         now_ms < self.until_ms && is_alive(&self.client)
     }
 }
+
+/// What a client holds is renewed for at most this long.
+pub(crate) const RENEW_MAX_MS: u64 = 3 * 3_600_000;
 
 /// The time of a message that waits for an earlier one of its message group: never, until its turn comes.
 pub const WITHHELD: u64 = u64::MAX;

@@ -39,6 +39,11 @@ impl Recorder {
         self.skipped = true;
     }
 
+    /// What is done in a queue is not done any more.
+    pub(super) fn forget(&mut self, queue_id: u32) {
+        self.passed.retain(|(passed, ..)| *passed != queue_id);
+    }
+
     fn take(&mut self) -> Vec<(u32, u64, u64)> {
         self.skipped = false;
         std::mem::take(&mut self.passed)

@@ -18,8 +18,6 @@ const ATTEMPTS_MAX: usize = 256;
 const DEAD_MAX: usize = 32;
 /// Overtaken entries of the schedule that are not worth a clean-up.
 pub(super) const DUE_SLACK: usize = 4096;
-/// What a client holds is renewed for at most this long.
-pub(crate) const RENEW_MAX_MS: u64 = 3 * 3_600_000;
 /// How long one renewal lasts.
 pub(crate) const RENEWAL_MS: u64 = 60_000;
 

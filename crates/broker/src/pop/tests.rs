@@ -2,8 +2,8 @@
 
 use karman_store::{Entry, PhysicalOffset, QueueOffset};
 
-use super::queue::BURIAL_MS;
-use super::take::{DUE_SLACK, RENEW_MAX_MS, RENEWAL_MS};
+use super::queue::{BURIAL_MS, RENEW_MAX_MS};
+use super::take::{DUE_SLACK, RENEWAL_MS};
 use super::*;
 use crate::records::Later;
 
@@ -332,4 +332,24 @@ fn after_a_reset_everything_behind_it_comes_again_and_old_handles_are_void() {
     let mut restarted = Pop::new(&[0, 0]);
     log.iter().flatten().for_each(|progress| restarted.apply(progress));
     assert_eq!(offsets(&restarted.take(&ask(1, 32), &stored)), [4, 5, 6, 7, 8, 9]);
+}
+
+#[test]
+fn what_was_passed_over_before_a_reset_is_not_done_by_a_later_record() {
+    let (mut pop, mut stored) = (Pop::new(&[0, 0]), stored(4, 0));
+    stored.only_even = true;
+    assert_eq!(pop.take(&ask(0, 9), &stored).deliveries.len(), 2, "1 and 3 are passed over");
+    let mut log = vec![pop.reset(0, 0, 0)];
+    // The group wants everything now.
+    stored.only_even = false;
+    let first = pop.take(&ask(0, 1), &stored).deliveries.remove(0).position;
+    pop.finish(first);
+    log.push(pop.done_record(&[first]));
+    let mut again = Pop::new(&[0, 0]);
+    log.iter().flatten().for_each(|progress| again.apply(progress));
+    again.schedule();
+    let offsets = |pop: &mut Pop| -> Vec<u64> {
+        pop.take(&ask(1000, 9), &stored).deliveries.iter().map(|delivery| delivery.position.offset).collect()
+    };
+    assert_eq!((offsets(&mut pop), offsets(&mut again)), (vec![1, 2, 3], vec![1, 2, 3]));
 }

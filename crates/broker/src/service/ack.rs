@@ -14,12 +14,13 @@ use karman_remoting::token::ReceiptHandle;
 use karman_remoting::validate;
 
 use karman_store::Durability;
+use tokio::sync::Notify;
 
 use crate::broker::Broker;
 use crate::catalog::Topic;
 use crate::lite::LiteGroup;
-use crate::pop::{Held, Position, Void};
-use crate::progress::{self, GroupTopic};
+use crate::pop::{Held, Pop, Position, Void};
+use crate::progress::GroupTopic;
 use crate::records::{Later, QueueProgress};
 use crate::service::{dead_letter, receive};
 
@@ -66,22 +67,23 @@ impl Broker {
             Reader::Lite(row) => return self.finish_lite(&row, &request.entries).await,
             Reader::Queues(row) => row,
         };
-        let (results, queues) = self.finish(&row, &request.entries);
-        progress::record(&self.store, &row, queues).await?;
-        Ok(results)
+        // Before the lock: each is a signature to verify.
+        let held = |entry: &v2::AckMessageEntry| self.held(row.group, &row.topic, &entry.receipt_handle);
+        let held: Vec<Result<Held, Rejection>> = request.entries.iter().map(held).collect();
+        row.commit(&self.store, |pop| self.finish(pop, &row.arrived, held)).await
     }
 
-    /// Finishes what the entries' handles speak for; the result of each, and the record of all.
+    /// Finishes what the handles speak for; the result of each, and the record of all.
     fn finish(
         &self,
-        row: &GroupTopic,
-        entries: &[v2::AckMessageEntry],
+        pop: &mut Pop,
+        arrived: &Notify,
+        held: Vec<Result<Held, Rejection>>,
     ) -> (Vec<Result<Position, Rejection>>, Vec<QueueProgress>) {
         let now_ms = self.clock.now_ms();
-        let mut pop = row.pop.lock();
         let mut wake = pop.is_full(self.inflight_max);
-        let mut finish = |entry: &v2::AckMessageEntry| {
-            let held = self.held(row.group, &row.topic, &entry.receipt_handle)?;
+        let mut finish = |held: Result<Held, Rejection>| {
+            let held = held?;
             match pop.check(now_ms, &held, &|client| self.clients.is_alive(client)) {
                 Ok(()) => wake |= pop.finish(held.position),
                 // Said twice is said: the answer to the first may have been lost.
@@ -90,11 +92,11 @@ impl Broker {
             }
             Ok(held.position)
         };
-        let results: Vec<Result<Position, Rejection>> = entries.iter().map(&mut finish).collect();
+        let results: Vec<Result<Position, Rejection>> = held.into_iter().map(&mut finish).collect();
         let done: Vec<Position> = results.iter().flatten().copied().collect();
         let queues = pop.done_record(&done);
         if wake {
-            row.arrived.notify_one();
+            arrived.notify_one();
         }
         (results, queues)
     }
@@ -113,14 +115,16 @@ impl Broker {
         let held = self.held(row.group, &row.topic, &request.receipt_handle)?;
         let visible_at_ms = self.clock.now_ms() + invisible_ms;
         let later = Later { offset: held.position.offset, visible_at_ms, attempt: held.attempt };
-        let (revision, queues) = {
-            let mut pop = row.pop.lock();
+        let changed = row.commit(&self.store, |pop| {
             let alive = |client: &str| self.clients.is_alive(client);
-            pop.check(self.clock.now_ms(), &held, &alive).map_err(refused)?;
-            (pop.change(&held, visible_at_ms), pop.later_record(held.position.queue_id, later))
-        };
-        row.arrived.notify_one();
-        progress::record(&self.store, &row, queues).await?;
+            if let Err(void) = pop.check(self.clock.now_ms(), &held, &alive) {
+                return (Err(refused(void)), Vec::new());
+            }
+            let revision = pop.change(&held, visible_at_ms);
+            row.arrived.notify_one();
+            (Ok(revision), pop.later_record(held.position.queue_id, later))
+        });
+        let revision = changed.await??;
         let handle = ReceiptHandle {
             broker: self.name.clone(),
             group_id: row.group,

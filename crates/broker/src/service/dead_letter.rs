@@ -18,7 +18,7 @@ use crate::label::Label;
 use crate::lite::LiteGroup;
 use crate::mark::Mark;
 use crate::pop::{MessageState, Position};
-use crate::progress::{self, GroupTopic};
+use crate::progress::GroupTopic;
 use crate::records::{Origin, message_of};
 use crate::refuse;
 use crate::service::send;
@@ -62,12 +62,10 @@ pub fn give_up(broker: &Broker, row: &GroupTopic, position: Position) {
         ?position,
         "broadcast message is given up"
     );
-    let queues = {
-        let mut pop = row.pop.lock();
+    row.commit_later(&broker.store, |pop| {
         pop.finish(position);
-        pop.done_record(&[position])
-    };
-    progress::record_later(&broker.store, row, queues);
+        ((), pop.done_record(&[position]))
+    });
     row.arrived.notify_one();
 }
 

@@ -136,7 +136,7 @@ impl<'a> Fate<'a> {
         let at_floor = MessageState::InFlight {
             attempt: cursor.attempt,
             visible_at_ms: cursor.visible_at_ms,
-            holder: cursor.renewed_for.map(|(client, _)| client),
+            holder: cursor.renewed_for.map(|renewal| renewal.client.clone()),
         };
         let (state, front) = if offset < floor {
             (MessageState::Done, None)

@@ -19,7 +19,7 @@ use crate::broker::Broker;
 use crate::catalog::Topic;
 use crate::lite::LiteGroup;
 use crate::lite::pop::{Ask, Handed};
-use crate::pop::Delivery;
+use crate::pop::{Delivery, Renewal};
 use crate::records::GroupRecord;
 use crate::service::receive::{self, Batch, Fetched, Holder, Polling};
 
@@ -108,12 +108,13 @@ fn take(
     client: &Arc<str>,
     group: &GroupRecord,
 ) -> (VecDeque<(Delivery, Record)>, bool) {
+    let now_ms = broker.clock.now_ms();
     let ask = Ask {
-        now_ms: broker.clock.now_ms(),
+        now_ms,
         client: client.clone(),
         max: poll.max,
         invisible_ms: poll.invisible_ms,
-        renew: poll.renew_for.is_some(),
+        renewal: poll.renew_for.clone().map(|client| Renewal::of(client, now_ms)),
         attempts_max: group.attempts_max(),
         revision_base: broker.revision_base,
         attempt_key: poll.attempt_key,

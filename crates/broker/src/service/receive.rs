@@ -29,7 +29,7 @@ use crate::broker::Broker;
 use crate::catalog::Topic;
 use crate::clock::timestamp;
 use crate::pop::{Delivery, Gone, Position, Renewal, Surroundings, Take};
-use crate::progress::{self, GroupTopic};
+use crate::progress::GroupTopic;
 use crate::records::GroupRecord;
 use crate::service::{dead_letter, delivery, lite, lite_receive};
 use crate::ttl;
@@ -256,13 +256,12 @@ fn take(broker: &Broker, row: &GroupTopic, poll: &Polling, group: &GroupRecord) 
         attempt_key: poll.attempt_key.filter(|_| orderly),
     };
     let around = Around { broker, row, wanted: &poll.wanted };
-    let (taken, next_due_ms, records) = {
-        let mut pop = row.pop.lock();
+    let (taken, next_due_ms) = row.commit_later(&broker.store, |pop| {
         let taken = pop.take(&ask, &around);
-        let records = [pop.passed_record(), pop.redelivered(&taken.deliveries)];
-        (taken, pop.next_due_ms(), records)
-    };
-    records.into_iter().for_each(|record| progress::record_later(&broker.store, row, record));
+        let mut queues = pop.passed_record();
+        queues.extend(pop.redelivered(&taken.deliveries));
+        ((taken, pop.next_due_ms()), queues)
+    });
     let some = !taken.deliveries.is_empty();
     let messages = read(broker, row, &poll.wanted, taken.deliveries);
     // When none of them was wanted after all, others behind them may be.
@@ -292,14 +291,12 @@ fn read(
         }
     }
     if !unwanted.is_empty() {
-        let queues = {
-            let mut pop = row.pop.lock();
+        row.commit_later(&broker.store, |pop| {
             for &position in &unwanted {
                 pop.finish(position);
             }
-            pop.done_record(&unwanted)
-        };
-        progress::record_later(&broker.store, row, queues);
+            ((), pop.done_record(&unwanted))
+        });
     }
     batch
 }

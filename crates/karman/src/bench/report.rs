@@ -27,7 +27,7 @@ const LATENCY_TOPIC: &str = "latency";
 const FIFO_TOPIC: &str = "ordered";
 const MESSAGE_GROUPS: &str = "100000";
 const BATCH: &str = "32";
-/// Messages of a receive, as many as a push consumer of the official clients gets of a busy topic now and then.
+/// Messages of a receive where batches are small.
 const SMALL_BATCH: &str = "8";
 /// What 64 requests of 32 messages of 1 KiB bring to the disk while one fdatasync takes its time.
 const DISK_CHUNK_BYTES: usize = 64 * 32 * 1024;
@@ -305,10 +305,11 @@ fn print(report: &ReportJson) -> anyhow::Result<()> {
         micros(report.receive_p99_us)
     ))?;
     output::line(&format!(
-        "{} rounds of {} s, {MESSAGE_GROUPS} message groups. Ratios: of produce to its ceiling; of produce, batch",
+        "{} rounds of {} s; fifo: {MESSAGE_GROUPS} message groups. Ratios: of produce to its",
         report.rounds, report.seconds
     ))?;
-    output::line("32, to the disk; of consume, batch 8, to produce; of fifo to its like without order.")?;
+    output::line("ceiling; of produce, batch 32, to the disk; of consume, batch 8, to produce; of")?;
+    output::line("fifo to its like without order.")?;
     Ok(())
 }
 

@@ -6,7 +6,8 @@ use std::ops::Range;
 use super::{ATTEMPTS_MAX, INVISIBLE_MS};
 use crate::lite::pop::Handed;
 use crate::pop::Position;
-use crate::pop::take::{RENEW_MAX_MS, RENEWAL_MS};
+use crate::pop::queue::RENEW_MAX_MS;
+use crate::pop::take::RENEWAL_MS;
 
 /// What the model knows of one lite topic.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -10,8 +10,8 @@ use super::model::{Lite, Model};
 use super::{ATTEMPTS_MAX, ask, held};
 use crate::lite::pop::{Ask, Handed, LitePop, Start};
 use crate::lite::subscriptions::Claim;
-use crate::pop::Position;
 use crate::pop::take::RENEWAL_MS;
+use crate::pop::{Position, Renewal};
 use crate::records::QueueProgress;
 
 const CLIENTS: [&str; 3] = ["a", "b", "c"];
@@ -234,7 +234,7 @@ impl Run {
         self.keys += 1;
         let (range, renew) = (self.range(), client == 0);
         let ask = Ask {
-            renew,
+            renewal: renew.then(|| Renewal::of(CLIENTS[client].into(), self.now_ms)),
             attempt_key: Some(self.keys),
             revision_base: self.base,
             ..ask(CLIENTS[client], self.now_ms, max)
@@ -275,7 +275,7 @@ impl Run {
         let expected: Vec<Position> = answered.iter().filter(is_same).map(|handed| handed.position).collect();
         let (range, renew) = (self.range(), client == 0);
         let ask = Ask {
-            renew,
+            renewal: renew.then(|| Renewal::of(CLIENTS[client].into(), self.now_ms)),
             attempt_key: Some(key),
             revision_base: self.base,
             ..ask(CLIENTS[client], self.now_ms, 0)
