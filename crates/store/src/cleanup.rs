@@ -75,6 +75,8 @@ enum Pinned {
     Nothing,
     /// There are more.
     Moving,
+    /// Another store moves them.
+    Awaited,
     /// They cannot be moved.
     Stuck,
 }
@@ -189,6 +191,7 @@ impl Cleanup {
                 self.due = Instant::now();
                 return Ok(false);
             }
+            Pinned::Awaited => return Ok(false),
             Pinned::Stuck => {
                 if self.stuck < end {
                     self.stuck = end;
@@ -208,6 +211,7 @@ impl Cleanup {
         log.index.forget(oldest.base());
         log.progress.advance_log_start(end);
         log.damages.forget_below(end);
+        log.epochs.lock().forget_below(end);
         log.drop_oldest();
         tracing::info!(segment = %oldest.path().display(), ?reason, log_start = end, "removes a segment");
         let disk_is_short = matches!(reason, Reason::ExpiredDiskUsed | Reason::DiskUsed);
@@ -252,6 +256,10 @@ impl Cleanup {
             pinned.dedup();
             if pinned.is_empty() {
                 return Ok(Pinned::Nothing);
+            }
+            if self.log.follows() {
+                // The master moves them, and sends what it moved.
+                return Ok(Pinned::Awaited);
             }
             // What was appended once more is known to lie elsewhere.
             if pinned.iter().any(|at| before.contains(at)) {

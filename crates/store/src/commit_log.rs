@@ -3,7 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -15,8 +15,9 @@ use crate::cursor::{Cursor, Promise, REACH_BYTES};
 use crate::damage::Damages;
 use crate::directory::Directory;
 use crate::disk::{self, Disk};
+use crate::epochs::Epochs;
 use crate::error::AppendError;
-use crate::inbox::{Inbox, Request};
+use crate::inbox::{Inbox, Request, Work};
 use crate::index::QueueIndex;
 use crate::maintenance::Wishes;
 use crate::record::{NewRecord, Seal};
@@ -44,6 +45,12 @@ pub(crate) struct CommitLog {
     pub(crate) damages: Damages,
     /// What the checksums of this log's records start from.
     pub(crate) seal: Seal,
+    /// Who wrote what. Noted by the log writer.
+    pub(crate) epochs: Mutex<Epochs>,
+    /// This is a replica: what is appended comes from a master. Ends for good when it begins to lead.
+    pub(crate) following: AtomicBool,
+    /// Something was written, or can be seen.
+    pub(crate) advanced: watch::Sender<()>,
     pub(crate) cursor: Mutex<CursorState>,
     /// The log writer writes only in front of it; see `cursor.rs`.
     pub(crate) limit: AtomicU64,
@@ -109,9 +116,30 @@ impl CommitLog {
         {
             return Err(AppendError::clone(refusal));
         }
+        self.ask(Work::Records(records), bytes, durability)
+    }
+
+    /// Hands other work to the log writer.
+    pub(crate) fn ask(
+        &self,
+        work: Work,
+        bytes: usize,
+        durability: Durability,
+    ) -> Result<Append, AppendError> {
         let (reply, answer) = oneshot::channel();
-        self.inbox.push(Request { records, bytes, durability, arrived: Instant::now(), reply })?;
+        self.inbox.push(Request { work, bytes, durability, arrived: Instant::now(), reply })?;
         Ok(Append { answer })
+    }
+
+    pub(crate) fn follows(&self) -> bool {
+        self.following.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn tell_followers(&self) {
+        // Most have none.
+        if self.advanced.receiver_count() > 0 {
+            self.advanced.send_replace(());
+        }
     }
 
     /// The segment that is being written.
@@ -173,16 +201,24 @@ impl CommitLog {
         Ok(())
     }
 
-    /// Makes sure that there is a segment behind the active one.
-    pub(crate) fn prepare_next(&self) -> Result<(), AppendError> {
+    /// Makes sure that there is a segment of `length` bytes behind the active one.
+    pub(crate) fn prepare_next(&self, length: u64) -> Result<(), AppendError> {
         let mut next = self.next.lock();
-        if next.ready.is_some() {
-            return Ok(());
+        match next.ready.take() {
+            Some(ready) if ready.length() == length => {
+                next.ready = Some(ready);
+                return Ok(());
+            }
+            Some(other) => {
+                let removed = self.disk.remove_file(other.path());
+                removed.map_err(|error| self.poison("remove", other.path(), &error))?;
+            }
+            None => {}
         }
         if let Some((_, error)) = next.failed.as_ref().filter(|(when, _)| when.elapsed() < RETRY_AFTER) {
             return Err(error.clone());
         }
-        match self.create_next() {
+        match self.create_next(length) {
             Ok(segment) => {
                 *next = NextSegment::new(Some(Arc::new(segment)));
                 Ok(())
@@ -256,8 +292,8 @@ impl CommitLog {
         Ok(None)
     }
 
-    fn create_next(&self) -> Result<Segment, AppendError> {
-        let (directory, length) = (&self.directory.commit_log, self.config.segment_size_bytes);
+    fn create_next(&self, length: u64) -> Result<Segment, AppendError> {
+        let directory = &self.directory.commit_log;
         let needed_bytes = length + self.config.disk_reserve_bytes;
         let space = self.disk.space(directory);
         let available_bytes =

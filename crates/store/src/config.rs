@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::directory::MAX_OWNER_BYTES;
+use crate::directory::{LogId, MAX_OWNER_BYTES};
 use crate::error::OpenError;
 use crate::retention::Retention;
 use crate::segment::PAGE_BYTES;
@@ -20,6 +20,10 @@ pub struct StoreConfig {
     pub directory: PathBuf,
     /// Whose store it is, at most 1,024 bytes: a directory of another owner is not opened. Default: nobody's.
     pub owner: String,
+    /// The store is a replica: it begins as one that follows a master, see [`crate::Store::append_raw`]. Default: no.
+    pub follows: bool,
+    /// Which log a new store is a replica of. Default: a log of its own.
+    pub log: Option<LogId>,
     /// Size of a segment made from now on, in bytes; older ones keep theirs. A multiple of 4096,
     /// [`MIN_SEGMENT_BYTES`] to [`MAX_SEGMENT_BYTES`]. Default: 1 GiB.
     pub segment_size_bytes: u64,
@@ -53,6 +57,8 @@ impl StoreConfig {
         Self {
             directory: directory.into(),
             owner: String::new(),
+            follows: false,
+            log: None,
             segment_size_bytes: 1 << 30,
             inbox_bytes: 64 << 20,
             append_deadline: Duration::from_secs(10),

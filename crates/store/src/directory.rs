@@ -19,11 +19,18 @@ pub(crate) const MAX_OWNER_BYTES: usize = 1024;
 pub(crate) const IDENTITY: &str = "identity";
 const RESTORES: &str = "`karman store repair` can restore it from other files";
 
-/// Random, given at creation; carried by files that must not be mixed up with those of another log.
+/// Names a log and all its replicas: random, given when the first of their stores is made; carried by files that must not
+/// be mixed up with those of another log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct LogId(pub(crate) [u8; 16]);
+pub struct LogId(pub [u8; 16]);
 
 impl LogId {
+    fn random() -> io::Result<Self> {
+        let mut id = [0; 16];
+        File::open("/dev/urandom")?.read_exact(&mut id)?;
+        Ok(Self(id))
+    }
+
     /// What the checksums of this log's records start from.
     pub(crate) fn seal(self) -> Seal {
         Seal(crc32c::crc32c(&self.0))
@@ -50,8 +57,13 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
-    /// Opens or creates the directory of `owner` and locks it for this process.
-    pub(crate) fn open(disk: &dyn Disk, root: &Path, owner: &str) -> Result<Self, OpenError> {
+    /// Opens or creates the directory of `owner`, for `log` if that is given, and locks it for this process.
+    pub(crate) fn open(
+        disk: &dyn Disk,
+        root: &Path,
+        owner: &str,
+        log: Option<LogId>,
+    ) -> Result<Self, OpenError> {
         create_root(disk, root).map_err(OpenError::io("create", root))?;
         let lock = lock(disk, root)?;
         let (commit_log, snapshots) = (root.join("commitlog"), root.join("snapshot"));
@@ -60,7 +72,7 @@ impl Directory {
             Ok(bytes) => Identity::read(&bytes)
                 .map_err(|reason| OpenError::NotAStore { directory: root.to_owned(), reason })?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                create(disk, root, [&commit_log, &snapshots], owner)
+                create(disk, root, [&commit_log, &snapshots], owner, log)
                     .map_err(OpenError::io("create a store in", root))??
             }
             Err(error) => return Err(OpenError::io("read", &path)(error)),
@@ -68,6 +80,9 @@ impl Directory {
         if identity.owner != owner {
             let (directory, found) = (root.to_owned(), identity.owner);
             return Err(OpenError::ForeignOwner { directory, found, expected: owner.to_owned() });
+        }
+        if log.is_some_and(|expected| expected != identity.log) {
+            return Err(OpenError::ForeignLog { directory: root.to_owned() });
         }
         for part in [root, &commit_log, &snapshots] {
             remove_half_written(disk, part).map_err(OpenError::io("clean up", part))?;
@@ -127,6 +142,7 @@ fn create(
     root: &Path,
     parts: [&Path; 2],
     owner: &str,
+    log: Option<LogId>,
 ) -> io::Result<Result<Identity, OpenError>> {
     for part in parts {
         create_directory(disk, part)?;
@@ -136,10 +152,8 @@ fn create(
             return Ok(Err(OpenError::NotAStore { directory: root.to_owned(), reason }));
         }
     }
-    let mut id = [0; 16];
-    File::open("/dev/urandom")?.read_exact(&mut id)?;
     disk.sync_directory(root)?;
-    let identity = Identity { log: LogId(id), owner: owner.to_owned() };
+    let identity = Identity { log: log.map_or_else(LogId::random, Ok)?, owner: owner.to_owned() };
     identity.write(disk, root)?;
     Ok(Ok(identity))
 }

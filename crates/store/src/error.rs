@@ -63,6 +63,16 @@ pub enum OpenError {
         /// [`crate::StoreConfig::owner`].
         expected: String,
     },
+    /// The directory holds another log than the one that it should be a replica of.
+    #[error(
+        "{} holds another log than the one of its master; a replica begins with an empty directory: move this one away \
+         if nothing in it is needed",
+        directory.display()
+    )]
+    ForeignLog {
+        /// The directory of the store.
+        directory: PathBuf,
+    },
     /// The log does not reach back to its beginning, and what was in front of it cannot be read either.
     #[error(
         "the log in {} begins at {log_start} and no snapshot in there is usable; restore one from a backup, or \
@@ -118,7 +128,7 @@ impl OpenError {
     }
 }
 
-/// Why records were not appended. Unless it is `Poisoned`, nothing of the call is in the log.
+/// Why records were not appended. Unless it is `Poisoned` or `Unconfirmed`, nothing of the call is in the log.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum AppendError {
@@ -174,6 +184,20 @@ pub enum AppendError {
     /// The store was closed.
     #[error("the store is closed")]
     Closed,
+    /// This store follows the log of a master, and takes nothing but what comes from there.
+    #[error("this replica follows a master; records are appended there")]
+    Follows,
+    /// What came from a master cannot be the next part of this log; nothing of it was written.
+    #[error("what the master sent for {at} does not continue this log: {reason}")]
+    NotNext {
+        /// Physical offset of the part that is wrong.
+        at: u64,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// It is in the log, but the store was closed before as many replicas had it as were asked for.
+    #[error("written, but the store was closed before enough replicas had it")]
+    Unconfirmed,
 }
 
 /// Why something could not be read.

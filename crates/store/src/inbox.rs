@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 
 use crate::error::AppendError;
 use crate::record::NewRecord;
+use crate::replica::RawRecords;
 use crate::{Appended, Durability};
 
 /// A batch of so many requests says that more will come at once.
@@ -25,11 +26,22 @@ pub(crate) struct Answer {
 
 pub(crate) type Reply = oneshot::Sender<Answer>;
 
-/// The records of one append call and who waits for them.
+/// What the log writer is to do.
+#[derive(Debug)]
+pub(crate) enum Work {
+    /// To append these.
+    Records(Vec<NewRecord>),
+    /// To append what the followed log holds. Done when it is written, or flushed if that was asked for.
+    Raw { raw: RawRecords, confirmed: u64 },
+    /// To follow no longer, and to begin an epoch.
+    Lead { epoch: u32 },
+}
+
+/// A piece of work and who waits for it.
 #[derive(Debug)]
 pub(crate) struct Request {
-    pub(crate) records: Vec<NewRecord>,
-    /// What they will take in the log.
+    pub(crate) work: Work,
+    /// What it will take in the log.
     pub(crate) bytes: usize,
     pub(crate) durability: Durability,
     pub(crate) arrived: Instant,
@@ -39,8 +51,9 @@ pub(crate) struct Request {
 impl Request {
     /// Says that nothing of it was appended.
     pub(crate) fn refuse(self, error: AppendError) {
+        let records = if let Work::Records(records) = self.work { records } else { Vec::new() };
         // The caller may have stopped waiting.
-        let _ = self.reply.send(Answer { result: Err(error), records: self.records });
+        let _ = self.reply.send(Answer { result: Err(error), records });
     }
 }
 
@@ -56,6 +69,8 @@ struct State {
     waiting: VecDeque<Request>,
     bytes: usize,
     closed: Option<AppendError>,
+    /// Something else has come about that the log writer waits for.
+    nudged: bool,
     /// The last batch was of many requests.
     was_busy: bool,
 }
@@ -101,18 +116,29 @@ impl Inbox {
         Ok(())
     }
 
-    /// Waits for requests and moves at most `batch_bytes` of them, at least one, to `batch`. `false`: none will come.
+    /// Lets the log writer look after what it waits for beside requests.
+    pub(crate) fn nudge(&self) {
+        self.state.lock().nudged = true;
+        self.pushed.notify_one();
+    }
+
+    /// Waits for requests and moves at most `batch_bytes` of them, at least one, to `batch`; none if it was nudged. With 0
+    /// it only waits for that. `false`: none will come.
     pub(crate) fn take(&self, batch: &mut VecDeque<Request>, batch_bytes: usize) -> bool {
         let mut state = self.state.lock();
         if state.was_busy && state.waiting.is_empty() {
             MutexGuard::unlocked(&mut state, || self.look_again());
         }
-        while state.waiting.is_empty() {
+        while state.waiting.is_empty() || batch_bytes == 0 {
+            if std::mem::take(&mut state.nudged) {
+                return true;
+            }
             if state.closed.is_some() {
                 return false;
             }
             self.pushed.wait(&mut state);
         }
+        state.nudged = false;
         // Whoever is about to push goes first: on busy cores one flush then serves many. On an idle machine there is
         // nobody to give way to, and this costs a microsecond.
         MutexGuard::unlocked(&mut state, std::thread::yield_now);
@@ -134,6 +160,12 @@ impl Inbox {
     pub(crate) fn close(&self) {
         self.state.lock().closed.get_or_insert(AppendError::Closed);
         self.pushed.notify_one();
+    }
+
+    /// Refuses what waits, with the error of what comes from now on. The log writer has ended.
+    pub(crate) fn refuse_rest(&self) {
+        let error = self.state.lock().closed.clone().unwrap_or(AppendError::Closed);
+        self.fail(&error);
     }
 
     /// Refuses what comes from now on and what waits.

@@ -149,6 +149,26 @@ impl QueueIndex {
         state.recent.extend(entries);
     }
 
+    /// Adds an entry that another store has at `queue_offset`. Places in front of it that are missing were lost there. `Err`
+    /// if its place is taken, or if more are missing than there can have been.
+    pub(crate) fn push_behind_lost(
+        &self,
+        queue: QueueNumber,
+        queue_offset: u64,
+        entry: Entry,
+    ) -> Result<(), String> {
+        let mut shard = self.shard(queue).write();
+        let state = shard.entry(queue).or_insert_with(|| Queue::starting_at(queue_offset));
+        match queue_offset.checked_sub(state.end()) {
+            Some(lost) if lost <= entry.physical_offset.0 / HEADER_BYTES as u64 => {
+                state.recent.extend((0..lost).map(|_| Entry::lost(entry.physical_offset)));
+                state.recent.push_back(entry);
+                Ok(())
+            }
+            _ => Err(format!("queue {} ends at {} and goes on at {queue_offset}", queue.0, state.end())),
+        }
+    }
+
     /// Adds the contents of the segment at `base` in memory, in recovery. Places that are missing in front of a run were
     /// lost; `Err` if they are more than there can have been, or if the run's places are taken.
     pub(crate) fn keep(&self, base: u64, contents: &Contents) -> Result<(), String> {

@@ -41,6 +41,7 @@ mod cursor;
 mod damage;
 mod directory;
 mod disk;
+mod epochs;
 mod error;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
@@ -52,6 +53,7 @@ mod query;
 mod read;
 mod record;
 mod recovery;
+mod replica;
 mod report;
 mod retention;
 mod scrub;
@@ -78,6 +80,8 @@ use tokio::sync::watch;
 
 pub use config::{MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, StoreConfig};
 pub use damage::Damage;
+pub use directory::LogId;
+pub use epochs::EpochStart;
 pub use error::{AppendError, CloseError, OpenError, ReadError};
 pub use index::Entry;
 pub use query::SegmentInfo;
@@ -85,6 +89,7 @@ pub use record::{
     HEADER_BYTES, Invalid, MAX_KEYS, MAX_PAYLOAD_BYTES, NewRecord, PhysicalOffset, QueueNumber, QueueOffset,
     Record, RecordKind, key_hash,
 };
+pub use replica::RawRecords;
 pub use report::{Finding, IndexState, Progress, Report, SegmentReport, Severity};
 pub use retention::Retention;
 pub use scrub::ScrubStatus;
@@ -98,13 +103,17 @@ use inbox::{Answer, Inbox};
 use maintenance::{Maintenance, Stop, Wishes};
 use writer::LogWriter;
 
-/// What a record survives once its append was answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// What a record survives once its append was answered. Each includes those in front of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Durability {
     /// The end of the process.
     Memory,
     /// The loss of power.
     Disk,
+    /// The loss of this machine: the replicas that count have it, see [`Store::replicated`].
+    Replicated,
+    /// That, and the loss of power everywhere at once: they have flushed it.
+    ReplicatedDisk,
 }
 
 /// Where records came to lie.
@@ -237,7 +246,7 @@ impl Store {
         listener: Arc<dyn Listener>,
     ) -> Result<Self, OpenError> {
         config.check()?;
-        let directory = Directory::open(&*disk, &config.directory, &config.owner)?;
+        let directory = Directory::open(&*disk, &config.directory, &config.owner, config.log)?;
         let recovered = recovery::recover(&disk, &directory, &config, &projections)?;
         let log_start = recovered.segments[0].base();
         let log = Arc::new(CommitLog {
@@ -246,6 +255,9 @@ impl Store {
             progress: watermark::Progress::recovered(log_start, recovered.end),
             damages: Damages::recovered(recovered.damage),
             seal: directory.log.seal(),
+            epochs: Mutex::new(recovered.epochs),
+            following: config.follows.into(),
+            advanced: watch::Sender::new(()),
             limit: recovered.promise.limit.into(),
             cursor: Mutex::new(CursorState { cursor: recovered.cursor, promise: recovered.promise }),
             inbox: Inbox::new(config.inbox_bytes),

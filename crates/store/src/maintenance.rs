@@ -13,6 +13,7 @@ use crate::cleanup::Cleanup;
 use crate::commit_log::{CommitLog, PanicGuard};
 use crate::damage::Damage;
 use crate::disk;
+use crate::epochs;
 use crate::error::{AppendError, CloseError};
 use crate::index::contents::Contents;
 use crate::index::removal;
@@ -164,7 +165,7 @@ impl Maintenance {
 
     fn work(&mut self, wanted: &Wanted) -> Result<(), AppendError> {
         if wanted.prepare {
-            match self.log.prepare_next() {
+            match self.log.prepare_next(self.log.config.segment_size_bytes) {
                 // The log writer tries again when it needs the segment.
                 Ok(()) | Err(AppendError::DiskFull { .. }) => {}
                 Err(error) => return Err(error),
@@ -251,6 +252,7 @@ impl Maintenance {
         let mut sections: Vec<_> =
             log.projections.iter().map(|part| (part.name(), part.snapshot())).collect();
         sections.push((removal::SECTION, removal::encode(&log.index.all_ends())));
+        sections.push((epochs::SECTION, log.epochs.lock().encode()));
         // What the projections know must not be lost to a power cut that the snapshot survives.
         log.flush_written()?;
         let directory = &log.directory;

@@ -25,8 +25,6 @@ const NO_QUEUE: u32 = u32::MAX;
 const BLANK: u8 = 0;
 const LOST: u8 = 255;
 const KEY_BYTES: usize = 8;
-/// There is one master, so there is one epoch.
-const EPOCH: u32 = 0;
 const PADDING_MASK: u16 = 0b0111;
 /// Everything in front of this record had been flushed when the record was written. Recovery tells damage from a
 /// torn tail by it: in front of such a record nothing can be torn.
@@ -76,12 +74,14 @@ pub enum RecordKind {
     /// A `Held` record once more, because the segment with it was to go; has no queue. Not a `Held` one: the message may
     /// have been released while it was copied, and whoever follows the log must not take the copy for another message.
     Kept = 8,
+    /// A master begins to write; all behind it, up to the next one, is its work. Has no queue.
+    Epoch = 9,
 }
 
 impl RecordKind {
     /// What consumers and operators record goes on when there is no room for messages, and what lets a segment go.
     pub(crate) fn may_use_reserve(self) -> bool {
-        matches!(self, Self::Metadata | Self::Progress | Self::Settled | Self::Kept)
+        matches!(self, Self::Metadata | Self::Progress | Self::Settled | Self::Kept | Self::Epoch)
     }
 
     /// What a record becomes when it is appended once more.
@@ -108,6 +108,7 @@ impl TryFrom<u8> for RecordKind {
             6 => Ok(Self::Released),
             7 => Ok(Self::Settled),
             8 => Ok(Self::Kept),
+            9 => Ok(Self::Epoch),
             other => Err(Invalid::Kind(other)),
         }
     }
@@ -135,7 +136,7 @@ pub struct NewRecord {
 pub struct Record {
     /// What it is.
     pub kind: RecordKind,
-    /// Epoch of the master that wrote it; 0 as long as there is one master.
+    /// Of the master that wrote it; 0 in what was written before the first one began.
     pub epoch: u32,
     /// Where it lies in the log.
     pub physical_offset: PhysicalOffset,
@@ -197,6 +198,7 @@ pub(crate) struct Place {
     pub(crate) queue_offset: u64,
     pub(crate) store_time_ms: u64,
     pub(crate) flushed_before: bool,
+    pub(crate) epoch: u32,
 }
 
 /// What lies behind a header.
@@ -258,7 +260,7 @@ pub(crate) fn encode(record: &NewRecord, place: Place, log: Seal, out: &mut Vec<
         content: Content::Record(record.kind),
         flushed_before: place.flushed_before,
         key_count: record.keys.len() as u16,
-        epoch: EPOCH,
+        epoch: place.epoch,
         physical_offset: place.physical_offset,
         store_time_ms: place.store_time_ms,
         queue: record.queue,
@@ -278,7 +280,7 @@ pub(crate) fn encode(record: &NewRecord, place: Place, log: Seal, out: &mut Vec<
 pub(crate) fn placed(record: &NewRecord, place: Place) -> Record {
     Record {
         kind: record.kind,
-        epoch: EPOCH,
+        epoch: place.epoch,
         physical_offset: PhysicalOffset(place.physical_offset),
         store_time_ms: place.store_time_ms,
         queue: record.queue,
@@ -295,6 +297,7 @@ pub(crate) fn encode_filler(
     physical_offset: u64,
     length: u32,
     store_time_ms: u64,
+    epoch: u32,
     log: Seal,
     out: &mut Vec<u8>,
 ) {
@@ -304,7 +307,7 @@ pub(crate) fn encode_filler(
         content,
         flushed_before: false,
         key_count: 0,
-        epoch: EPOCH,
+        epoch,
         physical_offset,
         store_time_ms,
         queue: None,

@@ -16,6 +16,7 @@ use crate::cursor::{Cursor, Known, Promise, REACH_BYTES};
 use crate::damage::Damage;
 use crate::directory::Directory;
 use crate::disk::{self, Disk};
+use crate::epochs::{self, Epochs};
 use crate::error::OpenError;
 use crate::index::QueueIndex;
 use crate::index::contents::Contents;
@@ -36,6 +37,7 @@ pub(crate) struct Recovered {
     pub(crate) promise: Promise,
     pub(crate) damage: Vec<Damage>,
     pub(crate) end: u64,
+    pub(crate) epochs: Epochs,
     pub(crate) store_time_ms: u64,
     pub(crate) snapshots: Kept,
     /// Filled segments without index file: there was no room for one.
@@ -62,7 +64,8 @@ pub(crate) fn recover(
         return Err(OpenError::NoSnapshot { directory: root.clone(), log_start });
     }
     let snapshot_offset = snapshot_offset.unwrap_or(0);
-    let bounds = Bounds { durable_below: snapshot_offset.max(known.flushed), limit: known.limit };
+    let durable_below = snapshot_offset.max(known.flushed);
+    let bounds = Bounds { durable_below, limit: known.limit, follows: config.follows };
     let newest = snapshot_offset;
     let older = snapshot::list(&directory.snapshots).map_err(OpenError::io("list", &directory.snapshots))?;
     let before = older.into_iter().map(|(offset, _)| offset).find(|offset| *offset < newest).unwrap_or(0);
@@ -72,6 +75,7 @@ pub(crate) fn recover(
         projections,
         snapshot_offset,
         no_progress_below: snapshot.as_ref().and_then(Snapshot::given_up_below).unwrap_or(0),
+        epochs: snapshot.as_ref().map(epochs_of).transpose()?.unwrap_or_default(),
         ends: snapshot.map(|snapshot| queue_ends(&snapshot)).transpose()?.unwrap_or_default(),
         snapshots: Kept { newest, before },
         bounds,
@@ -121,6 +125,17 @@ fn queue_ends(snapshot: &Snapshot) -> Result<Vec<Ends>, OpenError> {
         snapshot: snapshot.path.clone(),
         reason: "it is no list of queues".into(),
     })
+}
+
+/// The masters whose records a snapshot contains.
+fn epochs_of(snapshot: &Snapshot) -> Result<Epochs, OpenError> {
+    let Some(section) = snapshot.section(epochs::SECTION) else { return Ok(Epochs::default()) };
+    let epochs = Epochs::decode(section).ok_or_else(|| OpenError::Restore {
+        projection: epochs::SECTION,
+        snapshot: snapshot.path.clone(),
+        reason: "it is no list of masters".into(),
+    })?;
+    Ok(epochs.below(snapshot.log_offset))
 }
 
 /// Opens the segment files, in order and without gaps; makes the first one of a new store.
@@ -200,6 +215,7 @@ struct Replay<'a> {
     bounds: Bounds,
     log: Seal,
     index: QueueIndex,
+    epochs: Epochs,
     store_time_ms: u64,
     unsealed: Vec<Arc<Segment>>,
     damage: Vec<Damage>,
@@ -263,7 +279,7 @@ impl Replay<'_> {
             Err(error) if disk::is_no_space(&error) => promise.limit = self.bounds.limit,
             written => written.map_err(OpenError::io("write", cursor.path()))?,
         }
-        let Self { index, store_time_ms, unsealed, damage, snapshots, .. } = self;
+        let Self { index, epochs, store_time_ms, unsealed, damage, snapshots, .. } = self;
         Ok(Recovered {
             segments,
             next,
@@ -272,6 +288,7 @@ impl Replay<'_> {
             promise,
             damage,
             end,
+            epochs,
             store_time_ms,
             snapshots,
             unsealed,
@@ -361,7 +378,9 @@ impl Replay<'_> {
                 self.given_up_bytes += u64::from(header.length);
                 return;
             }
-            Content::Record(_) => {}
+            Content::Record(_) => {
+                self.epochs.note(header.epoch, header.physical_offset);
+            }
         }
         if let Some(contents) = contents
             && let Err(reason) = contents.add(base, header, bytes, self.lost_max())
@@ -376,7 +395,8 @@ impl Replay<'_> {
                 | RecordKind::Held
                 | RecordKind::Kept
                 | RecordKind::Released
-                | RecordKind::Settled,
+                | RecordKind::Settled
+                | RecordKind::Epoch,
             ) => true,
             _ => header.physical_offset >= self.no_progress_below,
         };

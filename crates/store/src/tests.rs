@@ -20,6 +20,7 @@ mod offline;
 mod projections;
 mod queries;
 mod repair;
+mod replica;
 mod retention;
 mod retention_crashes;
 mod scrub;

@@ -3,6 +3,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::Durability;
+
 /// Physical offsets up to which (exclusive) something holds for the whole log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Watermarks {
@@ -24,6 +26,10 @@ pub(crate) struct Progress {
     confirmed: AtomicU64,
     /// Up to here entries are readable and projections have seen the records; follows `confirmed` closely.
     applied: AtomicU64,
+    /// The kernels of all replicas that count have it. Says nothing of this one.
+    replicated_written: AtomicU64,
+    /// Their devices have it. Never more than `replicated_written`.
+    replicated_flushed: AtomicU64,
 }
 
 impl Progress {
@@ -31,7 +37,27 @@ impl Progress {
     pub(crate) fn recovered(log_start: u64, end: u64) -> Self {
         let at_end = || AtomicU64::new(end);
         let log_start = AtomicU64::new(log_start);
-        Self { log_start, written: at_end(), flushed: at_end(), confirmed: at_end(), applied: at_end() }
+        let (replicated_written, replicated_flushed) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self {
+            log_start,
+            written: at_end(),
+            flushed: at_end(),
+            confirmed: at_end(),
+            applied: at_end(),
+            replicated_written,
+            replicated_flushed,
+        }
+    }
+
+    /// Whether what ends at `end` and was written is as durable as this.
+    pub(crate) fn reached(&self, durability: Durability, end: u64) -> bool {
+        let replicas = match durability {
+            Durability::Memory => return true,
+            Durability::Disk => u64::MAX,
+            Durability::Replicated => self.replicated_written.load(Ordering::Acquire),
+            Durability::ReplicatedDisk => self.replicated_flushed.load(Ordering::Acquire),
+        };
+        self.flushed() >= end && replicas >= end
     }
 
     /// Loaded so that `flushed <= written` and `confirmed <= written` hold in what is returned.
@@ -79,6 +105,11 @@ impl Progress {
 
     pub(crate) fn advance_applied(&self, to: u64) {
         advance(&self.applied, to);
+    }
+
+    pub(crate) fn advance_replicated(&self, written: u64, flushed: u64) {
+        advance(&self.replicated_written, written);
+        advance(&self.replicated_flushed, flushed.min(written));
     }
 }
 

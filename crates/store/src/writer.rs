@@ -1,7 +1,12 @@
 //! The log writer: one thread that owns the tail of the log. It takes what waits in the inbox, gives it its place,
 //! writes it with one `pwrite`, flushes at most once, makes it visible and answers.
 //!
-//! Group commit has no timer: what arrives during a flush is the next batch.
+//! Group commit has no timer: what arrives during a flush is the next batch. What replicas must have is made visible when
+//! they do (`publish.rs`); the log writer does not wait for them. Where this store is the replica, what it writes comes from
+//! a master (`follow.rs`).
+
+mod follow;
+mod publish;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,11 +16,13 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use crate::commit_log::{CommitLog, INITIALISE_BYTES, PREPARE_AT, PanicGuard};
 use crate::cursor::REACH_BYTES;
 use crate::error::AppendError;
-use crate::inbox::{Answer, Reply, Request};
-use crate::index::{ByQueue, Entry};
-use crate::record::{self, Content, HEADER_BYTES, NewRecord, PhysicalOffset, Place, QueueOffset, RecordKind};
+use crate::inbox::{Request, Work};
+use crate::index::ByQueue;
+use crate::record::{self, Content, HEADER_BYTES, PhysicalOffset, Place, QueueOffset};
 use crate::segment::{PAGE_BYTES, Segment};
 use crate::{Appended, Durability};
+use follow::Received;
+use publish::Placed;
 
 /// The maintenance thread is asked to flush when this much is not: a later flush would take long.
 const DIRTY_BYTES: u64 = 32 << 20;
@@ -43,52 +50,23 @@ pub(crate) struct LogWriter {
     buffer_base: u64,
     /// Blocks in front of this were written before, if only with zeros.
     initialised: u64,
+    /// Not kept up to date while a master is followed.
     next_queue_offsets: ByQueue<u64>,
     store_time_ms: u64,
-    /// Requests of this batch that have their place, in log order.
-    placed: Vec<Placed>,
-    /// Segments filled in this batch.
-    filled: Vec<Arc<Segment>>,
+    /// Of the master that writes: this one, or the one that is followed.
+    epoch: u32,
+    /// Requests that have their place, in log order, until they can be seen.
+    placed: VecDeque<Placed>,
+    /// What they take in the log.
+    placed_bytes: usize,
+    /// What a master sent. It lies in front of all of `placed`.
+    received: Received,
+    /// Filled segments of which not all can be seen yet, or whose index file was not asked for.
+    filled: VecDeque<Arc<Segment>>,
     /// Where the log ended when the next segment, or more of its blocks, were asked for last.
     prepare_asked_at: u64,
     /// Limit of the cursor when it was asked to move on.
     advance_asked_at: u64,
-}
-
-#[derive(Debug)]
-struct Placed {
-    /// Where the segment starts that they lie in.
-    base: u64,
-    records: Vec<NewRecord>,
-    durability: Durability,
-    appended: Appended,
-    /// Taken when it is used.
-    reply: Option<Reply>,
-}
-
-impl Placed {
-    /// A memory-class producer of messages need not wait for the flush of others. Who appends something else may
-    /// rely on it: when it is answered, the projections have seen it.
-    fn is_answered_when_written(&self) -> bool {
-        self.durability == Durability::Memory && !is_projected(&self.records)
-    }
-
-    fn answer(mut self, result: Result<Appended, AppendError>) {
-        let reply = self.reply.take();
-        send(reply, result, self.records);
-    }
-
-    /// Before the records are published, so they cannot be given away yet.
-    fn answer_early(&mut self) {
-        send(self.reply.take(), Ok(self.appended), Vec::new());
-    }
-}
-
-fn send(reply: Option<Reply>, result: Result<Appended, AppendError>, records: Vec<NewRecord>) {
-    if let Some(reply) = reply {
-        // The caller may have stopped waiting; its records are in the log all the same.
-        let _ = reply.send(Answer { result, records });
-    }
 }
 
 impl LogWriter {
@@ -96,14 +74,18 @@ impl LogWriter {
     pub(crate) fn new(log: Arc<CommitLog>, position: u64, store_time_ms: u64) -> Self {
         let active = log.active();
         let buffer_base = position - position % PAGE_BYTES;
+        let epoch = log.epochs.lock().last().epoch;
         Self {
             buffer: active.slice(buffer_base..position).to_vec(),
             buffer_base,
             initialised: active.initialised().max(position.next_multiple_of(PAGE_BYTES)),
             next_queue_offsets: log.index.ends(),
             store_time_ms,
-            placed: Vec::new(),
-            filled: Vec::new(),
+            epoch,
+            placed: VecDeque::new(),
+            placed_bytes: 0,
+            received: Received::nothing_yet(position),
+            filled: VecDeque::new(),
             prepare_asked_at: 0,
             advance_asked_at: 0,
             position,
@@ -116,12 +98,20 @@ impl LogWriter {
     pub(crate) fn run(mut self) {
         let _guard = PanicGuard(self.log.clone());
         let mut batch = VecDeque::new();
-        while self.log.inbox.take(&mut batch, self.log.config.batch_bytes) {
+        while self.log.inbox.take(&mut batch, self.may_take_bytes()) {
             if let Err(error) = self.append(&mut batch) {
-                self.placed.drain(..).for_each(|placed| placed.answer(Err(error.clone())));
+                self.fail(&error);
                 batch.drain(..).for_each(|request| request.refuse(error.clone()));
             }
         }
+        self.log.inbox.refuse_rest();
+        let error = self.log.check_poison().err().unwrap_or(AppendError::Unconfirmed);
+        self.fail(&error);
+    }
+
+    /// What waits for replicas is bounded as what waits to be written is.
+    fn may_take_bytes(&self) -> usize {
+        if self.placed_bytes < self.log.config.inbox_bytes { self.log.config.batch_bytes } else { 0 }
     }
 
     /// Appends a batch. An error means that the store is poisoned; who was not answered yet must be told.
@@ -130,61 +120,83 @@ impl LogWriter {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.store_time_ms = self.store_time_ms.max(now.as_millis() as u64);
         let started = Instant::now();
+        let (former, mut wants_disk) = (self.placed.len(), false);
         while let Some(request) = batch.pop_front() {
             let waited = started.saturating_duration_since(request.arrived);
             if waited > self.log.config.append_deadline {
                 request.refuse(AppendError::Expired { waited_ms: waited.as_millis() as u64 });
                 continue;
             }
-            match self.make_room(&request) {
-                Ok(()) => self.place(request),
-                Err(error @ AppendError::Poisoned(_)) => {
+            let durability = request.durability;
+            match self.take_in(request) {
+                Ok(()) => wants_disk |= durability >= Durability::Disk,
+                Err((request, error @ AppendError::Poisoned(_))) => {
                     batch.push_front(request);
                     return Err(error);
                 }
-                Err(refused) => request.refuse(refused),
+                Err((request, refused)) => request.refuse(refused),
             }
         }
-        let wants_disk = self.placed.iter().any(|placed| placed.durability == Durability::Disk);
-        if !self.placed.is_empty() {
+        if self.position > self.log.progress.written() {
             self.write(wants_disk)?;
+            self.log.tell_followers();
             if wants_disk {
-                let placed = self.placed.iter_mut().filter(|placed| placed.is_answered_when_written());
-                placed.for_each(Placed::answer_early);
+                self.answer_early(former, Durability::Memory);
                 self.log.flush(&self.active, self.position)?;
             }
         }
-        self.publish();
+        let published = self.publish()?;
+        self.answer_early(former.saturating_sub(published), Durability::Disk);
         self.ask_maintenance(wants_disk);
         Ok(())
+    }
+
+    /// Gives a request its place and puts its bytes into the buffer.
+    fn take_in(&mut self, request: Request) -> Result<(), (Request, AppendError)> {
+        let taken = match &request.work {
+            Work::Raw { .. } => return self.receive(request),
+            Work::Lead { epoch } => self.may_lead(*epoch),
+            Work::Records(_) if self.log.follows() => Err(AppendError::Follows),
+            Work::Records(_) => Ok(()),
+        };
+        match taken.and_then(|()| self.make_room(&request)) {
+            Ok(()) => {
+                self.place(request);
+                Ok(())
+            }
+            Err(error) => Err((request, error)),
+        }
     }
 
     /// Rolls to the next segment if the request does not fit: all records of a request lie in one.
     fn make_room(&mut self, request: &Request) -> Result<(), AppendError> {
         let bytes = request.bytes as u64;
         let reserve = (self.active.length() / RESERVE_PART).min(MAX_RESERVE_BYTES);
-        let may_use_reserve = request.records.iter().all(|record| record.kind.may_use_reserve());
+        let may_use_reserve = match &request.work {
+            Work::Records(records) => records.iter().all(|record| record.kind.may_use_reserve()),
+            Work::Raw { .. } | Work::Lead { .. } => true,
+        };
         loop {
             let end = self.position + bytes;
             if end <= self.active.end() - if may_use_reserve { 0 } else { reserve } {
                 return Ok(());
             }
-            self.log.prepare_next()?;
+            self.log.prepare_next(self.log.config.segment_size_bytes)?;
             if end <= self.active.end() {
                 return Ok(());
             }
-            self.roll()?;
+            self.roll(self.log.config.segment_size_bytes)?;
         }
     }
 
-    /// Fills the rest of the active segment with a blank and goes on in the next one.
-    fn roll(&mut self) -> Result<(), AppendError> {
-        self.log.prepare_next()?;
+    /// Fills the rest of the active segment with a blank and goes on in the next one, which has `length` bytes.
+    fn roll(&mut self, length: u64) -> Result<(), AppendError> {
+        self.log.prepare_next(length)?;
         let rest = self.active.end() - self.position;
         if rest >= HEADER_BYTES as u64 {
             let length = u32::try_from(rest).expect("segments have at most 2 GiB");
             let (at, time, seal) = (self.position, self.store_time_ms, self.log.seal);
-            record::encode_filler(Content::Blank, at, length, time, seal, &mut self.buffer);
+            record::encode_filler(Content::Blank, at, length, time, self.epoch, seal, &mut self.buffer);
         }
         self.write(false)?;
         self.position = self.active.end();
@@ -193,7 +205,7 @@ impl LogWriter {
         // segment that ends early, and a flush of the active one is a flush of the log.
         self.log.flush(&self.active, self.position)?;
         let filled = std::mem::replace(&mut self.active, self.log.activate_next());
-        self.filled.push(filled);
+        self.filled.push_back(filled);
         self.buffer.clear();
         (self.buffer_base, self.initialised) = (self.position, self.active.initialised());
         Ok(())
@@ -201,7 +213,13 @@ impl LogWriter {
 
     /// Gives the records their offsets and puts their bytes into the buffer.
     fn place(&mut self, request: Request) {
-        let queue = request.records.iter().find_map(|record| record.queue);
+        let Request { work, bytes, durability, reply, .. } = request;
+        let records = match work {
+            Work::Records(records) => records,
+            Work::Lead { epoch } => self.lead(epoch, durability),
+            Work::Raw { .. } => unreachable!("it was received"),
+        };
+        let queue = records.iter().find_map(|record| record.queue);
         let mut queue_offset =
             queue.and_then(|queue| self.next_queue_offsets.get(&queue).copied()).unwrap_or(0);
         let appended = Appended {
@@ -210,12 +228,13 @@ impl LogWriter {
             store_time_ms: self.store_time_ms,
         };
         let flushed = self.log.progress.flushed();
-        for record in &request.records {
+        for record in &records {
             let place = Place {
                 physical_offset: self.position,
                 queue_offset: if record.queue.is_some() { queue_offset } else { 0 },
                 store_time_ms: self.store_time_ms,
                 flushed_before: flushed >= self.position,
+                epoch: self.epoch,
             };
             record::encode(record, place, self.log.seal, &mut self.buffer);
             self.position += record.encoded_bytes() as u64;
@@ -224,9 +243,19 @@ impl LogWriter {
         if let Some(queue) = queue {
             self.next_queue_offsets.insert(queue, queue_offset);
         }
-        let Request { records, durability, reply, .. } = request;
-        let base = self.active.base();
-        self.placed.push(Placed { base, records, durability, appended, reply: Some(reply) });
+        let (base, end) = (self.active.base(), self.position);
+        self.placed_bytes += bytes;
+        let reply = Some(reply);
+        self.placed.push_back(Placed {
+            base,
+            end,
+            records,
+            bytes,
+            durability,
+            epoch: self.epoch,
+            appended,
+            reply,
+        });
     }
 
     /// Writes the buffer as whole pages and keeps the bytes of the page that is not full yet.
@@ -266,21 +295,6 @@ impl LogWriter {
         Ok(())
     }
 
-    /// Makes the batch visible, then answers: records, index entries and listener, projections, callers.
-    fn publish(&mut self) {
-        self.log.progress.advance_confirmed(self.position);
-        for placed in &self.placed {
-            publish_entries(&self.log, placed);
-            publish_to_projections(&self.log, placed);
-        }
-        self.log.progress.advance_applied(self.position);
-        // Nothing else in between: whoever is woken by the first answer finds the next ones there when it is done.
-        self.placed.drain(..).for_each(|placed| {
-            let appended = placed.appended;
-            placed.answer(Ok(appended));
-        });
-    }
-
     fn ask_maintenance(&mut self, wants_disk: bool) {
         let log = &self.log;
         let start = self.active.base() + self.active.length() / PREPARE_AT;
@@ -302,50 +316,9 @@ impl LogWriter {
             self.advance_asked_at = limit;
             log.wishes.flush();
         }
-        self.filled.drain(..).for_each(|segment| log.wishes.seal(segment));
-    }
-}
-
-fn is_projected(records: &[NewRecord]) -> bool {
-    records.iter().any(|record| record.kind != RecordKind::Message)
-}
-
-fn publish_entries(log: &CommitLog, placed: &Placed) {
-    let Appended { physical_offset, queue_offset, store_time_ms } = placed.appended;
-    let (mut next, mut count) = (physical_offset.0, 0);
-    for record in &placed.records {
-        log.index.unsealed.add(placed.base, next, store_time_ms, &record.keys);
-        next += record.encoded_bytes() as u64;
-    }
-    let Some(queue) = placed.records.iter().find_map(|record| record.queue) else { return };
-    next = physical_offset.0;
-    let entries = placed.records.iter().filter_map(|record| {
-        let size = record.encoded_bytes() as u32;
-        let physical_offset = PhysicalOffset(next);
-        next += u64::from(size);
-        count += u32::from(record.queue.is_some());
-        record.queue.map(|_| Entry { physical_offset, size, tag_hash: record.tag_hash })
-    });
-    log.index.push(queue, queue_offset.0, entries);
-    log.listener.confirmed(queue, count);
-}
-
-fn publish_to_projections(log: &CommitLog, placed: &Placed) {
-    let Appended { physical_offset, queue_offset, store_time_ms } = placed.appended;
-    let (mut next, mut next_in_queue) = (physical_offset.0, queue_offset.0);
-    for record in &placed.records {
-        if record.kind != RecordKind::Message {
-            let place = Place {
-                physical_offset: next,
-                queue_offset: if record.queue.is_some() { next_in_queue } else { 0 },
-                store_time_ms,
-                flushed_before: false,
-            };
-            let record = record::placed(record, place);
-            log.projections.iter().for_each(|projection| projection.apply(&record));
-            log.projected.fetch_add(1, Ordering::Release);
+        // Its index is complete when all of it can be seen.
+        while self.filled.front().is_some_and(|segment| segment.end() <= log.progress.applied()) {
+            self.filled.pop_front().into_iter().for_each(|segment| log.wishes.seal(segment));
         }
-        next += record.encoded_bytes() as u64;
-        next_in_queue += u64::from(record.queue.is_some());
     }
 }

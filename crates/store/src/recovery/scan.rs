@@ -6,7 +6,8 @@
 //! written after the last one. Hence an invalid record is damage if the cursor or a snapshot says that its place was
 //! flushed, if a record behind it was written after a flush (its header says so), or if a later segment holds records.
 //! Otherwise all behind it is of the same unflushed stretch, of which a power cut may keep any page and lose any other;
-//! nobody was promised it.
+//! nobody was promised it. On a replica headers do not count: what they say was true on the machine that wrote them. What is
+//! cut there too much is sent once more.
 
 use std::collections::VecDeque;
 use std::io;
@@ -50,6 +51,8 @@ pub(crate) struct Bounds {
     pub(crate) durable_below: u64,
     /// Nothing was ever written at or behind it.
     pub(crate) limit: u64,
+    /// What headers say was flushed was so on another machine: the records were received.
+    pub(crate) follows: bool,
 }
 
 /// What an invalid place is.
@@ -80,7 +83,7 @@ pub(crate) fn judge(
     let mut search = Search::new(segment, at, bounds.limit, log)?;
     while let Some(found) = search.next() {
         let first = *first.get_or_insert(found.at);
-        if first < durable_to || found.flushed_before {
+        if first < durable_to || (found.flushed_before && !bounds.follows) {
             return Ok(Verdict::Damaged { to: first });
         }
         used = found.end;

@@ -366,7 +366,7 @@ fn the_scan_of_a_start_finds_every_flipped_byte_of_a_segment_and_goes_on_right_b
                 assert_eq!(stopped.at, from, "bit {bit} of byte {at}");
                 // What is known only from the record, from the later segment, from a cursor.
                 for durable_below in [0, SEGMENT] {
-                    let bounds = Bounds { durable_below, limit: u64::MAX };
+                    let bounds = Bounds { durable_below, limit: u64::MAX, follows: false };
                     let verdict = judge(segment, stopped, &later, log, bounds).unwrap();
                     assert_eq!(verdict, Verdict::Damaged { to }, "bit {bit} of byte {at}");
                     // Without the cursor all that follows is searched for a mark: that the last of them shows.

@@ -14,7 +14,7 @@ fn records() -> impl Strategy<Value = (NewRecord, Place)> {
     ];
     let payload = prop::collection::vec(any::<u8>(), 0..300);
     let keys = prop::collection::vec(any::<u64>(), 0..5);
-    let place = (any::<u64>(), any::<u64>(), any::<u64>(), any::<bool>());
+    let place = (any::<u64>(), any::<u64>(), any::<u64>(), any::<bool>(), any::<u32>());
     (kind, 0..u32::MAX, any::<u64>(), any::<u64>(), keys, payload, place).prop_map(
         |(
             kind,
@@ -23,11 +23,11 @@ fn records() -> impl Strategy<Value = (NewRecord, Place)> {
             mark,
             keys,
             payload,
-            (physical_offset, queue_offset, store_time_ms, flushed_before),
+            (physical_offset, queue_offset, store_time_ms, flushed_before, epoch),
         )| {
             let queue = kind.has_queue().then_some(QueueNumber(queue));
             let record = NewRecord { kind, queue, tag_hash, mark, keys, payload: payload.into() };
-            (record, Place { physical_offset, queue_offset, store_time_ms, flushed_before })
+            (record, Place { physical_offset, queue_offset, store_time_ms, flushed_before, epoch })
         },
     )
 }
@@ -97,7 +97,7 @@ proptest! {
 fn a_filler_covers_its_stretch_whatever_lies_there() {
     for (content, invalid) in [(Content::Blank, Invalid::Blank), (Content::Lost, Invalid::Lost)] {
         let mut bytes = Vec::new();
-        encode_filler(content, 4096, 1000, 5, LOG, &mut bytes);
+        encode_filler(content, 4096, 1000, 5, 7, LOG, &mut bytes);
         bytes.resize(1000, 0xee);
         let header = decode(&bytes, 4096, LOG).unwrap();
         assert_eq!((header.content, header.length), (content, 1000));
@@ -110,7 +110,7 @@ fn a_filler_covers_its_stretch_whatever_lies_there() {
 fn any_flipped_bit_of_a_filler_is_detected() {
     for content in [Content::Blank, Content::Lost] {
         let mut bytes = Vec::new();
-        encode_filler(content, 4096, 1000, 5, LOG, &mut bytes);
+        encode_filler(content, 4096, 1000, 5, 7, LOG, &mut bytes);
         bytes.resize(1 << 20, 0xee);
         for bit in 0..HEADER_BYTES * 8 {
             bytes[bit / 8] ^= 1 << (bit % 8);

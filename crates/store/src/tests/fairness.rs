@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::fault_disk::{Call, FaultDisk};
 use super::support::*;
-use crate::inbox::{Inbox, Request};
+use crate::inbox::{Inbox, Request, Work};
 use crate::*;
 
 const LARGE: usize = 4 << 20;
@@ -18,7 +18,13 @@ const LARGE: usize = 4 << 20;
 fn request(bytes: usize) -> Request {
     // Nobody waits for the answer.
     let (reply, _) = oneshot::channel();
-    Request { records: Vec::new(), bytes, durability: Durability::Disk, arrived: Instant::now(), reply }
+    Request {
+        work: Work::Records(Vec::new()),
+        bytes,
+        durability: Durability::Disk,
+        arrived: Instant::now(),
+        reply,
+    }
 }
 
 #[test]

@@ -58,8 +58,13 @@ impl Handmade {
         let queue_offset = next.as_ref().map_or(0, |next| **next);
         next.into_iter().for_each(|next| *next += 1);
         let (at, size) = (self.end(), record.encoded_bytes() as u32);
-        let place =
-            Place { physical_offset: at, queue_offset, store_time_ms: time_ms, flushed_before: false };
+        let place = Place {
+            physical_offset: at,
+            queue_offset,
+            store_time_ms: time_ms,
+            flushed_before: false,
+            epoch: 0,
+        };
         record::encode(&record, place, self.seal, &mut self.bytes);
         self.laid.push(Laid { at, size, queue_offset, time_ms, record });
     }
@@ -72,7 +77,7 @@ impl Handmade {
     /// So many bytes were given up by a repair.
     pub(super) fn give_up(&mut self, bytes: u32) {
         let end = self.bytes.len() + bytes as usize;
-        record::encode_filler(Content::Lost, self.end(), bytes, 0, self.seal, &mut self.bytes);
+        record::encode_filler(Content::Lost, self.end(), bytes, 0, 0, self.seal, &mut self.bytes);
         self.bytes.resize(end, 0xe5);
     }
 
@@ -81,7 +86,7 @@ impl Handmade {
         let (at, rest) = (self.end(), length - self.bytes.len() as u64);
         if rest >= HEADER_BYTES as u64 {
             let time = self.laid.last().map_or(0, |laid| laid.time_ms);
-            record::encode_filler(Content::Blank, at, rest as u32, time, self.seal, &mut self.bytes);
+            record::encode_filler(Content::Blank, at, rest as u32, time, 0, self.seal, &mut self.bytes);
         }
         self.bytes.resize(length as usize, 0xe5);
         fs::write(segment_path(&self.directory, self.base), &self.bytes).unwrap();

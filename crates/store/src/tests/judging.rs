@@ -14,7 +14,7 @@ use crate::segment::Segment;
 use crate::*;
 
 const SEGMENT: u64 = 64 << 10;
-const UNKNOWN: Bounds = Bounds { durable_below: 0, limit: u64::MAX };
+const UNKNOWN: Bounds = Bounds { durable_below: 0, limit: u64::MAX, follows: false };
 
 /// Records of 64 to 560 bytes, none of which says that anything was flushed; the last ends where the segment ends.
 fn segment(directory: &Path) -> (Segment, Vec<Laid>) {
@@ -75,7 +75,7 @@ fn behind_a_tear_records_are_looked_for_up_to_the_limit_and_not_beyond() {
     let last = laid.len() - 1;
     damage(&segment, &laid[last - 1]);
     for (limit, used) in [(u64::MAX, SEGMENT), (SEGMENT, SEGMENT), (SEGMENT - 8, laid[last - 1].at)] {
-        let found = verdict(scratch.path(), &segment, Bounds { durable_below: 0, limit });
+        let found = verdict(scratch.path(), &segment, Bounds { limit, ..UNKNOWN });
         assert_eq!(found, Verdict::Torn { used }, "up to {limit}");
     }
 }

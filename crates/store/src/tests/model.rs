@@ -154,8 +154,13 @@ impl History {
             self.live.push(queue, queue_offset, [entry].into_iter());
             *next += 1;
         }
-        let place =
-            Place { physical_offset: at, queue_offset, store_time_ms: time_ms, flushed_before: false };
+        let place = Place {
+            physical_offset: at,
+            queue_offset,
+            store_time_ms: time_ms,
+            flushed_before: false,
+            epoch: 0,
+        };
         let mut bytes = Vec::new();
         record::encode(&record, place, SEAL, &mut bytes);
         let (queue, keys) = (record.queue.map(|queue| queue.0), record.keys);

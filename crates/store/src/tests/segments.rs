@@ -118,7 +118,7 @@ fn a_segment_made_ahead_while_the_log_rolls_never_takes_the_place_of_another() {
     thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::Acquire) {
-                store.log.prepare_next().unwrap();
+                store.log.prepare_next(MIB).unwrap();
             }
         });
         for number in 0..200_u8 {

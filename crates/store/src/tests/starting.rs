@@ -46,7 +46,7 @@ fn a_snapshot_from_where_the_log_starts_is_enough_and_an_older_one_is_not() {
 /// Which snapshots a start finds; segments may be deleted that both cover.
 fn kept(directory: &Path) -> Kept {
     let (disk, config): (Arc<dyn Disk>, _) = (Arc::new(SystemDisk), config(directory));
-    let opened = directory::Directory::open(&*disk, directory, &config.owner).unwrap();
+    let opened = directory::Directory::open(&*disk, directory, &config.owner, None).unwrap();
     recovery::recover(&disk, &opened, &config, &[]).unwrap().snapshots
 }
 

@@ -110,7 +110,7 @@ fn fill_one(offline: &Offline, log: LogId, range: Range<u64>) -> io::Result<()> 
     let path = offline.commit_log().join(file_name(from, "log"));
     let aside = path.with_added_extension(disk::ASIDE);
     let mut page = Vec::with_capacity(PAGE_BYTES as usize);
-    encode_filler(Content::Lost, from, length as u32, 0, log.seal(), &mut page);
+    encode_filler(Content::Lost, from, length as u32, 0, 0, log.seal(), &mut page);
     page.resize(PAGE_BYTES as usize, 0);
     let file = offline.disk.create_file(&aside)?;
     offline.disk.write_at(&file, &page, 0)?;
@@ -186,7 +186,7 @@ fn write_lost(
     }
     let mut bytes = Vec::with_capacity(PAGE_BYTES as usize);
     let length = u32::try_from(length).map_err(|_| io::Error::other("a segment has at most 2 GiB"))?;
-    encode_filler(Content::Lost, damage.from, length, time_ms, log.seal(), &mut bytes);
+    encode_filler(Content::Lost, damage.from, length, time_ms, 0, log.seal(), &mut bytes);
     // A page that cannot be read can only be written as a whole.
     if damage.from.is_multiple_of(PAGE_BYTES) && u64::from(length) >= PAGE_BYTES {
         bytes.resize(PAGE_BYTES as usize, 0);
