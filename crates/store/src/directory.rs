@@ -5,6 +5,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use crate::copy;
 use crate::disk::{self, Disk};
 use crate::error::OpenError;
 use crate::record::Seal;
@@ -66,6 +67,9 @@ impl Directory {
     ) -> Result<Self, OpenError> {
         create_root(disk, root).map_err(OpenError::io("create", root))?;
         let lock = lock(disk, root)?;
+        if root.join(copy::MARKER).exists() {
+            return Err(OpenError::HalfCopied { directory: root.to_owned() });
+        }
         let (commit_log, snapshots) = (root.join("commitlog"), root.join("snapshot"));
         let path = root.join(IDENTITY);
         let identity = match fs::read(&path) {

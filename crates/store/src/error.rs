@@ -73,6 +73,16 @@ pub enum OpenError {
         /// The directory of the store.
         directory: PathBuf,
     },
+    /// The directory holds half of a copy.
+    #[error(
+        "{} holds half of a copy of its master's store; start it as a slave, which begins the copy anew, or empty the \
+         directory",
+        directory.display()
+    )]
+    HalfCopied {
+        /// The directory of the store.
+        directory: PathBuf,
+    },
     /// The log does not reach back to its beginning, and what was in front of it cannot be read either.
     #[error(
         "the log in {} begins at {log_start} and no snapshot in there is usable; restore one from a backup, or \

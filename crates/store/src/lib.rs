@@ -37,6 +37,7 @@
 mod cleanup;
 mod commit_log;
 mod config;
+mod copy;
 mod cursor;
 mod damage;
 mod directory;
@@ -79,6 +80,7 @@ use tokio::sync::oneshot::{self, error::RecvError};
 use tokio::sync::watch;
 
 pub use config::{MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, StoreConfig};
+pub use copy::{CopiedPiece, CopyTarget, StoreCopy};
 pub use damage::Damage;
 pub use directory::LogId;
 pub use epochs::EpochStart;

@@ -253,6 +253,8 @@ impl Maintenance {
             log.projections.iter().map(|part| (part.name(), part.snapshot())).collect();
         sections.push((removal::SECTION, removal::encode(&log.index.all_ends())));
         sections.push((epochs::SECTION, log.epochs.lock().encode()));
+        // What a projection is shown next is behind it.
+        sections.push(snapshot::reach(log.progress.confirmed()));
         // What the projections know must not be lost to a power cut that the snapshot survives.
         log.flush_written()?;
         let directory = &log.directory;

@@ -4,6 +4,7 @@
 //! Nothing is changed but by [`Offline::rebuild_index`] and [`Offline::repair`]; each step of those leaves a store that is
 //! as it was or one step better, whenever it is interrupted.
 
+mod cut;
 mod dump;
 mod examine;
 mod index;

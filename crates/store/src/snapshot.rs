@@ -14,6 +14,8 @@ use crate::disk::{self, Disk};
 use crate::segment::file_name;
 
 const MAGIC: &[u8; 8] = b"KARMSNP1";
+/// The section that says how much of the log the others may know.
+const REACH: &str = "reach";
 /// The section of a snapshot that a repair wrote when none was left: in place of those of the projections.
 const GIVEN_UP: &str = "given up";
 
@@ -34,6 +36,12 @@ impl Snapshot {
         Some(u64::from_le_bytes(self.section(GIVEN_UP)?.try_into().ok()?))
     }
 
+    /// It knows nothing of what lies at or behind this: its sections were taken while the log went on.
+    pub(crate) fn reaches_to(&self) -> u64 {
+        let reach = self.section(REACH).and_then(|bytes| bytes.try_into().ok());
+        reach.map_or(u64::MAX, u64::from_le_bytes)
+    }
+
     pub(crate) fn section(&self, name: &str) -> Option<&[u8]> {
         self.sections.iter().find(|(own, _)| own == name).map(|(_, bytes)| bytes.as_slice())
     }
@@ -46,6 +54,11 @@ pub(crate) struct Kept {
     pub(crate) newest: u64,
     /// Offset of the one before; 0 if there is none.
     pub(crate) before: u64,
+}
+
+/// What [`Snapshot::reaches_to`] will say.
+pub(crate) fn reach(applied: u64) -> (&'static str, Vec<u8>) {
+    (REACH, applied.to_le_bytes().to_vec())
 }
 
 /// Writes a snapshot and removes all but this one and the one at `former`, which is known to be good.

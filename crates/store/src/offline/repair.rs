@@ -3,7 +3,7 @@
 //!
 //! A step that a crash interrupts leaves the store as it was before; planning again finds what is left to do.
 
-mod files;
+pub(super) mod files;
 
 use std::fmt;
 use std::path::PathBuf;

@@ -339,3 +339,127 @@ fn another_log_is_not_made_a_replica() {
     assert!(matches!(refused, OpenError::ForeignLog { .. }), "{refused}");
     assert_eq!(read_all(&open(there.path()), QUEUE), ["mine"]);
 }
+
+/// Makes a store in `to` of what is in `from`.
+fn copy(from: &Store, to: &Path, piece: usize) {
+    let copy = from.copy().unwrap();
+    let mut target = CopyTarget::begin(&config(to), from.log_id(), copy.log_start()).unwrap();
+    if let Some((offset, bytes)) = copy.snapshot() {
+        target.snapshot(offset, bytes).unwrap();
+    }
+    let mut at = copy.log_start();
+    while let Some(piece) = copy.piece(at, piece).unwrap() {
+        target.piece(&piece).unwrap();
+        at += piece.bytes.len() as u64;
+    }
+    target.finish(copy.end()).unwrap();
+}
+
+#[test]
+fn a_replica_begins_with_a_copy_of_what_is_left_of_a_log() {
+    let (here, there) = (scratch(), scratch());
+    let seen = Arc::new(Seen::default());
+    let short = Retention { size_limit_bytes: Some(4 * MIB), ..config(here.path()).retention };
+    let config_here = StoreConfig {
+        retention: short,
+        cleanup_interval: std::time::Duration::from_millis(5),
+        snapshot_interval_bytes: MIB / 2,
+        flush_interval: std::time::Duration::from_millis(10),
+        ..config(here.path())
+    };
+    let master = Store::open(config_here, vec![seen.clone()], Arc::new(Silent)).unwrap();
+    master.lead(1, Durability::Disk).unwrap().wait().unwrap();
+    for round in 0..6 {
+        fill(&master, 100, 300 + round);
+    }
+    eventually("the first segment is gone", || {
+        put(&master, "more", Durability::Disk).unwrap();
+        master.watermarks().log_start > MIB
+    });
+    // Another store was there before, of the same log but too far behind.
+    drop(replica_of(&master, there.path()));
+    copy(&master, there.path(), 100_000);
+    let (replica, seen_there) = replica_of(&master, there.path());
+    feed(&master, &replica, 1 << 20, Durability::Disk);
+    assert_eq!(replica.watermarks().written, master.watermarks().written);
+    assert_eq!(seen.list(), seen_there.list());
+    for queue in (0..8).map(QueueNumber) {
+        let range = master.queue_range(queue);
+        assert_eq!(replica.queue_range(queue).end, range.end);
+        let entries = |store: &Store| {
+            let mut entries = Vec::new();
+            store.entries(queue, QueueOffset(range.start), 100_000, &mut entries).unwrap();
+            entries
+        };
+        assert_eq!(entries(&master), entries(&replica));
+    }
+    assert_eq!(master.epochs().last(), replica.epochs().last());
+}
+
+#[test]
+fn half_a_copy_is_no_store_and_is_begun_anew() {
+    let (here, there) = (scratch(), scratch());
+    let (master, _) = master(here.path());
+    fill(&master, 100, 81);
+    let half = master.copy().unwrap();
+    let mut target = CopyTarget::begin(&config(there.path()), master.log_id(), 0).unwrap();
+    let piece = half.piece(0, 50_000).unwrap().unwrap();
+    target.piece(&piece).unwrap();
+    for wrong in [
+        piece.clone(),
+        CopiedPiece { at: 60_000, ..piece.clone() },
+        CopiedPiece { segment_bytes: 8, at: 50_000, ..piece },
+    ] {
+        assert!(target.piece(&wrong).is_err());
+    }
+    assert!(target.snapshot(0, b"none").is_err());
+    assert!(target.finish(half.end()).is_err(), "it is not all");
+    assert!(matches!(try_open(there.path()), Err(OpenError::HalfCopied { .. })));
+    copy(&master, there.path(), 50_000);
+    let (replica, _) = replica_of(&master, there.path());
+    assert!(all_of(&master) == all_of(&replica));
+}
+
+#[test]
+fn a_deposed_master_gives_up_what_nobody_followed() {
+    let mut random = Random::seeded(82);
+    for _ in 0..10 {
+        let (here, there) = (scratch(), scratch());
+        let (old, _) = master(here.path());
+        old.lead(1, Durability::Disk).unwrap().wait().unwrap();
+        let (new, seen) = replica_of(&old, there.path());
+        fill(&old, 1 + random.below(100), random.below(1000));
+        feed(&old, &new, 100_000, Durability::Disk);
+        let parted = new.watermarks().written;
+        new.lead(2, Durability::Disk).unwrap().wait().unwrap();
+        fill(&old, 1 + random.below(100), random.below(1000));
+        fill(&new, 1 + random.below(100), random.below(1000));
+        let end = old.watermarks().written;
+        if random.below(2) == 0 {
+            old.close().unwrap();
+        }
+        drop(old);
+
+        // It comes back, and hears where they part.
+        let (mut old, _) = replica_of(&new, here.path());
+        assert_eq!(old.watermarks().written, end);
+        assert_eq!(new.common_end(&old.epochs(), end), Some(parted));
+        drop(old);
+        offline::Offline::open(here.path()).unwrap().cut(parted..end).unwrap();
+        let reopened = replica_of(&new, here.path());
+        old = reopened.0;
+        assert_eq!(old.watermarks().written, parted);
+        feed(&new, &old, 100_000, Durability::Disk);
+        assert!(all_of(&new) == all_of(&old));
+        assert_eq!(reopened.1.list(), seen.list());
+        for queue in (0..8).map(QueueNumber) {
+            assert_eq!(read_all(&new, queue), read_all(&old, queue));
+        }
+        // What was cut is kept aside.
+        let kept: u64 = std::fs::read_dir(here.path().join("quarantine"))
+            .unwrap()
+            .map(|file| file.unwrap().metadata().unwrap().len())
+            .sum();
+        assert_eq!(kept, end - parted);
+    }
+}

@@ -121,6 +121,17 @@ fn fill_one(offline: &Offline, log: LogId, range: Range<u64>) -> io::Result<()> 
     disk::put_in_place(&*offline.disk, &aside, &path)
 }
 
+/// Copies a part of a segment to the quarantine.
+pub(in crate::offline) fn keep_copy(
+    offline: &Offline,
+    segment: &Path,
+    base: u64,
+    range: Range<u64>,
+) -> io::Result<()> {
+    let path = make_quarantine(offline)?.join(format!("{:020}-{:020}.bin", range.start, range.end));
+    copy(&*offline.disk, &File::open(segment)?, base, range, &path)
+}
+
 /// Copies stretches of a segment to the quarantine and then says in their place that they are lost.
 pub(super) fn give_up(
     offline: &Offline,
