@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use prost::Message;
 
-const PROTOS: [&str; 5] = [
+const PROTOS: [&str; 6] = [
     "apache/rocketmq/v2/definition.proto",
     "apache/rocketmq/v2/service.proto",
     "apache/rocketmq/v2/admin.proto",
     "karman/v1/registration.proto",
     "karman/v1/admin.proto",
+    "karman/v1/replication.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -21,6 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .bytes(".apache.rocketmq.v2.Message.body")
         .bytes(".apache.rocketmq.v2.AdminSendMessageRequest.body")
+        .bytes(".karman.v1.Frame.records")
         // These carry messages; `wire` declares them with the message as bytes. See its module comment.
         .extern_path(".apache.rocketmq.v2.SendMessageRequest", "crate::wire::SendMessageRequest")
         .extern_path(".apache.rocketmq.v2.ReceiveMessageResponse", "crate::wire::ReceiveMessageResponse")

@@ -66,7 +66,12 @@ impl Node {
         self.process = Some(process);
     }
 
-    /// The name of the node, of a broker the name in routes.
+    /// What it has written to its log so far.
+    pub fn log(&self) -> String {
+        self.process.as_ref().expect("a running node").log()
+    }
+
+    /// The name of the node, of a broker that is no slave the name in routes.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -159,6 +164,7 @@ pub struct Builder {
     dev: bool,
     namesrvs: usize,
     brokers: usize,
+    slaves: usize,
     settings: Vec<String>,
 }
 
@@ -181,7 +187,13 @@ impl Builder {
         self
     }
 
-    /// One more `--set` of each broker.
+    /// So many slaves of the first broker.
+    pub fn slaves(mut self, count: usize) -> Self {
+        self.slaves = count;
+        self
+    }
+
+    /// One more `--set` of each broker that is no slave.
     pub fn set(mut self, key: &str, value: &str) -> Self {
         self.settings.push(format!("{key}={value}"));
         self
@@ -190,7 +202,8 @@ impl Builder {
     /// Starts all and waits until each is ready.
     pub fn start(self) -> Cluster {
         let directory = TempDir::with_prefix("karman-test-").unwrap();
-        let mut cluster = Cluster { namesrvs: Vec::new(), brokers: Vec::new(), directory };
+        let mut cluster =
+            Cluster { namesrvs: Vec::new(), brokers: Vec::new(), slaves: Vec::new(), directory };
         if self.dev {
             cluster.brokers.push(dev(cluster.path()));
         }
@@ -200,6 +213,11 @@ impl Builder {
         let namesrvs: Vec<String> = cluster.namesrvs.iter().map(Node::endpoint).collect();
         for index in 0..self.brokers {
             cluster.brokers.push(broker(index, &namesrvs.join(";"), &self.settings, cluster.path()));
+        }
+        for id in 1..=self.slaves {
+            let mut slave = cluster.slave(id, &[]);
+            slave.start();
+            cluster.slaves.push(slave);
         }
         cluster.wait_whole();
         cluster
@@ -234,11 +252,18 @@ fn namesrv(index: usize, directory: &Path) -> Node {
 
 fn broker(index: usize, namesrvs: &str, more: &[String], directory: &Path) -> Node {
     let name = format!("broker-{}", char::from(b'a' + u8::try_from(index).unwrap()));
+    let mut node = broker_in(&name, &name, namesrvs, more, directory);
+    node.start();
+    node
+}
+
+/// A broker that keeps everything in `own` inside the directory; not started.
+fn broker_in(name: &str, own: &str, namesrvs: &str, more: &[String], directory: &Path) -> Node {
     let settings = [
         "brokerClusterName=test".to_owned(),
         format!("brokerName={name}"),
         format!("namesrvAddr={namesrvs}"),
-        format!("storePathRootDir={}", directory.join(&name).display()),
+        format!("storePathRootDir={}", directory.join(own).display()),
         format!("grpcListenAddress={}", free_address()),
         format!("internalListenAddress={}", free_address()),
         format!("metricsListenAddress={}", free_address()),
@@ -249,9 +274,7 @@ fn broker(index: usize, namesrvs: &str, more: &[String], directory: &Path) -> No
         "diskSpaceWarningLevelRatio=100".to_owned(),
     ];
     let arguments = sets(settings.into_iter().chain(more.iter().cloned()));
-    let mut node = Node::new(&name, "karman-broker", arguments, directory);
-    node.start();
-    node
+    Node::new(own, "karman-broker", arguments, directory)
 }
 
 /// Servers that belong together, and a directory that goes with them.
@@ -261,6 +284,8 @@ pub struct Cluster {
     pub namesrvs: Vec<Node>,
     /// The brokers; `karman dev` counts as one.
     pub brokers: Vec<Node>,
+    /// Slaves of the first broker, from `brokerId` 1 on.
+    pub slaves: Vec<Node>,
     directory: TempDir,
 }
 
@@ -277,6 +302,19 @@ impl Cluster {
     /// Says what is to be started.
     pub fn builder() -> Builder {
         Builder::default()
+    }
+
+    /// A slave of the first broker, with more `--set`; not started.
+    pub fn slave(&self, id: usize, more: &[&str]) -> Node {
+        let mut settings = vec!["brokerRole=SLAVE".to_owned(), format!("brokerId={id}")];
+        settings.extend(more.iter().map(|&setting| setting.to_owned()));
+        self.broker_set_member(&format!("broker-a-{id}"), &settings)
+    }
+
+    /// A broker of the first broker's name that keeps everything in the directory `own`; not started.
+    pub fn broker_set_member(&self, own: &str, settings: &[String]) -> Node {
+        let namesrvs: Vec<String> = self.namesrvs.iter().map(Node::endpoint).collect();
+        broker_in("broker-a", own, &namesrvs.join(";"), settings, self.path())
     }
 
     /// Where the servers and drivers of this cluster keep their files.

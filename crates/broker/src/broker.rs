@@ -25,6 +25,7 @@ use crate::lite::writer::LiteWriter;
 use crate::mark::Mark;
 use crate::progress::ProgressTable;
 use crate::records::{GroupRecord, message_of};
+use crate::replication::Followers;
 use crate::wanted::Wanted;
 
 /// Counts since the start of the process.
@@ -68,6 +69,12 @@ pub struct Broker {
     pub durability: Durability,
     /// `syncFlushTimeout`
     pub flush_timeout: Duration,
+    /// `slaveTimeout`
+    pub slave_timeout: Duration,
+    /// `brokerRole`
+    pub role: String,
+    /// Its slaves.
+    pub followers: Arc<Followers>,
     /// Seconds since 1970 at the start: handles of this process have higher revisions.
     pub revision_base: u32,
     /// `popInflightMessageThreshold`

@@ -101,6 +101,8 @@ impl Topic {
         match self.config.load().durability() {
             v1::Durability::Memory => Some(Durability::Memory),
             v1::Durability::Disk => Some(Durability::Disk),
+            v1::Durability::Replicated => Some(Durability::Replicated),
+            v1::Durability::ReplicatedDisk => Some(Durability::ReplicatedDisk),
             v1::Durability::Unspecified => None,
         }
     }
@@ -120,7 +122,7 @@ impl Topic {
     /// A message id is not stored again that was stored in this time; 0: it is. `default_minutes`: where the topic says
     /// nothing and its sends are answered when they are on disk. Milliseconds.
     pub fn dedup_window_ms(&self, durability: Durability, default_minutes: u32) -> u64 {
-        let unsaid = if durability == Durability::Disk { default_minutes } else { 0 };
+        let unsaid = if durability >= Durability::Disk { default_minutes } else { 0 };
         u64::from(self.config.load().dedup_window_minutes.unwrap_or(unsaid)) * 60_000
     }
 

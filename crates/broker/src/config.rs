@@ -6,11 +6,12 @@ use std::time::Duration;
 use karman_remoting::config::Unusable;
 use karman_remoting::server::TlsMode;
 use karman_remoting::validate::is_node_name;
-use karman_store::Retention;
+use karman_store::{Durability, Retention};
 use serde::{Deserialize, Serialize};
 
 use crate::broker::HeldLimits;
 use crate::dedupe::WINDOW_DEFAULT_MINUTES;
+use crate::replication::in_sync::Demands;
 
 /// The configuration of one broker.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -20,8 +21,28 @@ pub struct BrokerConfig {
     pub broker_cluster_name: String,
     /// Unique in the cluster; part of every receipt handle.
     pub broker_name: String,
-    /// 0 is the master of its set.
+    /// 0 is the master of its set; each of its slaves has a number of its own.
     pub broker_id: i32,
+    /// `ASYNC_MASTER`: a send is answered when this broker has it. `SYNC_MASTER`: when as many as `inSyncReplicas` have it
+    /// too. `SLAVE`: follows the master of the same `brokerName`.
+    pub broker_role: String,
+    /// Where a slave's master is, `host:port` of its internal address; empty: where the namesrvs say.
+    pub ha_master_address: String,
+    /// So many must have a send before it is answered that asks for replicas, the master included. 0: 2 for a
+    /// `SYNC_MASTER`, else 1.
+    pub in_sync_replicas: u32,
+    /// No such send is taken while fewer are in sync, the master included.
+    pub min_in_sync_replicas: u32,
+    /// It is answered only when all that are in sync have it.
+    pub all_ack_in_sync_state_set: bool,
+    /// A slave that was behind for longer is not in sync. Milliseconds.
+    pub ha_max_time_slave_not_catchup: u64,
+    /// Milliseconds after which a send that too few slaves have is answered with `SLAVE_PERSISTENCE_TIMEOUT`. It may be
+    /// stored all the same.
+    pub slave_timeout: u64,
+    /// What a send survives that was answered, of topics that do not say it themselves: `memory`, `disk`, `replicated` or
+    /// `replicated_disk`. Empty: as `flushDiskType` and `brokerRole` say.
+    pub default_durability: String,
     /// Where the namesrvs are: `host:port;host:port`. Empty runs alone.
     pub namesrv_addr: String,
     /// Where everything is kept.
@@ -107,6 +128,14 @@ impl Default for BrokerConfig {
             broker_cluster_name: "DefaultCluster".into(),
             broker_name: "broker-a".into(),
             broker_id: 0,
+            broker_role: "ASYNC_MASTER".into(),
+            ha_master_address: String::new(),
+            in_sync_replicas: 0,
+            min_in_sync_replicas: 1,
+            all_ack_in_sync_state_set: false,
+            ha_max_time_slave_not_catchup: 15_000,
+            slave_timeout: 3000,
+            default_durability: String::new(),
             namesrv_addr: String::new(),
             store_path_root_dir: "./karman-data".into(),
             grpc_listen_address: "0.0.0.0:8081".into(),
@@ -185,8 +214,7 @@ impl BrokerConfig {
             is_node_name(&self.broker_cluster_name),
         );
         check("brokerName", self.broker_name.clone(), NAME, is_node_name(&self.broker_name));
-        let only_master = "0 (the master) is allowed: this version has no slaves";
-        check("brokerId", self.broker_id.to_string(), only_master, self.broker_id == 0);
+        self.check_replication(&mut check);
         const ADDRESS: &str = "IP:PORT is allowed, 0 being any free port";
         for (key, value) in [
             ("grpcListenAddress", &self.grpc_listen_address),
@@ -218,6 +246,8 @@ impl BrokerConfig {
         for (key, value) in [
             ("flushIntervalCommitLog", self.flush_interval_commit_log),
             ("syncFlushTimeout", self.sync_flush_timeout),
+            ("slaveTimeout", self.slave_timeout),
+            ("haMaxTimeSlaveNotCatchup", self.ha_max_time_slave_not_catchup),
             ("brokerHeartbeatInterval", self.broker_heartbeat_interval),
             ("brokerNotActiveTimeoutMillis", self.broker_not_active_timeout_millis),
         ] {
@@ -253,6 +283,73 @@ impl BrokerConfig {
             both,
         );
         found
+    }
+
+    /// It follows a master.
+    pub fn is_slave(&self) -> bool {
+        self.broker_role == "SLAVE"
+    }
+
+    /// When a send is answered to a topic that does not say it itself.
+    pub fn durability(&self) -> Durability {
+        match (self.default_durability.as_str(), self.broker_role.as_str(), self.flush_disk_type.as_str()) {
+            ("memory", ..) => Durability::Memory,
+            ("replicated", ..) | ("", "SYNC_MASTER", _) => Durability::Replicated,
+            ("replicated_disk", ..) => Durability::ReplicatedDisk,
+            ("", _, "ASYNC_FLUSH") => Durability::Memory,
+            _ => Durability::Disk,
+        }
+    }
+
+    /// What is asked of slaves.
+    pub fn demands(&self) -> Demands {
+        let asked = match (self.in_sync_replicas, self.broker_role.as_str()) {
+            (0, "SYNC_MASTER") => 2,
+            (asked, _) => asked.max(1),
+        };
+        Demands {
+            replicas: asked.max(self.min_in_sync_replicas) as usize,
+            all: self.all_ack_in_sync_state_set,
+            behind_max: Duration::from_millis(self.ha_max_time_slave_not_catchup),
+        }
+    }
+
+    fn check_replication(&self, check: &mut impl FnMut(&'static str, String, &'static str, bool)) {
+        let role = self.broker_role.as_str();
+        let known = matches!(role, "ASYNC_MASTER" | "SYNC_MASTER" | "SLAVE");
+        check("brokerRole", role.to_owned(), "ASYNC_MASTER, SYNC_MASTER or SLAVE is allowed", known);
+        let (id, allowed) = match self.is_slave() {
+            true => (self.broker_id > 0, "a SLAVE has a number from 1 up, its own in the broker set"),
+            false => (self.broker_id == 0, "a master has 0; slaves set brokerRole=SLAVE"),
+        };
+        check("brokerId", self.broker_id.to_string(), allowed, id);
+        let nowhere = self.ha_master_address.is_empty() && self.namesrv_addr.trim().is_empty();
+        let found = !(self.is_slave() && nowhere);
+        let needed = "a SLAVE needs namesrvAddr, or host:port of its master's internal address here";
+        check("haMasterAddress", self.ha_master_address.clone(), needed, found);
+        let (replicas, least) = (self.in_sync_replicas, self.min_in_sync_replicas);
+        let range = "0 to 16 replicas are allowed, the master included";
+        check("inSyncReplicas", replicas.to_string(), range, replicas <= 16);
+        check(
+            "minInSyncReplicas",
+            least.to_string(),
+            "1 to 16 replicas are allowed",
+            (1..=16).contains(&least),
+        );
+        let word = self.default_durability.as_str();
+        let words = ["", "memory", "disk", "replicated", "replicated_disk"];
+        let known = words.contains(&word);
+        check(
+            "defaultDurability",
+            word.to_owned(),
+            "memory, disk, replicated or replicated_disk is allowed",
+            known,
+        );
+        // RocketMQ takes this and does not wait.
+        let promises = !self.is_slave() && self.durability() >= Durability::Replicated;
+        let kept = !promises || self.demands().replicas > 1;
+        let why = "at least 2 (or 0 with SYNC_MASTER) is needed: sends that ask for replicas would be answered without any";
+        check("inSyncReplicas", replicas.to_string(), why, kept);
     }
 
     fn check_held(&self, check: &mut impl FnMut(&'static str, String, &'static str, bool)) {

@@ -70,6 +70,18 @@ impl Control {
     }
 }
 
+/// How often slaves are looked at that are behind.
+const FOLLOWERS_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Slaves that are behind for too long do not count any more.
+pub async fn sweep_followers(broker: Arc<Broker>) {
+    let mut tick = tokio::time::interval(FOLLOWERS_INTERVAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while broker.stopping.run_until_cancelled(tick.tick()).await.is_some() {
+        broker.followers.expire();
+    }
+}
+
 /// Looks after what nobody asks for: dead messages of groups without receivers, and clients that fell silent.
 pub async fn sweep(broker: Arc<Broker>) {
     let mut tick = tokio::time::interval(SWEEP_INTERVAL);

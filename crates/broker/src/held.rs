@@ -49,7 +49,11 @@ impl Held {
             RecordKind::Kept => self.keep(record),
             RecordKind::Released => self.release(record),
             RecordKind::Settled => self.settle(record),
-            RecordKind::Message | RecordKind::DeadLetter | RecordKind::Metadata | RecordKind::Progress => {}
+            RecordKind::Message
+            | RecordKind::DeadLetter
+            | RecordKind::Metadata
+            | RecordKind::Progress
+            | RecordKind::Epoch => {}
         }
         None
     }

@@ -4,11 +4,13 @@ use std::sync::atomic::Ordering;
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::broker::Broker;
 use crate::process;
+use crate::replication::slave::SlaveStatus;
 
 /// The text of one scrape.
 pub fn text(broker: &Broker) -> String {
@@ -67,6 +69,53 @@ pub fn text(broker: &Broker) -> String {
         registry.register(name, help, ConstGauge::new(count as i64));
     }
     registry.register("clients", "Clients heard from lately", ConstGauge::new(broker.clients.count() as i64));
+    replication(broker, &mut registry);
+    written(registry)
+}
+
+/// The text of one scrape of a slave.
+pub fn slave_text(status: &SlaveStatus) -> String {
+    let mut registry = Registry::with_prefix("karman");
+    let connected = ConstGauge::new(i64::from(status.connected));
+    registry.register("slave_connected", "1 while this slave follows its master", connected);
+    if let Some(log) = status.log {
+        let lag = status.master_end.saturating_sub(log.written);
+        for (name, help, bytes) in [
+            ("log_start", "Where the CommitLog begins", log.log_start),
+            ("log_confirmed", "How far the CommitLog can be read", log.confirmed),
+            ("slave_lag", "What the master has of the CommitLog and this slave has not", lag),
+        ] {
+            registry.register_with_unit(name, help, Unit::Bytes, ConstGauge::new(bytes.cast_signed()));
+        }
+    }
+    written(registry)
+}
+
+/// The slaves of a master, and which count.
+fn replication(broker: &Broker, registry: &mut Registry) {
+    let (replicas, in_sync, needed) = broker.followers.status();
+    for (name, help, count) in [
+        ("replicas_in_sync", "Brokers of the set that are in sync, the master included", in_sync),
+        ("replicas_needed", "Brokers that must have what asks for replicas, the master included", needed),
+        ("epoch", "Of this master", broker.store.epoch() as usize),
+    ] {
+        registry.register(name, help, ConstGauge::new(count as i64));
+    }
+    let lag = Family::<Vec<(String, String)>, Gauge>::default();
+    for replica in replicas {
+        let label = vec![("broker_id".to_owned(), replica.broker_id.to_string())];
+        lag.get_or_create(&label).set(replica.lag_bytes.cast_signed());
+    }
+    registry.register_with_unit(
+        "replica_lag",
+        "What a slave does not have of the CommitLog",
+        Unit::Bytes,
+        lag,
+    );
+}
+
+/// With what every process shows.
+fn written(mut registry: Registry) -> String {
     let used = process::used();
     registry.register_with_unit(
         "process_cpu",

@@ -26,19 +26,68 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
 
+use crate::config::BrokerConfig;
+
 /// Reports that may wait for a namesrv that reads slowly.
 const REPORTS_MAX: usize = 1024;
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// What this broker reports.
+#[derive(Debug)]
+pub enum Own {
+    /// Its row of the route table, and its changes from the one task that makes them.
+    Master {
+        /// `brokerName`
+        broker_name: String,
+        /// The changes.
+        deltas: broadcast::Sender<BrokerDelta>,
+    },
+    /// That it is there; the row is its master's.
+    Slave(BrokerState),
+}
+
+impl Own {
+    /// The row that nobody else tells.
+    fn row(&self) -> Option<&str> {
+        match self {
+            Self::Master { broker_name, .. } => Some(broker_name),
+            Self::Slave(_) => None,
+        }
+    }
+
+    fn state(&self, routes: &SharedRoutes) -> Result<BrokerState, Status> {
+        let state = match self {
+            Self::Master { broker_name, .. } => routes.read().state(broker_name),
+            Self::Slave(state) => Some(state.clone()),
+        };
+        state.ok_or_else(|| Status::internal("this broker is not in its own route table"))
+    }
+
+    fn changes(&self) -> Option<broadcast::Receiver<BrokerDelta>> {
+        match self {
+            Self::Master { deltas, .. } => Some(deltas.subscribe()),
+            Self::Slave(_) => None,
+        }
+    }
+}
+
+/// The next change; never comes where there are none.
+async fn changed(
+    changes: &mut Option<broadcast::Receiver<BrokerDelta>>,
+) -> Result<BrokerDelta, broadcast::error::RecvError> {
+    match changes {
+        Some(changes) => changes.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// What all registrations of this broker share.
 #[derive(Debug)]
 pub struct Registrations {
-    broker_name: String,
+    own: Own,
     routes: SharedRoutes,
-    /// Changes of the own row, from the one task that makes them.
-    deltas: broadcast::Sender<BrokerDelta>,
     holders: Mutex<Holders>,
     secret: String,
     heartbeat_interval: Duration,
@@ -55,17 +104,16 @@ struct Holders {
 }
 
 impl Registrations {
-    /// `routes` holds the own row; `deltas` announces its changes.
-    pub fn new(
-        broker_name: String,
-        routes: SharedRoutes,
-        deltas: broadcast::Sender<BrokerDelta>,
-        secret: String,
-        heartbeat_interval: Duration,
-        silence_max: Duration,
-    ) -> Self {
-        let holders = Mutex::default();
-        Self { broker_name, routes, deltas, holders, secret, heartbeat_interval, silence_max }
+    /// `routes` holds a master's row.
+    pub fn new(own: Own, routes: SharedRoutes, config: &BrokerConfig) -> Self {
+        Self {
+            own,
+            routes,
+            holders: Mutex::default(),
+            secret: config.cluster_secret.clone(),
+            heartbeat_interval: Duration::from_millis(config.broker_heartbeat_interval),
+            silence_max: Duration::from_millis(config.broker_not_active_timeout_millis),
+        }
     }
 
     /// Keeps this broker registered with the namesrv at `address` until `stopping`. `index` tells namesrvs apart.
@@ -92,8 +140,8 @@ impl Registrations {
             .max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
         let (reports, sent) = mpsc::channel(REPORTS_MAX);
         // Subscribed before the state is read: a change in between is reported twice rather than never.
-        let mut deltas = self.deltas.subscribe();
-        report(&reports, Report::Full(self.own_state()?))?;
+        let mut deltas = self.own.changes();
+        report(&reports, Report::Full(self.own.state(&self.routes)?))?;
         let mut request = Request::new(ReceiverStream::new(sent));
         metadata::add_secret(request.metadata_mut(), &self.secret);
         let registering = tokio::time::timeout(self.silence_max, client.register(request)).await;
@@ -104,10 +152,10 @@ impl Registrations {
         loop {
             tokio::select! {
                 update = self.next(&mut updates) => self.apply(index, update?),
-                delta = deltas.recv() => match delta {
+                delta = changed(&mut deltas) => match delta {
                     Ok(delta) => report(&reports, Report::Delta(delta))?,
                     // Too far behind to tell one by one.
-                    Err(_) => report(&reports, Report::Full(self.own_state()?))?,
+                    Err(_) => report(&reports, Report::Full(self.own.state(&self.routes)?))?,
                 },
                 _ = heartbeat.tick() => report(&reports, Report::Heartbeat(Heartbeat {}))?,
             }
@@ -119,11 +167,6 @@ impl Registrations {
         let update =
             tokio::time::timeout(self.silence_max, updates.message()).await.map_err(|_| silent())??;
         update.ok_or_else(|| Status::unavailable("the namesrv ended the stream"))
-    }
-
-    fn own_state(&self) -> Result<BrokerState, Status> {
-        let own = self.routes.read().state(&self.broker_name);
-        own.ok_or_else(|| Status::internal("this broker is not in its own route table"))
     }
 
     fn apply(&self, index: usize, update: RouteUpdate) {
@@ -164,7 +207,7 @@ impl Registrations {
             Some(Change::Left(name)) => name,
             None => return,
         };
-        if name == self.broker_name {
+        if self.own.row() == Some(name) {
             return;
         }
         let mut holders = self.holders.lock();
@@ -218,8 +261,8 @@ mod tests {
 
     fn registrations() -> Registrations {
         let (deltas, _) = broadcast::channel(8);
-        let second = Duration::from_secs(1);
-        Registrations::new("own".into(), SharedRoutes::default(), deltas, String::new(), second, second)
+        let own = Own::Master { broker_name: "own".into(), deltas };
+        Registrations::new(own, SharedRoutes::default(), &BrokerConfig::default())
     }
 
     fn state(name: &str) -> BrokerState {

@@ -37,8 +37,30 @@ struct BrokerJson {
     damaged_bytes: u64,
     scrub_completed_ms: u64,
     durability: &'static str,
+    role: String,
+    epoch: u32,
+    in_sync: u32,
+    in_sync_needed: u32,
+    replicas: Vec<ReplicaJson>,
     code: &'static str,
     message: String,
+}
+
+#[derive(Serialize)]
+struct ReplicaJson {
+    broker_id: i32,
+    internal_address: String,
+    in_sync: bool,
+    lag_bytes: u64,
+    lag_ms: u64,
+    flushed_lag_bytes: u64,
+}
+
+impl From<v1::ReplicaStatus> for ReplicaJson {
+    fn from(replica: v1::ReplicaStatus) -> Self {
+        let v1::ReplicaStatus { broker_id, address, in_sync, lag_bytes, lag_ms, flushed_lag_bytes } = replica;
+        Self { broker_id, internal_address: address, in_sync, lag_bytes, lag_ms, flushed_lag_bytes }
+    }
 }
 
 impl From<v1::BrokerStatus> for BrokerJson {
@@ -64,6 +86,11 @@ impl From<v1::BrokerStatus> for BrokerJson {
             resident_bytes: broker.resident_bytes,
             damaged_bytes: broker.damaged_bytes,
             scrub_completed_ms: broker.scrub_completed_ms,
+            role: broker.role,
+            epoch: broker.epoch,
+            in_sync: broker.in_sync_count,
+            in_sync_needed: broker.in_sync_needed,
+            replicas: broker.replicas.into_iter().map(ReplicaJson::from).collect(),
         }
     }
 }
@@ -85,13 +112,19 @@ pub(crate) async fn run(command: ClusterCommand, node: &Node, format: Format) ->
             "karman: broker {broker}: {bytes} bytes of its log are damaged; `karman store verify --live` lists them"
         );
     }
+    for row in rows.iter().filter(|row| row.in_sync < row.in_sync_needed) {
+        let BrokerJson { broker, in_sync, in_sync_needed, .. } = row;
+        eprintln!(
+            "karman: broker {broker}: {in_sync} of {in_sync_needed} replicas are in sync; it takes nothing that asks for replicas"
+        );
+    }
     let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
     let now_ms = u64::try_from(now_ms).unwrap_or(u64::MAX);
     let cells = |row: BrokerJson| {
         let up =
             if row.started_ms == 0 { "-".to_owned() } else { age(now_ms.saturating_sub(row.started_ms)) };
         let log = bytes(row.log_end_offset.saturating_sub(row.log_start_offset));
-        vec![
+        let own = vec![
             row.broker,
             row.endpoint,
             row.version,
@@ -100,7 +133,17 @@ pub(crate) async fn run(command: ClusterCommand, node: &Node, format: Format) ->
             grouped(row.messages_in),
             grouped(row.messages_out),
             log,
-        ]
+        ];
+        let slaves = row.replicas.into_iter().map(|replica| {
+            let state = if replica.in_sync { "in sync" } else { "behind" };
+            let lag = format!("-{}", bytes(replica.lag_bytes));
+            let mut cells =
+                vec![format!("  slave {}", replica.broker_id), replica.internal_address, state.into()];
+            cells.extend(["", "", "", ""].map(str::to_owned));
+            cells.push(lag);
+            cells
+        });
+        std::iter::once(own).chain(slaves).collect::<Vec<_>>()
     };
     let columns = [
         text("BROKER"),
@@ -112,7 +155,7 @@ pub(crate) async fn run(command: ClusterCommand, node: &Node, format: Format) ->
         number("OUT"),
         number("LOG"),
     ];
-    Ok(output::table(&columns, rows.into_iter().map(cells).collect())?)
+    Ok(output::table(&columns, rows.into_iter().flat_map(cells).collect())?)
 }
 
 /// A duration in its largest whole unit.

@@ -78,6 +78,13 @@ fn topic(text: &str) -> Result<TopicConfig, String> {
 /// Runs until a signal. Not to be called on a runtime: starting blocks while the log is recovered.
 pub(crate) fn run(args: DevArgs, cluster_secret: String) -> anyhow::Result<()> {
     logging::init()?;
+    let flush_disk_type = match args.durability {
+        DurabilityWord::Disk => "SYNC_FLUSH",
+        DurabilityWord::Memory => "ASYNC_FLUSH",
+        DurabilityWord::Replicated | DurabilityWord::ReplicatedDisk => {
+            anyhow::bail!("karman dev runs one broker, which has no replicas: --durability is disk or memory")
+        }
+    };
     let namesrv = karman_namesrv::start(&NamesrvConfig {
         grpc_listen_address: args.namesrv,
         // One port is enough for a process, and the broker has more to say.
@@ -87,10 +94,6 @@ pub(crate) fn run(args: DevArgs, cluster_secret: String) -> anyhow::Result<()> {
         ..NamesrvConfig::default()
     })
     .context("start the namesrv")?;
-    let flush_disk_type = match args.durability {
-        DurabilityWord::Disk => "SYNC_FLUSH",
-        DurabilityWord::Memory => "ASYNC_FLUSH",
-    };
     let broker = karman_broker::start(&BrokerConfig {
         namesrv_addr: namesrv.address().to_string(),
         store_path_root_dir: path(args.data)?,

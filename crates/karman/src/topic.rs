@@ -163,6 +163,11 @@ pub(crate) enum DurabilityWord {
     Memory,
     /// The loss of power: the disk has the message
     Disk,
+    /// The loss of the machine: the slaves in sync have it too
+    Replicated,
+    /// That, and the loss of power everywhere: the slaves' disks have it
+    #[value(name = "replicated_disk", alias = "replicated-disk")]
+    ReplicatedDisk,
 }
 
 impl DurabilityWord {
@@ -170,6 +175,8 @@ impl DurabilityWord {
         match self {
             Self::Memory => v1::Durability::Memory,
             Self::Disk => v1::Durability::Disk,
+            Self::Replicated => v1::Durability::Replicated,
+            Self::ReplicatedDisk => v1::Durability::ReplicatedDisk,
         }
     }
 }
@@ -179,6 +186,8 @@ pub(crate) fn durability_word(durability: v1::Durability) -> &'static str {
         v1::Durability::Unspecified => "default",
         v1::Durability::Memory => "memory",
         v1::Durability::Disk => "disk",
+        v1::Durability::Replicated => "replicated",
+        v1::Durability::ReplicatedDisk => "replicated_disk",
     }
 }
 

@@ -87,7 +87,8 @@ impl Registrations {
         let change = match report.report {
             Some(Report::Full(state)) => {
                 let change = info.register(now, stream, state)?;
-                tracing::info!(stream, "broker registered");
+                tracing::info!(stream, slave = change.is_none(), "broker registered");
+                let Some(change) = change else { return Ok(()) };
                 change
             }
             Some(Report::Delta(delta)) => info.change(now, stream, delta)?,

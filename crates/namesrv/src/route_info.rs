@@ -36,10 +36,13 @@ struct Session {
     heard: Duration,
 }
 
-/// The brokers that are registered; see the module's comment.
+/// `brokerName` and `brokerId`.
+type Key = (String, i32);
+
+/// The brokers that are registered; see the module's comment. Slaves are too, to be told the routes, but have no row.
 #[derive(Debug)]
 pub struct RouteInfo {
-    sessions: BTreeMap<String, Session>,
+    sessions: BTreeMap<Key, Session>,
     silence_max: Duration,
 }
 
@@ -50,24 +53,24 @@ impl RouteInfo {
     }
 
     /// A broker reports its whole state at the time `now`. A newer stream of the same process replaces the older one.
+    /// `None`: it is a slave.
     pub fn register(
         &mut self,
         now: Duration,
         stream: StreamId,
         state: BrokerState,
-    ) -> Result<RouteChange, RegistrationError> {
-        let (name, incarnation) = state
-            .identity
-            .as_ref()
-            .map_or_else(Default::default, |id| (id.broker_name.clone(), id.incarnation));
-        if !validate::is_node_name(&name) {
-            return Err(RegistrationError::IllegalName(validate::shortened(&name)));
+    ) -> Result<Option<RouteChange>, RegistrationError> {
+        let identity = state.identity.clone().unwrap_or_default();
+        let (key, incarnation) = ((identity.broker_name, identity.broker_id), identity.incarnation);
+        if !validate::is_node_name(&key.0) {
+            return Err(RegistrationError::IllegalName(validate::shortened(&key.0)));
         }
-        if self.sessions.get(&name).is_some_and(|session| session.incarnation > incarnation) {
-            return Err(RegistrationError::Superseded(name));
+        if self.sessions.get(&key).is_some_and(|session| session.incarnation > incarnation) {
+            return Err(RegistrationError::Superseded(key.0));
         }
-        self.sessions.insert(name, Session { stream, incarnation, heard: now });
-        Ok(RouteChange { change: Some(Change::Joined(state)) })
+        let is_master = key.1 == 0;
+        self.sessions.insert(key, Session { stream, incarnation, heard: now });
+        Ok(is_master.then_some(RouteChange { change: Some(Change::Joined(state)) }))
     }
 
     /// A registered broker reports a change.
@@ -77,7 +80,8 @@ impl RouteInfo {
         stream: StreamId,
         delta: BrokerDelta,
     ) -> Result<RouteChange, RegistrationError> {
-        let session = self.sessions.get_mut(&delta.broker_name).filter(|session| session.stream == stream);
+        let key = (delta.broker_name.clone(), 0);
+        let session = self.sessions.get_mut(&key).filter(|session| session.stream == stream);
         session.ok_or(RegistrationError::NotRegistered)?.heard = now;
         Ok(RouteChange { change: Some(Change::Changed(delta)) })
     }
@@ -91,25 +95,22 @@ impl RouteInfo {
 
     /// A stream ended; its broker leaves, unless a newer stream has taken its place.
     pub fn closed(&mut self, stream: StreamId) -> Option<RouteChange> {
-        let name = self.sessions.iter().find(|(_, session)| session.stream == stream)?.0.clone();
-        Some(self.leave(name))
+        let key = self.sessions.iter().find(|(_, session)| session.stream == stream)?.0.clone();
+        self.leave(key)
     }
 
     /// Drops the brokers that were silent for too long.
     pub fn expire(&mut self, now: Duration) -> Vec<RouteChange> {
         let silent = |session: &Session| now.saturating_sub(session.heard) > self.silence_max;
-        let names: Vec<_> = self
-            .sessions
-            .iter()
-            .filter(|(_, session)| silent(session))
-            .map(|(name, _)| name.clone())
-            .collect();
-        names.into_iter().map(|name| self.leave(name)).collect()
+        let all = self.sessions.iter();
+        let keys: Vec<_> = all.filter(|(_, session)| silent(session)).map(|(key, _)| key.clone()).collect();
+        keys.into_iter().filter_map(|key| self.leave(key)).collect()
     }
 
-    fn leave(&mut self, name: String) -> RouteChange {
-        self.sessions.remove(&name);
-        RouteChange { change: Some(Change::Left(name)) }
+    fn leave(&mut self, key: Key) -> Option<RouteChange> {
+        self.sessions.remove(&key);
+        let (name, broker_id) = key;
+        (broker_id == 0).then_some(RouteChange { change: Some(Change::Left(name)) })
     }
 }
 
@@ -207,7 +208,7 @@ mod tests {
                         // A stream belongs to one broker.
                         if model.iter().any(|(name, (open, _))| *open == stream && *name != broker) { continue }
                         model.insert(broker, (stream, now));
-                        info.register(now, stream, state(broker, 1, &["t"])).into_iter().collect()
+                        info.register(now, stream, state(broker, 1, &["t"])).into_iter().flatten().collect()
                     }
                     Event::Change { broker, stream, topic } => {
                         let known = model.get_mut(broker).filter(|(open, _)| *open == stream);

@@ -105,6 +105,14 @@ pub enum Rejection {
     PeerUnavailable { broker: String, why: String },
     #[error("not flushed within {timeout_ms} ms; it is stored when the disk comes back, or lost with it")]
     PersistenceTimeout { timeout_ms: u64 },
+    #[error(
+        "fewer than {needed} brokers of the set have it within {timeout_ms} ms; it is stored, and seen when they do"
+    )]
+    ReplicationTimeout { needed: usize, timeout_ms: u64 },
+    #[error(
+        "{count} brokers of the set are in sync, this one included, and {needed} are needed: start its slaves"
+    )]
+    TooFewReplicas { count: usize, needed: usize },
     #[error("the store takes no more messages: {0}")]
     StoreFull(String),
     #[error("internal error: {0}")]
@@ -159,6 +167,8 @@ impl Rejection {
             Self::ClientSilent { .. } => Code::RequestTimeout,
             Self::PeerTimeout { .. } => Code::ProxyTimeout,
             Self::PersistenceTimeout { .. } => Code::MasterPersistenceTimeout,
+            Self::ReplicationTimeout { .. } => Code::SlavePersistenceTimeout,
+            Self::TooFewReplicas { .. } => Code::HaNotAvailable,
             Self::PeerUnavailable { .. } | Self::StoreFull(_) | Self::Internal(_) => {
                 Code::InternalServerError
             }

@@ -22,6 +22,8 @@ pub struct RawRecords {
     /// One behind the other. Of what has no content, as the blank at the end of a segment, only the header; nothing follows
     /// it.
     pub bytes: Bytes,
+    /// Physical offset behind the last, what has no content included.
+    pub end: u64,
     /// Length of the segment in which they lie.
     pub segment_bytes: u64,
 }
@@ -102,7 +104,8 @@ impl CommitLog {
                 start = segment.end();
                 continue;
             }
-            let (upto, mut end, mut next) = (confirmed.min(segment.end()), start, start);
+            let (upto, mut cut, mut end) = (confirmed.min(segment.end()), start, start);
+            let mut next = start;
             while next < upto {
                 let at = next;
                 let head = segment.slice(at..(at + HEADER_BYTES as u64).min(segment.end()));
@@ -117,14 +120,15 @@ impl CommitLog {
                 if behind > segment.end() || (behind - start > max_bytes && at > start) {
                     break;
                 }
-                end = behind;
+                (cut, end) = (behind, next);
                 if !is_record || segment.end() - next < HEADER_BYTES as u64 {
                     break;
                 }
             }
             return Ok(RawRecords {
                 start,
-                bytes: segment.slice(start..end),
+                bytes: segment.slice(start..cut),
+                end,
                 segment_bytes: segment.length(),
             });
         }

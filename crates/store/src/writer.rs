@@ -121,20 +121,22 @@ impl LogWriter {
         self.store_time_ms = self.store_time_ms.max(now.as_millis() as u64);
         let started = Instant::now();
         let (former, mut wants_disk) = (self.placed.len(), false);
-        while let Some(request) = batch.pop_front() {
+        while let Some(request) = batch.front() {
             let waited = started.saturating_duration_since(request.arrived);
-            if waited > self.log.config.append_deadline {
-                request.refuse(AppendError::Expired { waited_ms: waited.as_millis() as u64 });
-                continue;
+            let prepared = match waited > self.log.config.append_deadline {
+                true => Err(AppendError::Expired { waited_ms: waited.as_millis() as u64 }),
+                false => self.prepare(request),
+            };
+            if let Err(error @ AppendError::Poisoned(_)) = prepared {
+                return Err(error);
             }
-            let durability = request.durability;
-            match self.take_in(request) {
-                Ok(()) => wants_disk |= durability >= Durability::Disk,
-                Err((request, error @ AppendError::Poisoned(_))) => {
-                    batch.push_front(request);
-                    return Err(error);
+            let Some(request) = batch.pop_front() else { break };
+            match prepared {
+                Ok(()) => {
+                    wants_disk |= request.durability >= Durability::Disk;
+                    self.place(request);
                 }
-                Err((request, refused)) => request.refuse(refused),
+                Err(refused) => request.refuse(refused),
             }
         }
         if self.position > self.log.progress.written() {
@@ -151,21 +153,15 @@ impl LogWriter {
         Ok(())
     }
 
-    /// Gives a request its place and puts its bytes into the buffer.
-    fn take_in(&mut self, request: Request) -> Result<(), (Request, AppendError)> {
-        let taken = match &request.work {
-            Work::Raw { .. } => return self.receive(request),
-            Work::Lead { epoch } => self.may_lead(*epoch),
-            Work::Records(_) if self.log.follows() => Err(AppendError::Follows),
-            Work::Records(_) => Ok(()),
-        };
-        match taken.and_then(|()| self.make_room(&request)) {
-            Ok(()) => {
-                self.place(request);
-                Ok(())
-            }
-            Err(error) => Err((request, error)),
+    /// Whatever can be wrong with a request, before anything of it is done.
+    fn prepare(&mut self, request: &Request) -> Result<(), AppendError> {
+        match &request.work {
+            Work::Raw { raw, .. } => return self.take_raw(raw),
+            Work::Lead { epoch } => self.may_lead(*epoch)?,
+            Work::Records(_) if self.log.follows() => return Err(AppendError::Follows),
+            Work::Records(_) => {}
         }
+        self.make_room(request)
     }
 
     /// Rolls to the next segment if the request does not fit: all records of a request lie in one.
@@ -217,7 +213,7 @@ impl LogWriter {
         let records = match work {
             Work::Records(records) => records,
             Work::Lead { epoch } => self.lead(epoch, durability),
-            Work::Raw { .. } => unreachable!("it was received"),
+            Work::Raw { confirmed, .. } => return self.received.add(self.position, confirmed, reply),
         };
         let queue = records.iter().find_map(|record| record.queue);
         let mut queue_offset =

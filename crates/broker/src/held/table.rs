@@ -294,7 +294,11 @@ impl Projection for HeldTable {
                 self.shared.lock().held.apply(record);
                 self.settled.notify_waiters();
             }
-            RecordKind::Message | RecordKind::DeadLetter | RecordKind::Metadata | RecordKind::Progress => {}
+            RecordKind::Message
+            | RecordKind::DeadLetter
+            | RecordKind::Metadata
+            | RecordKind::Progress
+            | RecordKind::Epoch => {}
         }
     }
 

@@ -304,7 +304,10 @@ impl Broker {
         let durability = match self.durability {
             Durability::Memory => v1::Durability::Memory,
             Durability::Disk => v1::Durability::Disk,
+            Durability::Replicated => v1::Durability::Replicated,
+            Durability::ReplicatedDisk => v1::Durability::ReplicatedDisk,
         };
+        let (replicas, in_sync, needed) = self.followers.status();
         let routes = self.routes.read();
         let identity = routes.broker(&self.name).cloned().unwrap_or_default();
         let endpoint = identity.endpoints.as_ref().and_then(|endpoints| endpoints.addresses.first());
@@ -332,6 +335,11 @@ impl Broker {
             delayed_count: delayed as u64,
             half_count: half as u64,
             scrub_completed_ms: self.store.scrub_status().last_completed_ms.unwrap_or(0),
+            role: self.role.clone(),
+            epoch: self.store.epoch(),
+            replicas,
+            in_sync_count: u32::try_from(in_sync).unwrap_or(u32::MAX),
+            in_sync_needed: u32::try_from(needed).unwrap_or(u32::MAX),
         }
     }
 }

@@ -118,12 +118,12 @@ impl Broker {
         read.map_err(|error| Rejection::Internal(format!("the held message cannot be read: {error}")))
     }
 
-    /// What takes longer is answered with MASTER_PERSISTENCE_TIMEOUT, and may happen all the same.
+    /// What takes longer is answered with MASTER_PERSISTENCE_TIMEOUT, or that of the slaves, and may happen all the same.
     pub async fn within_flush_timeout<T>(
         &self,
         task: impl Future<Output = Result<T, Rejection>>,
     ) -> Result<T, Rejection> {
-        let in_time = tokio::time::timeout(self.flush_timeout, task).await;
-        in_time.unwrap_or_else(|_| Err(self.flush_timed_out()))
+        let in_time = tokio::time::timeout(self.timeout_of(self.durability), task).await;
+        in_time.unwrap_or_else(|_| Err(self.timed_out(self.durability)))
     }
 }

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use karman_remoting::message::EncodedMessage;
 use karman_remoting::proto::v2::{self, MessageType};
@@ -80,8 +81,9 @@ impl Broker {
             self.store_all(topic, batch, new, true).await?;
             for (index, mut waiting) in pending {
                 // It ends with an error, when the claim is gone.
-                let decided = tokio::time::timeout(self.flush_timeout, waiting.changed()).await;
-                decided.map(drop).map_err(|_| self.flush_timed_out())?;
+                let durability = self.durability_of(topic);
+                let decided = tokio::time::timeout(self.timeout_of(durability), waiting.changed()).await;
+                decided.map(drop).map_err(|_| self.timed_out(durability))?;
                 again.push(index);
             }
             undecided = again;
@@ -123,6 +125,8 @@ impl Broker {
         indexes: Vec<usize>,
         claimed: bool,
     ) -> Result<(), Rejection> {
+        let durability = self.durability_of(topic);
+        self.followers.check(durability)?;
         let mut appends = Vec::with_capacity(1);
         let mut queues = queues_of(topic, batch, indexes).into_iter();
         while let Some((queue, indexes)) = queues.next() {
@@ -141,7 +145,7 @@ impl Broker {
                 bytes += record.encoded_bytes() as u64;
                 records.push(record);
             }
-            match self.store.append(records, self.durability_of(topic)) {
+            match self.store.append(records, durability) {
                 Ok(append) => appends.push((indexes, Sending::new(append, self.dedupe.clone(), places))),
                 Err(error) => {
                     if claimed {
@@ -154,9 +158,9 @@ impl Broker {
             }
         }
         for (indexes, sending) in appends {
-            let appended = match tokio::time::timeout(self.flush_timeout, sending).await {
+            let appended = match tokio::time::timeout(self.timeout_of(durability), sending).await {
                 Ok(appended) => appended.map_err(refuse::append)?,
-                Err(_) => return Err(self.flush_timed_out()),
+                Err(_) => return Err(self.timed_out(durability)),
             };
             self.counters.messages_in.fetch_add(indexes.len() as u64, Ordering::Relaxed);
             let mut offsets = appended.queue_offset.0..;
@@ -181,9 +185,18 @@ impl Broker {
         topic.durability().unwrap_or(self.durability)
     }
 
-    /// It took longer than `syncFlushTimeout`.
-    pub fn flush_timed_out(&self) -> Rejection {
-        Rejection::PersistenceTimeout { timeout_ms: self.flush_timeout.as_millis() as u64 }
+    /// How long a send may take to be so durable.
+    pub fn timeout_of(&self, durability: Durability) -> Duration {
+        if durability < Durability::Replicated { self.flush_timeout } else { self.slave_timeout }
+    }
+
+    /// It took longer.
+    pub fn timed_out(&self, durability: Durability) -> Rejection {
+        let timeout_ms = self.timeout_of(durability).as_millis() as u64;
+        match durability < Durability::Replicated {
+            true => Rejection::PersistenceTimeout { timeout_ms },
+            false => Rejection::ReplicationTimeout { needed: self.followers.needed(), timeout_ms },
+        }
     }
 
     async fn topic_for_send(&self, name: &str) -> Result<Arc<Topic>, Rejection> {

@@ -52,6 +52,7 @@ fn kind_word(kind: RecordKind) -> &'static str {
         RecordKind::Released => "released",
         RecordKind::Settled => "settled",
         RecordKind::Kept => "kept",
+        RecordKind::Epoch => "epoch",
     }
 }
 

@@ -8,7 +8,7 @@ use super::LogWriter;
 use crate::commit_log::CommitLog;
 use crate::epochs::EpochStart;
 use crate::error::AppendError;
-use crate::inbox::{Answer, Reply, Request, Work};
+use crate::inbox::{Answer, Reply};
 use crate::index::Entry;
 use crate::record::{
     self, Content, HEADER_BYTES, Header, NewRecord, PhysicalOffset, QueueOffset, RecordKind,
@@ -37,6 +37,13 @@ impl Received {
     pub(super) fn nothing_yet(position: u64) -> Self {
         let durability = Durability::Memory;
         Self { shown: position, end: position, confirmed: position, durability, replies: Vec::new() }
+    }
+
+    /// What was put into the buffer ends at `end`.
+    pub(super) fn add(&mut self, end: u64, confirmed: u64, reply: Reply) {
+        self.end = end;
+        self.confirmed = self.confirmed.max(confirmed);
+        self.replies.push(reply);
     }
 
     pub(super) fn fail(&mut self, error: &AppendError) {
@@ -87,23 +94,10 @@ impl LogWriter {
     }
 
     /// Puts what a master sent into the buffer, when it continues this log: else nothing of it.
-    pub(super) fn receive(&mut self, request: Request) -> Result<(), (Request, AppendError)> {
-        let Work::Raw { raw, confirmed } = &request.work else { unreachable!("it was told from the others") };
-        let confirmed = *confirmed;
-        let taken = match self.log.follows() {
-            true => self.take_raw(raw),
-            false => Err(AppendError::Invalid("this store follows no master")),
-        };
-        if let Err(error) = taken {
-            return Err((request, error));
+    pub(super) fn take_raw(&mut self, raw: &RawRecords) -> Result<(), AppendError> {
+        if !self.log.follows() {
+            return Err(AppendError::Invalid("this store follows no master"));
         }
-        self.received.end = self.position;
-        self.received.confirmed = self.received.confirmed.max(confirmed);
-        self.received.replies.push(request.reply);
-        Ok(())
-    }
-
-    fn take_raw(&mut self, raw: &RawRecords) -> Result<(), AppendError> {
         if raw.bytes.is_empty() {
             return Ok(());
         }

@@ -1,0 +1,263 @@
+//! Which slaves count, and how far all of them are: pure, the time is an argument. Owned by [`super::Followers`], behind
+//! its lock.
+//!
+//! A slave counts from when it has all that can be seen, until it is gone or was behind for longer than
+//! `haMaxTimeSlaveNotCatchup`. What is acknowledged as replicated is with all that count (`allAckInSyncStateSet`, which a
+//! controller needs: any of them may be elected) or with as many as were asked for (`inSyncReplicas`, the master included).
+//! While fewer count than must, nothing is: the master stops acknowledging rather than promise what it cannot keep.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// What is asked of replication.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Demands {
+    /// `inSyncReplicas`: so many must have it, the master included.
+    pub replicas: usize,
+    /// `allAckInSyncStateSet`: and all that count.
+    pub all: bool,
+    /// `haMaxTimeSlaveNotCatchup`
+    pub behind_max: Duration,
+}
+
+/// How far the slaves are that have to be waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Marks {
+    /// Their kernels have it.
+    pub written: u64,
+    /// Their devices have.
+    pub flushed: u64,
+}
+
+/// Where the master's log ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogEnd {
+    /// What can be seen of it.
+    pub confirmed: u64,
+    /// All of it.
+    pub end: u64,
+}
+
+/// One connected slave.
+#[derive(Clone, Debug)]
+pub struct Follower {
+    /// Which of its streams.
+    pub session: u64,
+    /// Where it can be reached.
+    pub address: String,
+    /// As it acknowledged.
+    pub written: u64,
+    /// As it acknowledged; never more than `written`.
+    pub flushed: u64,
+    /// It counts.
+    pub in_sync: bool,
+    /// When it last had all that was there.
+    pub caught_up: Duration,
+    /// Where the log ended at `aimed`: once it has that, it was caught up then.
+    aim: u64,
+    aimed: Duration,
+}
+
+/// The connected slaves by `brokerId`.
+#[derive(Clone, Debug)]
+pub struct InSync {
+    demands: Demands,
+    followers: BTreeMap<i32, Follower>,
+}
+
+impl InSync {
+    /// Nobody follows yet.
+    pub fn new(demands: Demands) -> Self {
+        Self { demands, followers: BTreeMap::new() }
+    }
+
+    /// A slave has connected, with a log that ends at `written`, all of it this one's; `end` is where this one ends. `Err`
+    /// with the address of another one that has this id.
+    pub fn join(
+        &mut self,
+        id: i32,
+        session: u64,
+        address: &str,
+        written: u64,
+        end: u64,
+        now: Duration,
+    ) -> Result<(), String> {
+        if let Some(other) = self.followers.get(&id).filter(|other| other.address != address) {
+            return Err(other.address.clone());
+        }
+        let address = address.to_owned();
+        // What its device has is not known before it says so.
+        let follower = Follower {
+            session,
+            address,
+            written,
+            flushed: 0,
+            in_sync: false,
+            caught_up: now,
+            aim: end,
+            aimed: now,
+        };
+        self.followers.insert(id, follower);
+        Ok(())
+    }
+
+    /// A slave says how far it is.
+    pub fn ack(&mut self, id: i32, session: u64, acked: Marks, log: LogEnd, now: Duration) {
+        let Some(follower) = self.of(id, session) else { return };
+        follower.written = follower.written.max(acked.written);
+        follower.flushed = follower.flushed.max(acked.flushed.min(acked.written));
+        if follower.written >= follower.aim {
+            follower.caught_up = follower.aimed;
+            (follower.aim, follower.aimed) = (log.end, now);
+        }
+        if follower.written >= log.end {
+            follower.caught_up = now;
+        }
+        follower.in_sync |= follower.written >= log.confirmed;
+    }
+
+    /// A slave is gone.
+    pub fn leave(&mut self, id: i32, session: u64) {
+        if self.of(id, session).is_some() {
+            self.followers.remove(&id);
+        }
+    }
+
+    /// Slaves that were behind for too long do not count any more; says which.
+    pub fn expire(&mut self, now: Duration) -> Vec<i32> {
+        let behind_max = self.demands.behind_max;
+        let late = |follower: &Follower| now.saturating_sub(follower.caught_up) > behind_max;
+        let mut expired = Vec::new();
+        for (id, follower) in &mut self.followers {
+            if follower.in_sync && late(follower) {
+                follower.in_sync = false;
+                expired.push(*id);
+            }
+        }
+        expired
+    }
+
+    fn of(&mut self, id: i32, session: u64) -> Option<&mut Follower> {
+        self.followers.get_mut(&id).filter(|follower| follower.session == session)
+    }
+
+    /// The connected slaves.
+    pub fn followers(&self) -> impl Iterator<Item = (i32, &Follower)> {
+        self.followers.iter().map(|(id, follower)| (*id, follower))
+    }
+
+    /// How many count, the master included.
+    pub fn count(&self) -> usize {
+        1 + self.followers.values().filter(|follower| follower.in_sync).count()
+    }
+
+    /// Enough count for what is asked.
+    pub fn suffices(&self) -> bool {
+        self.count() >= self.demands.replicas
+    }
+
+    /// How far all are that have to be waited for. `None`: nothing is asked of them, or too few count.
+    pub fn marks(&self) -> Option<Marks> {
+        let others = self.demands.replicas.saturating_sub(1);
+        if others == 0 || !self.suffices() {
+            return None;
+        }
+        let mark = |of: fn(&Follower) -> u64| {
+            let mut marks: Vec<_> = self.followers.values().filter(|f| f.in_sync).map(of).collect();
+            marks.sort_unstable();
+            let from_the_top = if self.demands.all { marks.len() } else { others };
+            marks[marks.len() - from_the_top]
+        };
+        Some(Marks { written: mark(|f| f.written), flushed: mark(|f| f.flushed) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    fn set(replicas: usize, all: bool) -> InSync {
+        InSync::new(Demands { replicas, all, behind_max: ms(1000) })
+    }
+
+    fn ack(set: &mut InSync, id: i32, session: u64, acked: (u64, u64), log: (u64, u64), now: Duration) {
+        let (acked, log) =
+            (Marks { written: acked.0, flushed: acked.1 }, LogEnd { confirmed: log.0, end: log.1 });
+        set.ack(id, session, acked, log, now);
+    }
+
+    fn marks(written: u64, flushed: u64) -> Option<Marks> {
+        Some(Marks { written, flushed })
+    }
+
+    #[test]
+    fn a_slave_counts_once_it_has_all_that_can_be_seen() {
+        let mut set = set(2, false);
+        assert_eq!((set.count(), set.suffices(), set.marks()), (1, false, None));
+        set.join(1, 7, "a", 100, 900, ms(0)).unwrap();
+        ack(&mut set, 1, 7, (300, 200), (500, 900), ms(1));
+        assert_eq!((set.count(), set.marks()), (1, None));
+        ack(&mut set, 1, 7, (500, 200), (500, 900), ms(2));
+        assert_eq!((set.count(), set.marks()), (2, marks(500, 200)));
+        // Acks come in any order, but what it has it has.
+        ack(&mut set, 1, 7, (400, 400), (500, 900), ms(3));
+        assert_eq!(set.marks(), marks(500, 400));
+        set.leave(1, 6);
+        assert_eq!(set.count(), 2, "another stream of it ended");
+        set.leave(1, 7);
+        assert_eq!(set.marks(), None);
+    }
+
+    #[test]
+    fn as_many_are_waited_for_as_were_asked_for_or_all_that_count() {
+        for (replicas, all, expected) in [(2, false, 300), (3, false, 200), (2, true, 100), (1, true, 0)] {
+            let mut set = set(replicas, all);
+            for (id, written) in [(1, 100), (2, 200), (3, 300)] {
+                set.join(id, 1, "a", 0, 300, ms(0)).unwrap();
+                ack(&mut set, id, 1, (written, written - 50), (100, 300), ms(1));
+            }
+            let expected =
+                (replicas > 1).then_some(Marks { written: expected, flushed: expected.saturating_sub(50) });
+            assert_eq!(set.marks(), expected, "{replicas} {all}");
+        }
+    }
+
+    #[test]
+    fn a_slave_that_is_behind_for_too_long_does_not_count_until_it_has_caught_up() {
+        let mut set = set(2, true);
+        set.join(1, 1, "a", 0, 100, ms(0)).unwrap();
+        ack(&mut set, 1, 1, (100, 100), (100, 200), ms(10));
+        // Always some bytes behind, but never for long.
+        for step in 1..50 {
+            let end = 100 + 100 * step;
+            ack(&mut set, 1, 1, (end, end), (end, end + 100), ms(10 + 100 * step));
+            assert!(set.expire(ms(10 + 100 * step)).is_empty());
+        }
+        assert!(set.expire(ms(5800)).is_empty());
+        assert_eq!(set.expire(ms(6200)), [1]);
+        assert!(set.expire(ms(6300)).is_empty() && !set.suffices());
+        ack(&mut set, 1, 1, (5100, 5100), (5200, 5300), ms(6400));
+        assert!(!set.suffices());
+        ack(&mut set, 1, 1, (5300, 5300), (5300, 5300), ms(6500));
+        assert!(set.suffices() && set.expire(ms(7000)).is_empty());
+    }
+
+    #[test]
+    fn an_id_belongs_to_one_slave_at_a_time() {
+        let mut set = set(2, false);
+        set.join(1, 1, "a:1", 0, 0, ms(0)).unwrap();
+        assert_eq!(set.join(1, 2, "b:1", 0, 0, ms(1)), Err("a:1".into()));
+        // The same one once more: its former stream has not ended yet.
+        set.join(1, 3, "a:1", 50, 50, ms(2)).unwrap();
+        ack(&mut set, 1, 1, (900, 900), (0, 900), ms(3));
+        set.leave(1, 1);
+        assert_eq!(
+            set.followers().map(|(id, follower)| (id, follower.written)).collect::<Vec<_>>(),
+            [(1, 50)]
+        );
+    }
+}

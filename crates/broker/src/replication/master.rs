@@ -1,0 +1,304 @@
+//! The master's side of replication: who may follow, what a slave has to do first, and the stream of frames. One task for
+//! each slave on the internal server's thread; what may have to come from the device is read on blocking threads.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use karman_remoting::metadata;
+use karman_remoting::proto::karman as v1;
+use karman_remoting::proto::karman::copy_response::Part;
+use karman_remoting::proto::karman::follow_request::Request as Asked;
+use karman_remoting::proto::karman::follow_response::Response as Said;
+use karman_remoting::proto::karman::replication_server::Replication;
+use karman_remoting::proto::karman::welcome::First;
+use karman_store::{EpochStart, RawRecords, Store, StoreCopy};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::codegen::BoxStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::Followers;
+
+/// Records of one frame, unless a single one is larger.
+const FRAME_BYTES: usize = 256 << 10;
+/// Frames that wait for a slave that reads slowly; more than a network takes at once.
+const FRAMES_MAX: usize = 16;
+/// What lies further behind the end is expected on the device, not in memory.
+const COLD_BYTES: u64 = 64 << 20;
+/// A slave that is silent for longer is gone.
+pub(super) const SILENCE_MAX: Duration = Duration::from_secs(10);
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// The gRPC face of a master.
+#[derive(Debug)]
+pub struct ReplicationService {
+    /// What is given out.
+    pub store: Arc<Store>,
+    /// Who takes it.
+    pub followers: Arc<Followers>,
+    /// `brokerClusterName`
+    pub cluster: String,
+    /// `brokerName`
+    pub broker_name: String,
+    /// `clusterSecret`
+    pub secret: String,
+    /// `mappedFileSizeCommitLog`
+    pub segment_bytes: u64,
+    /// What is acknowledged may wait for the slaves' devices.
+    pub flush: bool,
+    /// Ends the streams.
+    pub stopping: CancellationToken,
+}
+
+type Frames = mpsc::Sender<Result<v1::FollowResponse, Status>>;
+
+#[tonic::async_trait]
+impl Replication for ReplicationService {
+    async fn follow(
+        &self,
+        request: Request<Streaming<v1::FollowRequest>>,
+    ) -> Result<Response<BoxStream<v1::FollowResponse>>, Status> {
+        self.admit(request.metadata())?;
+        let mut asked = request.into_inner();
+        let first = tokio::time::timeout(SILENCE_MAX, asked.message()).await;
+        let first = first.map_err(|_| Status::deadline_exceeded("no hello within 10 s"))??;
+        let Some(Asked::Hello(hello)) = first.and_then(|first| first.request) else {
+            return Err(Status::invalid_argument("the first request of a stream is hello"));
+        };
+        let replica = self.known(hello.replica.as_ref())?.clone();
+        let first = self.first(&hello)?;
+        let (frames, sent) = mpsc::channel(FRAMES_MAX);
+        let welcome = v1::Welcome {
+            log_id: self.store.log_id().0.to_vec(),
+            segment_bytes: self.segment_bytes,
+            flush: self.flush,
+            first: Some(first),
+        };
+        tracing::info!(
+            broker_id = replica.broker_id,
+            address = replica.address,
+            end = hello.end,
+            ?first,
+            "a slave says hello"
+        );
+        let welcome = v1::FollowResponse { response: Some(Said::Welcome(welcome)) };
+        frames.try_send(Ok(welcome)).map_err(|_| Status::internal("an empty channel has room"))?;
+        if matches!(first, First::Nothing(_)) {
+            let joined = self.followers.join(&replica, hello.end).map_err(|other| {
+                let id = replica.broker_id;
+                Status::failed_precondition(format!(
+                    "brokerId {id} of broker {:?} belongs to the slave at {other}; give {} another one",
+                    self.broker_name, replica.address
+                ))
+            })?;
+            let session = Session {
+                store: self.store.clone(),
+                followers: self.followers.clone(),
+                id: replica.broker_id,
+                session: joined,
+            };
+            let stopping = self.stopping.clone();
+            tokio::spawn(async move {
+                let ended = stopping.run_until_cancelled(session.run(hello.end, asked, &frames)).await;
+                if let Some(Err(status)) = ended {
+                    // It may be gone.
+                    let _ = frames.try_send(Err(status));
+                }
+            });
+        }
+        Ok(Response::new(Box::pin(ReceiverStream::new(sent))))
+    }
+
+    async fn copy(
+        &self,
+        request: Request<v1::CopyRequest>,
+    ) -> Result<Response<BoxStream<v1::CopyResponse>>, Status> {
+        self.admit(request.metadata())?;
+        self.known(request.get_ref().replica.as_ref())?;
+        let (parts, sent) = mpsc::channel(FRAMES_MAX);
+        let store = self.store.clone();
+        let stopping = self.stopping.clone();
+        tokio::task::spawn_blocking(move || {
+            let copied = store.copy().and_then(|copy| give(&store, &copy, &parts, &stopping));
+            if let Err(error) = copied {
+                tracing::warn!(%error, "a copy for a slave ended");
+                let _ = parts.blocking_send(Err(Status::unavailable(format!("the copy ended: {error}"))));
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(sent))))
+    }
+}
+
+/// Sends all of a copy, at the pace of who takes it.
+fn give(
+    store: &Store,
+    copy: &StoreCopy,
+    parts: &mpsc::Sender<Result<v1::CopyResponse, Status>>,
+    stopping: &CancellationToken,
+) -> io::Result<()> {
+    let send = |part| {
+        let response = Ok(v1::CopyResponse { part: Some(part) });
+        match stopping.is_cancelled() {
+            true => Err(io::Error::other("the master stops")),
+            false => parts.blocking_send(response).map_err(|_| io::Error::other("the slave is gone")),
+        }
+    };
+    let snapshot = copy.snapshot();
+    send(Part::Begin(v1::CopyBegin {
+        log_id: store.log_id().0.to_vec(),
+        log_start: copy.log_start(),
+        end: copy.end(),
+        snapshot_offset: snapshot.map(|(offset, _)| offset),
+        snapshot_bytes: snapshot.map_or(0, |(_, bytes)| bytes.len() as u64),
+    }))?;
+    for piece in snapshot.into_iter().flat_map(|(_, bytes)| bytes.chunks(FRAME_BYTES)) {
+        send(Part::Snapshot(piece.to_vec()))?;
+    }
+    let mut at = copy.log_start();
+    while let Some(piece) = copy.piece(at, FRAME_BYTES)? {
+        at += piece.bytes.len() as u64;
+        let (segment, segment_bytes) = (piece.segment, piece.segment_bytes);
+        send(Part::Log(v1::LogPiece { segment, segment_bytes, at: piece.at, bytes: piece.bytes }))?;
+    }
+    Ok(())
+}
+
+impl ReplicationService {
+    fn admit(&self, headers: &tonic::metadata::MetadataMap) -> Result<(), Status> {
+        match metadata::has_secret(headers, &self.secret) {
+            true => Ok(()),
+            false => Err(Status::permission_denied(
+                "the slave does not carry this cluster's secret (clusterSecret)",
+            )),
+        }
+    }
+
+    fn known<'a>(&self, replica: Option<&'a v1::Replica>) -> Result<&'a v1::Replica, Status> {
+        let replica = replica.ok_or_else(|| Status::invalid_argument("it does not say who it is"))?;
+        for (key, theirs, ours) in [
+            ("brokerClusterName", &replica.cluster, &self.cluster),
+            ("brokerName", &replica.broker_name, &self.broker_name),
+        ] {
+            if theirs != ours {
+                let what = format!("the slave's {key} is {theirs:?}, its master's {ours:?}");
+                return Err(Status::failed_precondition(what));
+            }
+        }
+        match replica.broker_id > 0 {
+            true => Ok(replica),
+            false => Err(Status::failed_precondition(format!(
+                "the slave's brokerId is {}; 0 is the master's, use 1 and up",
+                replica.broker_id
+            ))),
+        }
+    }
+
+    /// What a slave has to do before it can follow.
+    fn first(&self, hello: &v1::Hello) -> Result<First, Status> {
+        if hello.log_id.is_empty() {
+            // What fits one segment comes as fast as frames.
+            let all = self.store.watermarks();
+            let small = all.log_start == 0 && all.written < self.segment_bytes;
+            return Ok(if small { First::Nothing(true) } else { First::Copy(true) });
+        }
+        if hello.log_id != self.store.log_id().0 {
+            return Err(Status::failed_precondition(
+                "the slave holds another log than its master; it begins with an empty directory: move that one away if \
+                 nothing in it is needed",
+            ));
+        }
+        let epochs: Vec<_> =
+            hello.epochs.iter().map(|&v1::Epoch { epoch, start }| EpochStart { epoch, start }).collect();
+        let (ours, theirs) = (self.store.epoch(), epochs.last().map_or(0, |last| last.epoch));
+        if theirs > ours {
+            return Err(Status::failed_precondition(format!(
+                "the slave has followed a master of epoch {theirs}, and this one's is {ours}: this is not the master any more"
+            )));
+        }
+        Ok(match self.store.common_end(&epochs, hello.end) {
+            None => First::Copy(true),
+            Some(common) if common < hello.end => First::Cut(common),
+            Some(_) => First::Nothing(true),
+        })
+    }
+}
+
+/// One slave's stream.
+struct Session {
+    store: Arc<Store>,
+    followers: Arc<Followers>,
+    id: i32,
+    session: u64,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.followers.leave(self.id, self.session);
+    }
+}
+
+impl Session {
+    /// Until either side ends it.
+    async fn run(
+        &self,
+        from: u64,
+        asked: Streaming<v1::FollowRequest>,
+        frames: &Frames,
+    ) -> Result<(), Status> {
+        tokio::select! {
+            ended = self.give(from, frames) => ended,
+            ended = self.hear(asked) => ended,
+        }
+    }
+
+    async fn hear(&self, mut asked: Streaming<v1::FollowRequest>) -> Result<(), Status> {
+        loop {
+            let request = tokio::time::timeout(SILENCE_MAX, asked.message()).await;
+            let request = request.map_err(|_| Status::deadline_exceeded("the slave is silent"))??;
+            match request.map(|request| request.request) {
+                Some(Some(Asked::Ack(ack))) => self.followers.ack(self.id, self.session, ack),
+                Some(_) => return Err(Status::invalid_argument("acks follow a hello, and nothing else")),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Sends what there is from `next` on, and what comes.
+    async fn give(&self, mut next: u64, frames: &Frames) -> Result<(), Status> {
+        // Before the first look: what comes in between is not missed.
+        let mut advanced = self.store.advanced();
+        let mut told = 0;
+        loop {
+            advanced.mark_unchanged();
+            let raw = self.read(next).await?;
+            let log = self.store.watermarks();
+            if raw.bytes.is_empty() && log.confirmed == told {
+                // A heartbeat, if nothing comes.
+                let _ = tokio::time::timeout(HEARTBEAT, advanced.changed()).await;
+                if advanced.has_changed().unwrap_or(false) {
+                    continue;
+                }
+            }
+            (next, told) = (raw.end, log.confirmed);
+            let RawRecords { start, bytes: records, segment_bytes, .. } = raw;
+            let frame = v1::Frame { start, records, segment_bytes, confirmed: told, end: log.written };
+            let frame = v1::FollowResponse { response: Some(Said::Frame(frame)) };
+            if frames.send(Ok(frame)).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn read(&self, from: u64) -> Result<RawRecords, Status> {
+        let read = if self.store.watermarks().written.saturating_sub(from) > COLD_BYTES {
+            let store = self.store.clone();
+            let read = tokio::task::spawn_blocking(move || store.raw(from, FRAME_BYTES)).await;
+            read.map_err(|error| Status::internal(error.to_string()))?
+        } else {
+            self.store.raw(from, FRAME_BYTES)
+        };
+        read.map_err(|error| Status::unavailable(format!("the master cannot read what comes next: {error}")))
+    }
+}

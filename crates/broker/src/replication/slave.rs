@@ -1,0 +1,338 @@
+//! The slave's side of replication: finds its master, makes its store the same log, and takes what comes. One task on the
+//! thread `broker-slave`, which it may block: it also opens, copies and closes the store.
+//!
+//! Whatever goes wrong with a master is told once and tried again; only what this broker's own store cannot do ends it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use karman_remoting::metadata;
+use karman_remoting::proto::karman as v1;
+use karman_remoting::proto::karman::copy_response::Part;
+use karman_remoting::proto::karman::follow_request::Request as Ask;
+use karman_remoting::proto::karman::follow_response::Response as Said;
+use karman_remoting::proto::karman::replication_client::ReplicationClient;
+use karman_remoting::proto::karman::welcome::First;
+use karman_remoting::route_table::SharedRoutes;
+use karman_remoting::server::MAX_DECODING_SIZE_BYTES;
+use karman_store::offline::Offline;
+use karman_store::{
+    Append, AppendError, CopiedPiece, CopyTarget, Durability, LogId, OpenError, RawRecords, Watermarks,
+};
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Streaming};
+
+use super::master::SILENCE_MAX;
+use crate::config::BrokerConfig;
+use crate::open::{Opened, open, store_config};
+
+/// Frames that may wait for the log writer.
+const WAITING_MAX: usize = 64;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const RETRY_MIN: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(1);
+/// A slave with nothing to say says so.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// What a slave shows of itself.
+#[derive(Clone, Debug, Default)]
+pub struct SlaveStatus {
+    /// Where its master is.
+    pub master: String,
+    /// It follows.
+    pub connected: bool,
+    /// Why it does not.
+    pub why: String,
+    /// Where the master's log ended when it last said so.
+    pub master_end: u64,
+    /// Its own log; `None` as long as it has none.
+    pub log: Option<Watermarks>,
+}
+
+/// What a slave is made of.
+#[derive(Debug)]
+pub struct Slave {
+    /// What it was told.
+    pub config: BrokerConfig,
+    /// Who it is.
+    pub replica: v1::Replica,
+    /// Where its master is found, unless the configuration says it.
+    pub routes: SharedRoutes,
+    /// What it shows.
+    pub status: Arc<Mutex<SlaveStatus>>,
+    /// Why its store has failed, once it has.
+    pub failed: watch::Sender<Option<Arc<str>>>,
+    /// Ends it.
+    pub stopping: CancellationToken,
+}
+
+/// Why following ended.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("no master of broker {0:?} is registered with the namesrvs; start it, or set haMasterAddress")]
+    NoMaster(String),
+    #[error("{0:?} is no host:port of a master")]
+    NoAddress(String),
+    #[error("{}", .0.message())]
+    Master(#[from] tonic::Status),
+    #[error("cannot connect: {0}")]
+    Connect(#[from] tonic::transport::Error),
+    #[error("the master is silent")]
+    Silent,
+    #[error("the master ended the stream")]
+    Over,
+    #[error("the master said something else than was asked: {0}")]
+    Nonsense(&'static str),
+    #[error(transparent)]
+    Refused(#[from] AppendError),
+    /// Of the own store: nothing that a master can change.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error("cannot copy the master's store: {0}")]
+    Copy(#[from] std::io::Error),
+}
+
+impl Slave {
+    /// Until it is told to stop; gives back what it has opened.
+    pub async fn run(self) -> Option<Opened> {
+        let (mut opened, mut pause) = (None, RETRY_MIN);
+        while !self.stopping.is_cancelled() {
+            let ended = self.stopping.run_until_cancelled(self.follow(&mut opened)).await;
+            let Some(ended) = ended else { break };
+            self.note(&opened, &ended);
+            match ended {
+                // Something was changed here; now it goes on.
+                Ok(()) => pause = RETRY_MIN,
+                Err(Ended::Refused(AppendError::Poisoned(reason))) => {
+                    self.failed.send_replace(Some(reason));
+                    break;
+                }
+                Err(Ended::Open(error)) if !matches!(error, OpenError::Locked { .. }) => {
+                    self.failed.send_replace(Some(error.to_string().into()));
+                    break;
+                }
+                Err(_) => {
+                    self.stopping.run_until_cancelled(tokio::time::sleep(pause)).await;
+                    pause = (pause * 2).min(RETRY_MAX);
+                }
+            }
+        }
+        opened
+    }
+
+    fn note(&self, opened: &Option<Opened>, ended: &Result<(), Ended>) {
+        let mut status = self.status.lock();
+        status.log = opened.as_ref().map(|opened| opened.store.watermarks());
+        status.connected = false;
+        let Err(error) = ended else { return };
+        let why = error.to_string();
+        if status.why != why {
+            tracing::warn!(master = status.master, reason = why, "does not follow its master; tries again");
+            status.why = why;
+        }
+    }
+
+    /// One stream, from finding the master to its end. `Ok`: the store was changed so that it can follow now.
+    async fn follow(&self, opened: &mut Option<Opened>) -> Result<(), Ended> {
+        let address = self.master_address()?;
+        self.status.lock().master.clone_from(&address);
+        let mut master = self.connect(&address).await?;
+        if opened.is_none() && store_is_there(&self.config) {
+            *opened = Some(open(&self.config, true, None)?);
+        }
+        let (asks, asked) = mpsc::channel(WAITING_MAX);
+        let hello = v1::FollowRequest { request: Some(Ask::Hello(self.hello(opened.as_ref()))) };
+        asks.try_send(hello).map_err(|_| Ended::Over)?;
+        let request = self.request(ReceiverStream::new(asked));
+        let mut said =
+            timeout(SILENCE_MAX, master.follow(request)).await.map_err(|_| Ended::Silent)??.into_inner();
+        let Said::Welcome(welcome) = next(&mut said).await? else {
+            return Err(Ended::Nonsense("its first word is no welcome"));
+        };
+        let log = LogId(welcome.log_id.as_slice().try_into().map_err(|_| Ended::Nonsense("no log id"))?);
+        match (welcome.first, &opened) {
+            (Some(First::Nothing(_)), _) => {}
+            (Some(First::Cut(to)), Some(_)) => return self.cut(opened, to),
+            (Some(First::Copy(_)), _) => return self.copy(opened, &mut master).await,
+            _ => return Err(Ended::Nonsense("it does not say what comes first")),
+        }
+        if opened.is_none() {
+            *opened = Some(open(&self.config, true, Some(log))?);
+        }
+        let Some(opened) = opened else { return Ok(()) };
+        let flush = welcome.flush || self.config.flush_disk_type == "SYNC_FLUSH";
+        let durability = if flush { Durability::Disk } else { Durability::Memory };
+        tracing::info!(master = address, end = opened.store.watermarks().written, "follows its master");
+        let (waiting, written) = mpsc::channel(WAITING_MAX);
+        tokio::select! {
+            ended = self.take(opened, &mut said, durability, waiting) => ended,
+            ended = acknowledge(opened, written, asks) => ended,
+        }
+    }
+
+    fn master_address(&self) -> Result<String, Ended> {
+        if !self.config.ha_master_address.is_empty() {
+            return Ok(self.config.ha_master_address.clone());
+        }
+        let routes = self.routes.read();
+        let master = routes
+            .broker(&self.config.broker_name)
+            .ok_or(Ended::NoMaster(self.config.broker_name.clone()))?;
+        Ok(master.internal_address.clone())
+    }
+
+    async fn connect(&self, address: &str) -> Result<ReplicationClient<Channel>, Ended> {
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|_| Ended::NoAddress(address.to_owned()))?;
+        let channel = endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).connect().await?;
+        Ok(ReplicationClient::new(channel).max_decoding_message_size(2 * MAX_DECODING_SIZE_BYTES))
+    }
+
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        metadata::add_secret(request.metadata_mut(), &self.config.cluster_secret);
+        request
+    }
+
+    fn hello(&self, opened: Option<&Opened>) -> v1::Hello {
+        let store = opened.map(|opened| &opened.store);
+        let epochs = store.map(|store| store.epochs()).unwrap_or_default();
+        v1::Hello {
+            replica: Some(self.replica.clone()),
+            log_id: store.map(|store| store.log_id().0.to_vec()).unwrap_or_default(),
+            epochs: epochs
+                .into_iter()
+                .map(|begun| v1::Epoch { epoch: begun.epoch, start: begun.start })
+                .collect(),
+            end: store.map_or(0, |store| store.watermarks().written),
+        }
+    }
+
+    /// Takes back what its master does not have.
+    fn cut(&self, opened: &mut Option<Opened>, to: u64) -> Result<(), Ended> {
+        let Some(store) = opened.take().map(|opened| opened.store) else { return Ok(()) };
+        let end = store.watermarks().written;
+        tracing::error!(
+            from = to,
+            end,
+            bytes = end - to,
+            "its master does not have the end of this log: it is cut, a copy stays in quarantine"
+        );
+        // What it would leave for a quick start is gone anyhow.
+        let _ = store.close();
+        drop(store);
+        Offline::open(&store_config(&self.config).directory)?.cut(to..end)?;
+        Ok(())
+    }
+
+    /// Begins with a copy of its master's store.
+    async fn copy(
+        &self,
+        opened: &mut Option<Opened>,
+        master: &mut ReplicationClient<Channel>,
+    ) -> Result<(), Ended> {
+        if let Some(former) = opened.take() {
+            tracing::warn!("its log ends in front of its master's: it is replaced by a copy of that");
+            let _ = former.store.close();
+        }
+        let request = self.request(v1::CopyRequest { replica: Some(self.replica.clone()) });
+        let mut parts = master.copy(request).await?.into_inner();
+        let Some(Part::Begin(begin)) = part(&mut parts).await? else {
+            return Err(Ended::Nonsense("a copy without a beginning"));
+        };
+        tracing::info!(log_start = begin.log_start, end = begin.end, "copies its master's store");
+        let log = LogId(begin.log_id.as_slice().try_into().map_err(|_| Ended::Nonsense("no log id"))?);
+        let config = store_config(&self.config);
+        let mut target = CopyTarget::begin(&config, log, begin.log_start)?;
+        let mut snapshot = Vec::new();
+        while let Some(part) = part(&mut parts).await? {
+            match part {
+                Part::Begin(_) => return Err(Ended::Nonsense("a copy that begins twice")),
+                Part::Snapshot(bytes) => snapshot.extend_from_slice(&bytes),
+                Part::Log(v1::LogPiece { segment, segment_bytes, at, bytes }) => {
+                    let piece = CopiedPiece { segment, segment_bytes, at, bytes };
+                    target.piece(&piece)?;
+                }
+            }
+        }
+        if let Some(offset) = begin.snapshot_offset {
+            target.snapshot(offset, &snapshot)?;
+        }
+        target.finish(begin.end)?;
+        Ok(())
+    }
+
+    /// Hands frames to the log writer, and who waits for it to `waiting`.
+    async fn take(
+        &self,
+        opened: &Opened,
+        said: &mut Streaming<v1::FollowResponse>,
+        durability: Durability,
+        waiting: mpsc::Sender<Append>,
+    ) -> Result<(), Ended> {
+        loop {
+            let Said::Frame(frame) = next(said).await? else {
+                return Err(Ended::Nonsense("a second welcome"));
+            };
+            {
+                let mut status = self.status.lock();
+                status.connected = true;
+                status.why.clear();
+                (status.master_end, status.log) = (frame.end, Some(opened.store.watermarks()));
+            }
+            let v1::Frame { start, records: bytes, segment_bytes, confirmed, .. } = frame;
+            // The store looks at the bytes; where they end it finds itself.
+            let raw = RawRecords { start, end: start, bytes, segment_bytes };
+            let append = opened.store.append_raw(raw, confirmed, durability)?;
+            if waiting.send(append).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Tells the master what is written, as soon as it is.
+async fn acknowledge(
+    opened: &Opened,
+    mut written: mpsc::Receiver<Append>,
+    asks: mpsc::Sender<v1::FollowRequest>,
+) -> Result<(), Ended> {
+    loop {
+        let Watermarks { written: end, flushed, .. } = opened.store.watermarks();
+        let ack = v1::FollowRequest { request: Some(Ask::Ack(v1::Ack { written: end, flushed })) };
+        if asks.send(ack).await.is_err() {
+            return Err(Ended::Over);
+        }
+        match timeout(HEARTBEAT, written.recv()).await {
+            Ok(Some(append)) => append.await.map(drop)?,
+            Ok(None) => return Err(Ended::Over),
+            Err(_) => {}
+        }
+        // One word for all that are done.
+        while let Ok(append) = written.try_recv() {
+            append.await?;
+        }
+    }
+}
+
+async fn next(said: &mut Streaming<v1::FollowResponse>) -> Result<Said, Ended> {
+    let response = timeout(SILENCE_MAX, said.message()).await.map_err(|_| Ended::Silent)??;
+    response.ok_or(Ended::Over)?.response.ok_or(Ended::Nonsense("nothing"))
+}
+
+async fn part(parts: &mut Streaming<v1::CopyResponse>) -> Result<Option<Part>, Ended> {
+    let response = timeout(SILENCE_MAX, parts.message()).await.map_err(|_| Ended::Silent)??;
+    response.map(|response| response.part.ok_or(Ended::Nonsense("nothing"))).transpose()
+}
+
+/// Half of a copy is no store.
+fn store_is_there(config: &BrokerConfig) -> bool {
+    let directory = store_config(config).directory;
+    let has = |file: &str| directory.join(file).exists();
+    has("identity") && !has("copying")
+}

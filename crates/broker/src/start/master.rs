@@ -1,0 +1,234 @@
+//! A broker that writes: it takes messages in and hands them out, and gives its log to slaves.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use karman_remoting::admin_front::AdminFront;
+use karman_remoting::channel::ChannelPool;
+use karman_remoting::clients::ClientRegistry;
+use karman_remoting::front::{Front, Local};
+use karman_remoting::proto::karman::admin_server::AdminServer;
+use karman_remoting::proto::karman::replication_server::ReplicationServer;
+use karman_remoting::proto::karman::route_change::Change as RouteChanged;
+use karman_remoting::proto::karman::{BrokerIdentity, BrokerState, RouteChange};
+use karman_remoting::proto::v2::admin_server::AdminServer as PublicAdminServer;
+use karman_remoting::proto::v2::messaging_service_server::MessagingServiceServer;
+use karman_remoting::public_admin::PublicAdmin;
+use karman_remoting::relay::Peers;
+use karman_remoting::route_table::SharedRoutes;
+use karman_remoting::server::{MAX_DECODING_SIZE_BYTES, with_health_and_reflection};
+use karman_store::{Append, Durability, Store};
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+use super::{Role, Running, SHUTDOWN_GRACE, StartError, address, identity, open_doors, open_probe, register};
+use crate::advertise;
+use crate::broker::{Broker, Counters};
+use crate::catalog_writer::{CatalogWriter, token_key};
+use crate::clock::Clock;
+use crate::config::BrokerConfig;
+use crate::control::{self, Control};
+use crate::dedupe::Dedupe;
+use crate::filter::FilterCache;
+use crate::held::deliver::Deliverer;
+use crate::lite;
+use crate::lite::writer::LiteWriter;
+use crate::metrics;
+use crate::open::Opened;
+use crate::registration::{Own, Registrations};
+use crate::replication::Followers;
+use crate::replication::master::ReplicationService;
+use crate::service::admin::AdminService;
+use crate::service::messaging::Messaging;
+use crate::service::transaction::checks;
+
+/// Compiled SQL expressions that are kept.
+const FILTERS_MAX: usize = 1024;
+/// Changes of the own row that a registration may be behind.
+const DELTAS_MAX: usize = 1024;
+
+/// What a master has beside what every node has.
+#[derive(Debug)]
+pub(super) struct Master {
+    pub(super) broker: Arc<Broker>,
+    delivery: JoinHandle<()>,
+}
+
+/// Starts a master on what it has opened.
+pub(super) fn start(config: &BrokerConfig, opened: Opened) -> Result<Running, StartError> {
+    let began = Instant::now();
+    let Opened { store, catalog, progress, lite_topics, lite, .. } = &opened;
+    // Durable before anybody follows: no two masters write under one number.
+    let beginning = store.lead(store.epoch() + 1, Durability::Disk).and_then(Append::wait);
+    beginning.map_err(StartError::Epoch)?;
+    catalog.reserve_queues(store.queue_count().max(lite_topics.queue_count()));
+    progress.go_live();
+    lite.go_live();
+    let control = Control::start().map_err(StartError::Thread)?;
+    let (deltas, _) = broadcast::channel(DELTAS_MAX);
+    let broker = Arc::new(assemble(config, opened, &deltas, &control)?);
+    let (clients, internal) = open_for(config, &broker, &control)?;
+    let delivery = start_delivery(&broker)?;
+    let (outside, inside) = (clients.local_addr(), internal.local_addr());
+    announce(&broker, identity(config, outside, inside, broker.clock.started_ms()));
+    let own = Own::Master { broker_name: config.broker_name.clone(), deltas };
+    let registrations = Registrations::new(own, broker.routes.clone(), config);
+    let registered = register(config, registrations, &control);
+    control.spawn(control::sweep(broker.clone()));
+    control.spawn(control::sweep_followers(broker.clone()));
+    control.spawn(checks::run(broker.clone()));
+    control.spawn(lite::time::keep(broker.clone()));
+    let (ready, failed) = (Arc::new(AtomicBool::new(true)), broker.store.poisoned());
+    let measured = broker.clone();
+    let probe = open_probe(config, &ready, failed.clone(), || None, move || metrics::text(&measured))?;
+    let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    tracing::info!(broker = config.broker_name, address = %outside, took_ms, epoch = broker.store.epoch(), "broker started");
+    let role = Role::Master(Master { broker, delivery });
+    Ok(Running { role, clients, internal, probe, control, registered, ready, failed })
+}
+
+/// The parts, put together.
+fn assemble(
+    config: &BrokerConfig,
+    opened: Opened,
+    deltas: &broadcast::Sender<karman_remoting::proto::karman::BrokerDelta>,
+    control: &Control,
+) -> Result<Broker, StartError> {
+    let Opened { store, catalog, progress, held, lite_topics, lite } = opened;
+    let clock = Clock::default();
+    let dedupe = Arc::new(recent_ids(config, &store, &clock));
+    let token_key = token_key(&catalog, &store).map_err(StartError::TokenKey)?;
+    let routes = SharedRoutes::default();
+    if !config.namesrv_addr.trim().is_empty() {
+        routes.begin_to_learn();
+    }
+    let (deltas, name) = (deltas.clone(), config.broker_name.clone());
+    let (catalog_writer, task) =
+        CatalogWriter::new(catalog.clone(), store.clone(), routes.clone(), deltas, name);
+    control.spawn(task);
+    let lite_topics_max = config.max_lite_topics as usize;
+    let (lite_writer, task) = LiteWriter::new(catalog.clone(), lite_topics, store.clone(), lite_topics_max);
+    control.spawn(task);
+    Ok(Broker {
+        name: config.broker_name.as_str().into(),
+        store_host: advertise::advertised(&config.advertised_address, address(&config.grpc_listen_address)),
+        durability: config.durability(),
+        flush_timeout: Duration::from_millis(config.sync_flush_timeout),
+        slave_timeout: Duration::from_millis(config.slave_timeout),
+        revision_base: u32::try_from(clock.started_ms() / 1000).unwrap_or(u32::MAX / 2),
+        inflight_max: config.pop_inflight_message_threshold as usize,
+        default_queue_nums: config.default_topic_queue_nums,
+        dedup_window_minutes: config.dedup_window_minutes,
+        dedupe,
+        filters: FilterCache::new(FILTERS_MAX),
+        auto_create_topics: config.auto_create_topic_enable,
+        auto_create_groups: config.auto_create_subscription_group,
+        token_key,
+        clock,
+        followers: Arc::new(Followers::new(store.clone(), config.demands())),
+        role: config.broker_role.clone(),
+        store,
+        catalog,
+        catalog_writer,
+        progress,
+        held,
+        limits: config.held_limits(),
+        lite,
+        lite_writer,
+        lite_subscriptions_max: config.max_lite_subscription_count as usize,
+        clients: Arc::new(ClientRegistry::default()),
+        routes,
+        counters: Counters::default(),
+        verifying: AtomicBool::new(false),
+        redriving: AtomicBool::new(false),
+        stopping: CancellationToken::new(),
+    })
+}
+
+/// The ids of what was stored in the last window; topics with a longer one begin with less.
+fn recent_ids(config: &BrokerConfig, store: &Store, clock: &Clock) -> Dedupe {
+    let dedupe = Dedupe::new(usize::try_from(config.dedup_messages_max).unwrap_or(usize::MAX));
+    let (now_ms, window_ms) = (clock.now_ms(), u64::from(config.dedup_window_minutes) * 60_000);
+    let remember = &mut |hash, at| dedupe.restore(hash, at, now_ms);
+    if let Err(error) = store.keys_since(now_ms.saturating_sub(window_ms), remember) {
+        tracing::warn!(%error, "message ids from before the start are not known: a repeated send is stored again");
+    }
+    dedupe
+}
+
+/// The clients' port and the internal one: the same door behind both, and replication behind the internal one.
+fn open_for(
+    config: &BrokerConfig,
+    broker: &Arc<Broker>,
+    control: &Control,
+) -> Result<(karman_remoting::server::Server, karman_remoting::server::Server), StartError> {
+    let peers = Peers::new(ChannelPool::new(), config.cluster_secret.clone());
+    let local =
+        Local { broker_name: config.broker_name.clone(), service: Arc::new(Messaging(broker.clone())) };
+    let admin = AdminFront::new(
+        broker.routes.clone(),
+        peers.clone(),
+        config.cluster_secret.clone(),
+        Some((&local, Arc::new(AdminService(broker.clone())))),
+    );
+    let front = Front::new(
+        broker.routes.clone(),
+        broker.clients.clone(),
+        peers,
+        Some(local),
+        broker.stopping.clone(),
+    );
+    let public_admin = PublicAdmin::new(admin.clone(), front.clone(), config.cluster_secret.clone());
+    let messaging = MessagingServiceServer::new(front).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
+    let public_admin =
+        PublicAdminServer::new(public_admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
+    let admin = AdminServer::new(admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
+    let outside = Routes::new(messaging).add_service(admin).add_service(public_admin);
+    let replication = ReplicationServer::new(ReplicationService {
+        store: broker.store.clone(),
+        followers: broker.followers.clone(),
+        cluster: config.broker_cluster_name.clone(),
+        broker_name: config.broker_name.clone(),
+        secret: config.cluster_secret.clone(),
+        segment_bytes: config.mapped_file_size_commit_log,
+        flush: broker.durability == Durability::ReplicatedDisk,
+        stopping: broker.stopping.clone(),
+    });
+    let inside = outside.clone().add_service(replication);
+    open_doors(config, control, with_health_and_reflection(outside), with_health_and_reflection(inside))
+}
+
+/// Puts this broker into its own route table.
+fn announce(broker: &Broker, identity: BrokerIdentity) {
+    let state = BrokerState {
+        identity: Some(identity),
+        topics: broker.catalog.topics().iter().map(|topic| topic.route()).collect(),
+        groups: broker.catalog.groups().iter().map(|group| group.config.clone()).collect(),
+    };
+    broker.routes.apply(RouteChange { change: Some(RouteChanged::Joined(state)) });
+}
+
+fn start_delivery(broker: &Broker) -> Result<JoinHandle<()>, StartError> {
+    let Broker { store, catalog, held, clock, durability, .. } = broker;
+    let (store, catalog, held) = (store.clone(), catalog.clone(), held.clone());
+    let deliverer = Deliverer { store, catalog, held, clock: *clock, durability: *durability };
+    deliverer.start().map_err(StartError::Thread)
+}
+
+impl Master {
+    /// Nobody calls any more: closes the log. Blocks.
+    pub(super) fn close(self, control: Control) -> Result<(), String> {
+        let Self { broker, delivery } = self;
+        broker.held.stop();
+        let store = broker.store.clone();
+        // The last handles of the catalog's writer go with the broker; its task ends then.
+        drop(broker);
+        control.join(SHUTDOWN_GRACE);
+        // It panicked only where the log says why.
+        let _ = delivery.join();
+        store.close().map_err(|error| error.to_string())
+    }
+}

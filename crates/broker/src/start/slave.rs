@@ -1,0 +1,108 @@
+//! A broker that follows a master: it keeps its log and what follows from it up to date, and is a door to the cluster for
+//! clients that know no other.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::thread::JoinHandle;
+
+use karman_remoting::admin_front::AdminFront;
+use karman_remoting::channel::ChannelPool;
+use karman_remoting::clients::ClientRegistry;
+use karman_remoting::front::Front;
+use karman_remoting::proto::karman as v1;
+use karman_remoting::proto::karman::admin_server::AdminServer;
+use karman_remoting::proto::v2::messaging_service_server::MessagingServiceServer;
+use karman_remoting::relay::Peers;
+use karman_remoting::route_table::SharedRoutes;
+use karman_remoting::server::{MAX_DECODING_SIZE_BYTES, with_health_and_reflection};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+use super::{Role, Running, SHUTDOWN_GRACE, StartError, identity, open_doors, open_probe, register};
+use crate::clock::Clock;
+use crate::config::BrokerConfig;
+use crate::control::Control;
+use crate::metrics;
+use crate::open::Opened;
+use crate::registration::{Own, Registrations};
+use crate::replication::slave;
+
+/// What a slave has beside what every node has.
+#[derive(Debug)]
+pub(super) struct Slave {
+    pub(super) stopping: CancellationToken,
+    following: JoinHandle<Option<Opened>>,
+}
+
+pub(super) fn start(config: &BrokerConfig) -> Result<Running, StartError> {
+    let control = Control::start().map_err(StartError::Thread)?;
+    let (routes, clients, stopping) =
+        (SharedRoutes::default(), Arc::new(ClientRegistry::default()), CancellationToken::new());
+    if !config.namesrv_addr.trim().is_empty() {
+        routes.begin_to_learn();
+    }
+    let peers = Peers::new(ChannelPool::new(), config.cluster_secret.clone());
+    let admin = AdminFront::new(routes.clone(), peers.clone(), config.cluster_secret.clone(), None);
+    let front = Front::new(routes.clone(), clients, peers, None, stopping.clone());
+    let messaging = MessagingServiceServer::new(front).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
+    let admin = AdminServer::new(admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
+    let services = with_health_and_reflection(Routes::new(messaging).add_service(admin));
+    let (clients, internal) = open_doors(config, &control, services.clone(), services)?;
+    let started_ms = Clock::default().started_ms();
+    let identity = identity(config, clients.local_addr(), internal.local_addr(), started_ms);
+    let replica = v1::Replica {
+        cluster: identity.cluster.clone(),
+        broker_name: identity.broker_name.clone(),
+        broker_id: identity.broker_id,
+        incarnation: identity.incarnation,
+        version: identity.version.clone(),
+        address: identity.internal_address.clone(),
+    };
+    let state = v1::BrokerState { identity: Some(identity), topics: Vec::new(), groups: Vec::new() };
+    let registrations = Registrations::new(Own::Slave(state), routes.clone(), config);
+    let registered = register(config, registrations, &control);
+    let status = Arc::new(Mutex::default());
+    let failed = watch::Sender::new(None);
+    let failing = failed.subscribe();
+    let follower = slave::Slave {
+        config: config.clone(),
+        replica,
+        routes,
+        status: status.clone(),
+        failed,
+        stopping: stopping.clone(),
+    };
+    let following = follow(follower).map_err(StartError::Thread)?;
+    let ready = Arc::new(AtomicBool::new(true));
+    let (asked, measured) = (status.clone(), status);
+    let missing = move || {
+        let status: slave::SlaveStatus = asked.lock().clone();
+        (!status.connected).then(|| format!("it does not follow its master: {}", status.why))
+    };
+    let metrics = move || metrics::slave_text(&measured.lock().clone());
+    let probe = open_probe(config, &ready, failing.clone(), missing, metrics)?;
+    tracing::info!(broker = config.broker_name, broker_id = config.broker_id, "slave started");
+    let role = Role::Slave(Slave { stopping, following });
+    Ok(Running { role, clients, internal, probe, control, registered, ready, failed: failing })
+}
+
+/// On a thread that it may block: it opens the store.
+fn follow(slave: slave::Slave) -> std::io::Result<JoinHandle<Option<Opened>>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("broker-slave".into()).spawn(move || runtime.block_on(slave.run()))
+}
+
+impl Slave {
+    /// Nobody calls any more: closes the log. Blocks.
+    pub(super) fn close(self, control: Control) -> Result<(), String> {
+        control.join(SHUTDOWN_GRACE);
+        // It panicked only where the log says why.
+        match self.following.join() {
+            Ok(Some(opened)) => opened.store.close().map_err(|error| error.to_string()),
+            Ok(None) => Ok(()),
+            Err(_) => Err("the thread that follows the master panicked".into()),
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Masters and slaves as processes of their own: the slave's log is the master's, sends wait for it when they ask for that,
+//! and whoever must not follow is told why.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use karman_remoting::proto::karman::{Durability, TopicConfig};
+use karman_remoting::proto::v2::{self, Code};
+use karman_tests::raw::{message, receive_request};
+use karman_tests::{Cluster, Raw, until};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// What `karman cluster list` says of the first broker.
+fn listed(cluster: &Cluster) -> serde_json::Value {
+    let list: serde_json::Value =
+        serde_json::from_str(&cluster.karman(&["-o", "json", "cluster", "list"])).unwrap();
+    list[0].clone()
+}
+
+/// Waits until so many slaves have all that the master has.
+fn wait_in_sync(cluster: &Cluster, slaves: usize) {
+    until(&format!("{slaves} slaves have everything"), DEADLINE, || {
+        let broker = listed(cluster);
+        let replicas = broker["replicas"].as_array().unwrap().iter();
+        let whole =
+            replicas.filter(|replica| replica["in_sync"] == true && replica["flushed_lag_bytes"] == 0);
+        (whole.count() == slaves).then_some(())
+    });
+}
+
+fn send(raw: &Raw, topic: &str, id: &str, body: usize) -> Code {
+    let message = v2::Message { body: vec![7; body].into(), ..message(topic, id) };
+    let response = raw.send(&[message]);
+    let status = response.entries.first().and_then(|entry| entry.status.clone()).or(response.status);
+    status.unwrap().code()
+}
+
+/// The segments of a broker's log, in order.
+fn segments(directory: &Path) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(directory.join("store/commitlog")).unwrap();
+    let mut logs: Vec<_> =
+        files.map(|file| file.unwrap().path()).filter(|path| path.extension().unwrap() == "log").collect();
+    logs.sort();
+    logs
+}
+
+/// The log in `short` is a beginning of the one in `long`, and not an empty one.
+fn assert_same_log(short: &Path, long: &Path) {
+    let mut used = 0;
+    for (one, other) in segments(short).iter().zip(segments(long)) {
+        assert_eq!(one.file_name(), other.file_name());
+        let (one, other) = (std::fs::read(one).unwrap(), std::fs::read(other).unwrap());
+        let end = one.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        assert!(one[..end] == other[..end], "the logs differ");
+        used += end;
+    }
+    assert!(used > 1000, "{used} bytes");
+}
+
+/// All messages that a new group gets of a topic, by id.
+fn ids_of(raw: &Raw, topic: &str, group: &str, count: usize) -> Vec<String> {
+    let mut ids = Vec::new();
+    until(&format!("{count} messages of {topic}"), DEADLINE, || {
+        let (_, messages) = raw.receive(receive_request(topic, group, "broker-a"));
+        ids.extend(messages.into_iter().map(|message| message.system_properties.unwrap().message_id));
+        (ids.len() >= count).then_some(())
+    });
+    ids.sort();
+    ids
+}
+
+#[test]
+fn a_sync_master_answers_when_a_slave_has_it_and_refuses_without_one() {
+    let mut cluster =
+        Cluster::builder().namesrvs(1).brokers(1).slaves(1).set("brokerRole", "SYNC_MASTER").start();
+    wait_in_sync(&cluster, 1);
+    cluster.create_topic("orders");
+    let raw = Raw::connect(&cluster.brokers[0].endpoint());
+    for number in 0..50 {
+        assert_eq!(send(&raw, "orders", &format!("A{number:02}"), 1000), Code::Ok);
+    }
+    // The door of the slave leads to the master.
+    let door = Raw::connect(&cluster.slaves[0].endpoint());
+    assert_eq!(send(&door, "orders", "B", 10), Code::Ok);
+    assert_eq!(ids_of(&door, "orders", "g", 51).len(), 51);
+
+    cluster.slaves[0].kill();
+    let mut sent = 51;
+    until("sends are refused", DEADLINE, || {
+        let code = send(&raw, "orders", &format!("C{sent:03}"), 10);
+        // One that was on its way is not answered OK, and not lost either.
+        assert!(matches!(code, Code::Ok | Code::HaNotAvailable | Code::SlavePersistenceTimeout), "{code:?}");
+        sent += usize::from(code != Code::HaNotAvailable);
+        (code == Code::HaNotAvailable).then_some(())
+    });
+    // What does not ask for it goes on.
+    let topic =
+        TopicConfig { name: "local".into(), durability: Durability::Disk.into(), ..Default::default() };
+    assert_eq!(raw.make_topic(topic).code(), Code::Ok);
+
+    cluster.slaves[0].start();
+    wait_in_sync(&cluster, 1);
+    assert_eq!(send(&raw, "orders", "D", 10), Code::Ok);
+    assert_eq!(ids_of(&raw, "orders", "all", sent + 1).len(), sent + 1);
+    wait_in_sync(&cluster, 1);
+    let broker = listed(&cluster);
+    assert_eq!(
+        (&broker["role"], &broker["in_sync"], &broker["in_sync_needed"]),
+        (&"SYNC_MASTER".into(), &2.into(), &2.into())
+    );
+    cluster.slaves[0].stop();
+    cluster.brokers[0].stop();
+    assert_same_log(&cluster.path().join("broker-a-1"), &cluster.path().join("broker-a"));
+}
+
+#[test]
+fn a_slave_that_stands_still_does_not_stop_its_master_for_longer_than_it_may() {
+    let mut cluster = Cluster::builder()
+        .namesrvs(1)
+        .brokers(1)
+        .slaves(2)
+        .set("brokerRole", "SYNC_MASTER")
+        .set("allAckInSyncStateSet", "true")
+        .set("haMaxTimeSlaveNotCatchup", "1500")
+        .set("slaveTimeout", "500")
+        .start();
+    wait_in_sync(&cluster, 2);
+    cluster.create_topic("t");
+    let raw = Raw::connect(&cluster.brokers[0].endpoint());
+    assert_eq!(send(&raw, "t", "1", 10), Code::Ok);
+    cluster.slaves[0].pause();
+    assert_eq!(send(&raw, "t", "2", 10), Code::SlavePersistenceTimeout, "all that are in sync must have it");
+    let began = std::time::Instant::now();
+    until("sends are answered again", DEADLINE, || (send(&raw, "t", "3", 10) == Code::Ok).then_some(()));
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    // The same id, whatever became of it before, is one message.
+    assert_eq!(ids_of(&raw, "t", "g", 3), ["1", "2", "3"]);
+    cluster.slaves[0].resume();
+    wait_in_sync(&cluster, 2);
+}
+
+#[test]
+fn a_new_slave_begins_with_a_copy_and_takes_the_place_of_its_master() {
+    let mut cluster = Cluster::builder().namesrvs(1).brokers(1).start();
+    cluster.create_topic("t");
+    let raw = Raw::connect(&cluster.brokers[0].endpoint());
+    // More than a segment.
+    for number in 0..45 {
+        assert_eq!(send(&raw, "t", &format!("A{number:02}"), 2_000_000), Code::Ok);
+    }
+    let mut slave = cluster.slave(1, &[]);
+    slave.start();
+    wait_in_sync(&cluster, 1);
+    assert!(slave.log().contains("copies its master's store"), "{}", slave.log());
+    assert_eq!(send(&raw, "t", "B", 10), Code::Ok);
+    let (_, taken) = raw.receive(receive_request("t", "half", "broker-a"));
+    assert!(!taken.is_empty());
+    wait_in_sync(&cluster, 1);
+
+    // What the master writes now, nobody has.
+    slave.pause();
+    assert_eq!(send(&raw, "t", "lost", 10), Code::Ok);
+    cluster.brokers[0].kill();
+    slave.kill();
+    let settings = ["brokerRole=ASYNC_MASTER".to_owned()];
+    let mut promoted = cluster.broker_set_member("broker-a-1", &settings);
+    promoted.start();
+    let settings = ["brokerRole=SLAVE".to_owned(), "brokerId=7".to_owned()];
+    let mut deposed = cluster.broker_set_member("broker-a", &settings);
+    deposed.start();
+    cluster.brokers[0] = promoted;
+    cluster.wait_whole();
+    wait_in_sync(&cluster, 1);
+    assert!(deposed.log().contains("it is cut"), "{}", deposed.log());
+    assert!(cluster.path().join("broker-a/store/quarantine").is_dir());
+    let raw = Raw::connect(&cluster.brokers[0].endpoint());
+    assert_eq!(send(&raw, "t", "C", 10), Code::Ok);
+    let ids = ids_of(&raw, "t", "all", 47);
+    assert!(ids.contains(&"C".to_owned()) && !ids.contains(&"lost".to_owned()), "{ids:?}");
+    assert_eq!(listed(&cluster)["epoch"], 2);
+    wait_in_sync(&cluster, 1);
+    deposed.stop();
+    cluster.brokers[0].stop();
+    assert_same_log(&cluster.path().join("broker-a"), &cluster.path().join("broker-a-1"));
+}
+
+#[test]
+fn who_must_not_follow_is_told_why_and_nothing_is_touched() {
+    // Without a namesrv: a slave can be told where its master is.
+    let cluster = Cluster::builder().start();
+    let mut main = cluster.broker_set_member("main", &["clusterSecret=s3cret".to_owned()]);
+    main.start();
+    let master = format!("haMasterAddress={}", main.ready("internal"));
+    let mut good = cluster.slave(2, &["clusterSecret=s3cret", &master]);
+    good.start();
+    let follows = "follows its master";
+    until("it follows", DEADLINE, || good.log().contains(follows).then_some(()));
+    let refused = |own: &str, settings: &[&str], why: &str| {
+        let mut all = vec!["brokerRole=SLAVE".to_owned(), "clusterSecret=s3cret".to_owned(), master.clone()];
+        all.extend(settings.iter().map(|&setting| setting.to_owned()));
+        let mut slave = cluster.broker_set_member(own, &all);
+        slave.start();
+        until(&format!("it says {why:?}"), DEADLINE, || slave.log().contains(why).then_some(()));
+        assert!(!slave.log().contains(follows));
+        slave.stop();
+    };
+    refused("secret", &["brokerId=3", "clusterSecret=guess"], "clusterSecret");
+    refused("twice", &["brokerId=2"], "belongs to the slave at");
+    refused("cluster", &["brokerId=3", "brokerClusterName=other"], "brokerClusterName is");
+    refused("name", &["brokerId=3", "brokerName=broker-b"], "brokerName is");
+    // Another log: a broker that was a master of its own.
+    let mut own = cluster.broker_set_member("stranger", &[]);
+    own.start();
+    own.stop();
+    let before = segments(&cluster.path().join("stranger"))
+        .iter()
+        .map(|path| std::fs::read(path).unwrap())
+        .collect::<Vec<_>>();
+    refused("stranger", &["brokerId=3"], "another log");
+    let after = segments(&cluster.path().join("stranger"))
+        .iter()
+        .map(|path| std::fs::read(path).unwrap())
+        .collect::<Vec<_>>();
+    assert!(before == after, "its log was touched");
+}
