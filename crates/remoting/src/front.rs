@@ -95,9 +95,16 @@ impl Front {
         if let Some(local) = self.local.as_ref().filter(|local| relayed || local.broker_name == broker) {
             return Ok(Owner::Here(&*local.service));
         }
-        let identity = self.routes.read().broker(broker).cloned();
-        match identity {
-            Some(identity) if !relayed => Ok(Owner::There(identity)),
+        let routes = self.routes.read();
+        match routes.broker(broker) {
+            Some(identity) if !relayed => Ok(Owner::There(identity.clone())),
+            // Clients repeat a call that did not reach its broker, and give up one whose broker nobody knows.
+            None if self.routes.is_learning() || routes.is_expected_back(broker) => {
+                Err(Rejection::PeerUnavailable {
+                    broker: validate::shortened(broker),
+                    why: "it is not registered at the moment; send again later".to_owned(),
+                })
+            }
             _ => Err(Rejection::UnknownBroker { broker: validate::shortened(broker) }),
         }
     }
