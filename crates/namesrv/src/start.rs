@@ -139,9 +139,11 @@ fn open_probe(
     routes: SharedRoutes,
 ) -> Result<Option<Probe>, ProbeError> {
     let Some(address) = config.metrics_address() else { return Ok(None) };
-    let ready = ready.clone();
+    let (ready, learning) = (ready.clone(), routes.clone());
     let missing = move || {
-        if ready.load(Ordering::Relaxed) { vec![] } else { vec!["the namesrv is stopping".to_owned()] }
+        let is_stopping = (!ready.load(Ordering::Relaxed)).then_some("the namesrv is stopping");
+        let is_learning = learning.is_learning().then_some("the brokers have had no time to register yet");
+        is_stopping.into_iter().chain(is_learning).map(str::to_owned).collect()
     };
     let metrics = move || {
         let brokers = routes.read().brokers().count();

@@ -1,0 +1,57 @@
+//! A namesrv from its start: when it is ready, what it takes, what is left of a start that failed.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use karman_namesrv::{Namesrv, NamesrvConfig, start};
+use karman_remoting::server::TlsMode;
+use parking_lot::Mutex;
+
+/// The tests look at the threads of their process: one at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn config() -> NamesrvConfig {
+    NamesrvConfig {
+        grpc_listen_address: "127.0.0.1:0".into(),
+        metrics_listen_address: "127.0.0.1:0".into(),
+        tls_server_mode: TlsMode::Disabled,
+        ..NamesrvConfig::default()
+    }
+}
+
+fn until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn stop(namesrv: Namesrv) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(namesrv.shutdown());
+}
+
+fn readyz(probe: SocketAddr) -> String {
+    let mut stream = TcpStream::connect(probe).unwrap();
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: n\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn it_is_ready_when_the_brokers_had_time_to_register() {
+    let _alone = ALONE.lock();
+    let namesrv = start(&config()).unwrap();
+    let probe = namesrv.metrics_address().unwrap();
+    let first = readyz(probe);
+    assert!(first.starts_with("HTTP/1.1 503") && first.contains("register"), "{first}");
+    until("ready", || readyz(probe).starts_with("HTTP/1.1 200"));
+    stop(namesrv);
+}
