@@ -74,15 +74,14 @@ pub fn start(config: &NamesrvConfig) -> Result<Namesrv, StartError> {
     let silence_max = Duration::from_millis(config.broker_not_active_timeout_millis);
     let secret = config.cluster_secret.clone();
     let registrations = Registrations::new(routes.clone(), silence_max, secret.clone(), stopping.clone());
-    let sweep = start_sweep(config, registrations.clone(), clients.clone(), stopping.clone())?;
     let peers = Peers::new(ChannelPool::new(), secret.clone());
-    let front = Front::new(routes.clone(), clients, peers.clone(), None, stopping.clone());
+    let front = Front::new(routes.clone(), clients.clone(), peers.clone(), None, stopping.clone());
     let admin = AdminFront::new(routes.clone(), peers, secret.clone(), None);
     let public_admin = PublicAdmin::new(admin.clone(), front.clone(), secret);
     let public_admin =
         PublicAdminServer::new(public_admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
     let messaging = MessagingServiceServer::new(front).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
-    let registration = RegistrationServer::new(RegistrationService(registrations))
+    let registration = RegistrationServer::new(RegistrationService(registrations.clone()))
         .max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
     let services = Routes::new(messaging)
         .add_service(registration)
@@ -102,6 +101,8 @@ pub fn start(config: &NamesrvConfig) -> Result<Namesrv, StartError> {
     )?;
     let ready = Arc::new(AtomicBool::new(true));
     let probe = open_probe(config, &ready, routes)?;
+    // Last: what was started before ends by being dropped when something behind it fails, a thread does not.
+    let sweep = start_sweep(config, registrations, clients, stopping.clone())?;
     tracing::info!(address = %server.local_addr(), "namesrv started");
     Ok(Namesrv { server, probe, stopping, ready, sweep })
 }

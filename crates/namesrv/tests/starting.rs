@@ -3,10 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use karman_namesrv::{Namesrv, NamesrvConfig, start};
+use karman_namesrv::{Namesrv, NamesrvConfig, StartError, start};
 use karman_remoting::server::TlsMode;
 use parking_lot::Mutex;
 
@@ -54,4 +54,20 @@ fn it_is_ready_when_the_brokers_had_time_to_register() {
     assert!(first.starts_with("HTTP/1.1 503") && first.contains("register"), "{first}");
     until("ready", || readyz(probe).starts_with("HTTP/1.1 200"));
     stop(namesrv);
+}
+
+fn sweeps() -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+    names.filter(|name| name.trim() == "namesrv-sweep").count()
+}
+
+#[test]
+fn nothing_is_left_of_a_start_that_failed() {
+    let _alone = ALONE.lock();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let metrics_listen_address = taken.local_addr().unwrap().to_string();
+    let failed = start(&NamesrvConfig { metrics_listen_address, ..config() });
+    assert!(matches!(failed, Err(StartError::Probe(_))), "{failed:?}");
+    until("the sweep's thread is gone", || sweeps() == 0);
 }
