@@ -261,9 +261,10 @@ fn open_doors(
     );
     let public_admin = PublicAdmin::new(admin.clone(), front.clone(), config.cluster_secret.clone());
     let messaging = MessagingServiceServer::new(front).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
+    let admin = AdminServer::new(admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
     let public_admin =
         PublicAdminServer::new(public_admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
-    let routes = Routes::new(messaging).add_service(AdminServer::new(admin)).add_service(public_admin);
+    let routes = Routes::new(messaging).add_service(admin).add_service(public_admin);
     let routes = with_health_and_reflection(routes);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = if config.data_threads == 0 { cores } else { config.data_threads as usize };

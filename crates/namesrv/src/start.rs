@@ -78,15 +78,14 @@ pub fn start(config: &NamesrvConfig) -> Result<Namesrv, StartError> {
     let front = Front::new(routes.clone(), clients.clone(), peers.clone(), None, stopping.clone());
     let admin = AdminFront::new(routes.clone(), peers, secret.clone(), None);
     let public_admin = PublicAdmin::new(admin.clone(), front.clone(), secret);
+    let admin = AdminServer::new(admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
     let public_admin =
         PublicAdminServer::new(public_admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
     let messaging = MessagingServiceServer::new(front).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
     let registration = RegistrationServer::new(RegistrationService(registrations.clone()))
         .max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
-    let services = Routes::new(messaging)
-        .add_service(registration)
-        .add_service(AdminServer::new(admin))
-        .add_service(public_admin);
+    let services =
+        Routes::new(messaging).add_service(registration).add_service(admin).add_service(public_admin);
     let server = Server::start(
         ServerOptions {
             name: "namesrv",

@@ -7,6 +7,10 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use karman_namesrv::{Namesrv, NamesrvConfig, StartError, start};
+use karman_remoting::channel::ChannelPool;
+use karman_remoting::proto::karman::TopicConfig;
+use karman_remoting::proto::karman::admin_client::AdminClient;
+use karman_remoting::proto::karman::{CreateTopicRequest, CreateTopicResponse};
 use karman_remoting::server::TlsMode;
 use parking_lot::Mutex;
 
@@ -70,4 +74,25 @@ fn nothing_is_left_of_a_start_that_failed() {
     let failed = start(&NamesrvConfig { metrics_listen_address, ..config() });
     assert!(matches!(failed, Err(StartError::Probe(_))), "{failed:?}");
     until("the sweep's thread is gone", || sweeps() == 0);
+}
+
+/// What the operators' service says to a request that is as large as a message may be.
+async fn create_topic(address: SocketAddr, name: String) -> CreateTopicResponse {
+    let channel = ChannelPool::new().get(&address.to_string()).unwrap();
+    let topic = TopicConfig { name, ..TopicConfig::default() };
+    let request = CreateTopicRequest { topic: Some(topic), if_not_exists: false };
+    let answer = tokio::time::timeout(SOON, AdminClient::new(channel).create_topic(request)).await.unwrap();
+    answer.unwrap().into_inner()
+}
+
+#[test]
+fn a_request_of_an_operator_may_be_as_large_as_a_client_s() {
+    let _alone = ALONE.lock();
+    let namesrv = start(&config()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let answer = runtime.block_on(create_topic(namesrv.address(), "t".repeat(5 << 20)));
+    assert!(answer.status.unwrap().message.contains("no broker"));
+    // With its connection, which the namesrv would give time to end.
+    drop(runtime);
+    stop(namesrv);
 }
