@@ -106,17 +106,11 @@ impl Node {
     }
 
     pub(crate) fn failure(&self, status: &Status) -> ClientError {
-        let endpoint = self.endpoint.clone();
-        match status.code() {
-            tonic::Code::Unavailable => {
-                ClientError::Unreachable { endpoint, why: status.message().to_owned() }
-            }
-            tonic::Code::PermissionDenied => {
-                let message = format!("{}; give --cluster-secret", status.message());
-                ClientError::Refused { endpoint, code: Code::Forbidden, message }
-            }
-            code => ClientError::Protocol { endpoint, why: format!("gRPC {code:?}: {}", status.message()) },
+        if status.code() == tonic::Code::PermissionDenied {
+            let message = format!("{}; give --cluster-secret", status.message());
+            return ClientError::Refused { endpoint: self.endpoint.clone(), code: Code::Forbidden, message };
         }
+        ClientError::transport(&self.endpoint, TIMEOUT, status)
     }
 
     pub(crate) fn check(&self, status: Option<&v2::Status>, brokers: &[BrokerResult]) -> anyhow::Result<()> {
@@ -247,6 +241,15 @@ mod tests {
         assert!(error.to_string().contains("b: no such topic"), "{error}");
         assert!(node.check(Some(&status(Code::Ok, "")), &rows).is_ok());
         assert!(node.check(None, &[]).is_err());
+    }
+
+    #[test]
+    fn a_deadline_that_passed_is_told_as_one() {
+        let node = Node::new("n:1".into(), String::new());
+        let expired = Status::from_error(Box::new(tonic::TimeoutExpired(())));
+        assert!(matches!(node.failure(&expired), ClientError::Timeout { .. }));
+        let secret = node.failure(&Status::permission_denied("a secret"));
+        assert!(secret.to_string().contains("--cluster-secret"), "{secret}");
     }
 
     #[test]
