@@ -71,9 +71,11 @@ impl Handler {
         H: Future<Output = Result<(), E>> + Send + 'static,
         E: fmt::Display,
     {
+        let handle = Arc::new(handle);
         Self(Arc::new(move |message| {
-            let handling = handle(message);
-            Box::pin(async move { handling.await.map_err(|error| error.to_string()) })
+            let handle = handle.clone();
+            // Called inside: it may panic before it has made its future.
+            Box::pin(async move { handle(message).await.map_err(|error| error.to_string()) })
         }))
     }
 }

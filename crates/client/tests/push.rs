@@ -54,6 +54,21 @@ async fn a_message_is_done_when_its_handler_says_so_and_comes_again_when_it_fail
     assert_ne!(asked[0].attempt_id, asked[1].attempt_id);
 }
 
+#[tokio::test]
+async fn a_handler_that_panics_before_it_has_anything_to_await_has_failed_like_any_other() {
+    let cluster = Cluster::start(1);
+    let client = cluster.client().await;
+    cluster.node(0).deliveries.lock().extend([delivery("bad"), delivery("good")]);
+    let handle = |message: MessageView| {
+        assert_ne!(message.message_id(), "bad", "as the test wants");
+        async { Ok::<(), String>(()) }
+    };
+    let _consumer = client.push_consumer("shipping", orders(), &PushOptions::default(), handle).unwrap();
+    until("it is told to come again", || !cluster.node(0).changed.lock().is_empty()).await;
+    assert_eq!(*cluster.node(0).changed.lock(), [("bad".to_owned(), 100)]);
+    until("the other is done", || *cluster.node(0).acknowledged.lock() == ["good"]).await;
+}
+
 /// Counts who is in it, and lets nobody out without a permit.
 struct Gate {
     inside: Mutex<Vec<String>>,
