@@ -44,8 +44,10 @@ pub(crate) struct Ask {
     /// `None`: the broker keeps what it gives invisible as long as this client lives.
     pub(crate) invisible: Option<Duration>,
     pub(crate) wait: Duration,
-    /// The same in a repeated ask: what the first one was given comes again.
+    /// The same in a repeated ask: what the first one was given comes again, in an orderly group.
     pub(crate) attempt_id: Option<String>,
+    /// An answer that breaks off is an error: the ask is repeated. Else what has arrived of it is delivered.
+    pub(crate) whole: bool,
 }
 
 impl Consuming {
@@ -95,6 +97,7 @@ impl Consuming {
         let result =
             ended.await.unwrap_or_else(|_| Err(ClientError::Timeout { endpoint: endpoint.clone(), timeout }));
         match result {
+            Err(error) if ask.whole && error.is_uncertain() => Err(error),
             // What has arrived is delivered, whatever became of the rest.
             _ if !messages.is_empty() => Ok(messages),
             Err(error) if error.code() == Some(v2::Code::MessageNotFound) => Ok(messages),

@@ -199,6 +199,7 @@ impl Pump {
                     invisible: None,
                     wait: AWAIT_DURATION,
                     attempt_id: Some(attempt_id.clone()),
+                    whole: policy.fifo,
                 };
                 (policy, self.consuming.receive(&target, ask).await)
             });

@@ -69,6 +69,22 @@ async fn a_handler_that_panics_before_it_has_anything_to_await_has_failed_like_a
     until("the other is done", || *cluster.node(0).acknowledged.lock() == ["good"]).await;
 }
 
+#[tokio::test]
+async fn an_ordered_batch_that_breaks_off_is_asked_for_once_more_by_the_same_attempt() {
+    let cluster = Cluster::start(1);
+    let node = cluster.node(0);
+    node.fifo.store(true, Ordering::Relaxed);
+    node.torn.store(true, Ordering::Relaxed);
+    node.deliveries.lock().extend([delivery_of("a1", Some("a"), 1), delivery_of("b1", Some("b"), 1)]);
+    let client = cluster.client().await;
+    let handle = |_| async { Ok::<(), String>(()) };
+    let _consumer = client.push_consumer("shipping", orders(), &PushOptions::default(), handle).unwrap();
+    until("all done", || node.acknowledged.lock().len() >= 2).await;
+    assert_eq!(sorted(&node.acknowledged), ["a1", "b1"]);
+    let asked = node.asked.lock();
+    assert_eq!(asked[0].attempt_id, asked[1].attempt_id);
+}
+
 /// Counts who is in it, and lets nobody out without a permit.
 struct Gate {
     inside: Mutex<Vec<String>>,
