@@ -158,10 +158,15 @@ impl Routes {
     /// The route as it is known; asks for it when the topic is new.
     pub(crate) async fn get(&self, topic: &str) -> Result<Arc<Route>, ClientError> {
         let entry = self.entry(topic);
-        let route = entry
+        let first = entry
             .route
-            .get_or_try_init(|| async { self.query(topic).await.map(|route| Mutex::new(Arc::new(route))) })
-            .await?;
+            .get_or_try_init(|| async { self.query(topic).await.map(|route| Mutex::new(Arc::new(route))) });
+        // When it is not answered the next in line asks: for no longer than is left of its own time.
+        let timeout = self.transport.request_timeout;
+        let route = tokio::time::timeout(timeout, first).await.map_err(|_| ClientError::Timeout {
+            endpoint: self.transport.access_point.to_string(),
+            timeout,
+        })??;
         Ok(route.lock().clone())
     }
 
