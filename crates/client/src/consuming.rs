@@ -209,15 +209,6 @@ impl Consuming {
         let call = service.forward_message_to_dead_letter_queue(transport.request(request, timeout));
         ClientError::of_status(endpoint, answer(endpoint, timeout, call).await?.status)
     }
-
-    /// What a failure says about the route.
-    pub(crate) fn learn(&self, topic: &str, error: &ClientError) {
-        if error.code() == Some(v2::Code::TopicNotFound) {
-            self.session.routes.forget(topic);
-        } else if error.is_retryable() {
-            self.session.routes.suspect();
-        }
-    }
 }
 
 /// Reads a stream to its end; what arrived before an error is in `messages`.

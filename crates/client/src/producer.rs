@@ -162,7 +162,7 @@ impl Inner {
                 Ok(results) => return Ok(results),
                 Err(error) => error,
             };
-            self.learn(&batch.topic, &error);
+            self.session.learn(&batch.topic, &error);
             if attempt == MAX_ATTEMPTS || !error.is_retryable() {
                 return Err(error);
             }
@@ -255,14 +255,5 @@ impl Inner {
             Ok(Stored { receipt, transaction_id: entry.transaction_id, endpoint: endpoint.clone() })
         };
         Ok(response.entries.into_iter().zip(&batch.ids).map(stored).collect())
-    }
-
-    /// What a failure says about the route.
-    fn learn(&self, topic: &str, error: &ClientError) {
-        if error.code() == Some(v2::Code::TopicNotFound) {
-            self.session.routes.forget(topic);
-        } else if error.is_retryable() {
-            self.session.routes.suspect();
-        }
     }
 }

@@ -212,7 +212,7 @@ impl Pump {
                 }
                 Some((_, Err(error))) => {
                     tracing::debug!(topic = target.topic, %error, "receive failed");
-                    self.consuming.learn(&target.topic, &error);
+                    self.consuming.session.learn(&target.topic, &error);
                     // What was refused was not given; else what was given may have been lost on its way.
                     if !error.is_uncertain() {
                         attempt_id = self::attempt_id();

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use karman_remoting::front::home_weight;
@@ -141,6 +142,8 @@ struct Topic {
     /// The first answer is awaited once, however many calls want it.
     route: OnceCell<Mutex<Arc<Route>>>,
     last_used: Mutex<Instant>,
+    /// The last that was heard of it is that it is not there.
+    denied: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -180,9 +183,17 @@ impl Routes {
         self.suspected.notify_one();
     }
 
-    /// A broker does not know the topic that its route promised.
-    pub(crate) fn forget(&self, topic: &str) {
-        self.topics.lock().remove(topic);
+    /// A server says that there is no such topic. One that has just started may not know it yet: the route is forgotten
+    /// when the next that is heard of it is the same.
+    pub(crate) fn denied(&self, topic: &str) {
+        let mut topics = self.topics.lock();
+        let is_doubted = |entry: &Arc<Topic>| !entry.denied.swap(true, Ordering::Relaxed);
+        if topics.get(topic).is_some_and(is_doubted) {
+            drop(topics);
+            self.suspect();
+        } else {
+            topics.remove(topic);
+        }
     }
 
     fn entry(&self, topic: &str) -> Arc<Topic> {
@@ -199,7 +210,8 @@ impl Routes {
                 topics.remove(&name);
             }
         }
-        let entry = Arc::new(Topic { route: OnceCell::new(), last_used: Mutex::new(now) });
+        let (route, last_used) = (OnceCell::new(), Mutex::new(now));
+        let entry = Arc::new(Topic { route, last_used, denied: AtomicBool::new(false) });
         topics.insert(topic.to_owned(), entry.clone());
         entry
     }
@@ -238,26 +250,39 @@ impl Routes {
     }
 
     async fn refresh(&self) {
-        let now = Instant::now();
-        let topics: Vec<(String, Arc<Topic>)> = {
-            let mut topics = self.topics.lock();
-            topics.retain(|_, entry| now.duration_since(*entry.last_used.lock()) < IDLE_MAX);
-            topics.iter().map(|(name, entry)| (name.clone(), entry.clone())).collect()
-        };
+        self.forget_idle(Instant::now());
+        let topics: Vec<(String, Arc<Topic>)> =
+            self.topics.lock().iter().map(|(name, entry)| (name.clone(), entry.clone())).collect();
         for (name, entry) in topics {
-            let Some(route) = entry.route.get() else { continue };
-            match self.query(&name).await {
-                Ok(fresh) => *route.lock() = Arc::new(fresh),
-                Err(error) if error.code() == Some(v2::Code::TopicNotFound) => self.forget(&name),
-                // What was known stays in use: brokers live on when the access point does not.
-                Err(error) => tracing::debug!(topic = name, %error, "the route could not be refreshed"),
+            if entry.route.initialized() {
+                self.refreshed(&name, &entry, self.query(&name).await);
             }
+        }
+    }
+
+    fn forget_idle(&self, now: Instant) {
+        self.topics.lock().retain(|_, entry| now.duration_since(*entry.last_used.lock()) < IDLE_MAX);
+    }
+
+    fn refreshed(&self, name: &str, entry: &Topic, answer: Result<Route, ClientError>) {
+        match answer {
+            Ok(fresh) => {
+                entry.denied.store(false, Ordering::Relaxed);
+                if let Some(route) = entry.route.get() {
+                    *route.lock() = Arc::new(fresh);
+                }
+            }
+            Err(error) if error.code() == Some(v2::Code::TopicNotFound) => self.denied(name),
+            // What was known stays in use: brokers live on when the access point does not.
+            Err(error) => tracing::debug!(topic = name, %error, "the route could not be refreshed"),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use karman_remoting::channel::ChannelPool;
+
     use super::*;
 
     fn queue(broker: &str, id: i32, permission: v2::Permission) -> v2::MessageQueue {
@@ -284,6 +309,37 @@ mod tests {
 
     fn names(brokers: &[Arc<BrokerRoute>]) -> Vec<&str> {
         brokers.iter().map(|broker| broker.name.as_str()).collect()
+    }
+
+    impl Routes {
+        /// As if `topic` had been asked for.
+        fn learned(&self, topic: &str) -> Arc<Topic> {
+            let entry = self.entry(topic);
+            entry.route.set(Mutex::new(Arc::new(two_brokers()))).unwrap();
+            entry
+        }
+    }
+
+    fn routes() -> Routes {
+        Routes::new(Transport::new(ChannelPool::new(), "n:1".into(), Duration::ZERO))
+    }
+
+    #[test]
+    fn a_route_is_forgotten_when_its_topic_is_denied_twice_in_a_row() {
+        let routes = routes();
+        let entry = routes.learned("orders");
+        let denied = || {
+            let status = v2::Status { code: v2::Code::TopicNotFound.into(), message: String::new() };
+            Err(ClientError::of_status("n:1", Some(status)).unwrap_err())
+        };
+        for _ in 0..2 {
+            routes.denied("orders");
+            assert!(routes.known("orders").is_some(), "by a broker that has just started, perhaps");
+            routes.refreshed("orders", &entry, Ok(two_brokers()));
+        }
+        routes.denied("orders");
+        routes.refreshed("orders", &entry, denied());
+        assert!(routes.known("orders").is_none());
     }
 
     #[test]

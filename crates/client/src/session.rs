@@ -132,6 +132,15 @@ impl Session {
         known.clone().expect("that was waited for")
     }
 
+    /// What a failure says about the route of `topic`.
+    pub(crate) fn learn(&self, topic: &str, error: &ClientError) {
+        if error.code() == Some(v2::Code::TopicNotFound) {
+            self.routes.denied(topic);
+        } else if error.is_retryable() {
+            self.routes.suspect();
+        }
+    }
+
     /// From now on the brokers of `topic` hear of this client.
     pub(crate) fn declare(&self, topic: &str) {
         if !self.topics.borrow().contains(topic) {

@@ -61,7 +61,7 @@ impl SimpleConsumer {
                 Ok(messages) if messages.is_empty() => {}
                 Ok(messages) => return Ok(messages),
                 Err(error) => {
-                    consuming.learn(&target.topic, &error);
+                    consuming.session.learn(&target.topic, &error);
                     failure = Some(error);
                 }
             }
