@@ -178,6 +178,14 @@ impl Routes {
         Some(self.topics.lock().get(topic)?.route.get()?.lock().clone())
     }
 
+    /// The route if it is known; the topic is in use, though perhaps nobody asks for its route.
+    pub(crate) fn in_use(&self, topic: &str) -> Option<Arc<Route>> {
+        let topics = self.topics.lock();
+        let entry = topics.get(topic)?;
+        *entry.last_used.lock() = Instant::now();
+        Some(entry.route.get()?.lock().clone())
+    }
+
     /// A broker of some route failed: all routes are asked for anew, soon. The caller goes on with what it has.
     pub(crate) fn suspect(&self) {
         self.suspected.notify_one();
@@ -284,6 +292,7 @@ mod tests {
     use karman_remoting::channel::ChannelPool;
 
     use super::*;
+    use crate::session::{Role, Session};
 
     fn queue(broker: &str, id: i32, permission: v2::Permission) -> v2::MessageQueue {
         let address = v2::Address { host: broker.to_owned(), port: 8081 };
@@ -322,6 +331,20 @@ mod tests {
 
     fn routes() -> Routes {
         Routes::new(Transport::new(ChannelPool::new(), "n:1".into(), Duration::ZERO))
+    }
+
+    #[test]
+    fn a_topic_that_a_consumer_reads_is_not_idle_however_it_reads() {
+        let routes = Arc::new(routes());
+        let learned = *routes.learned("orders").last_used.lock();
+        let (client_type, group) = (v2::ClientType::PullConsumer, "shipping".to_owned());
+        let role = Role::Consumer { client_type, group, subscriptions: Arc::default() };
+        let session = Session::new(routes.transport.renamed(), routes.clone(), role);
+        session.declare("orders");
+        while Instant::now() == learned {}
+        assert_eq!(session.endpoints().len(), 2);
+        routes.forget_idle(learned + IDLE_MAX);
+        assert_eq!(session.endpoints().len(), 2, "its brokers would take it for gone");
     }
 
     #[test]

@@ -197,9 +197,15 @@ impl Session {
         }
     }
 
-    fn endpoints(&self) -> BTreeSet<String> {
+    /// Where the links of this session lead.
+    pub(crate) fn endpoints(&self) -> BTreeSet<String> {
         let topics = self.topics.borrow();
-        let routes = topics.iter().filter_map(|topic| self.routes.known(topic));
+        // A pull consumer asks for a route once. A producer may have done with a topic, a consumer has not.
+        let route = |topic: &String| match self.role {
+            Role::Consumer { .. } => self.routes.in_use(topic),
+            Role::Producer { .. } => self.routes.known(topic),
+        };
+        let routes = topics.iter().filter_map(route);
         routes.flat_map(|route| route.endpoints().map(str::to_owned).collect::<Vec<_>>()).collect()
     }
 
