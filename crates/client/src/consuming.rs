@@ -12,7 +12,6 @@ use tonic::Streaming;
 use crate::client::Shared;
 use crate::error::ClientError;
 use crate::message::{FilterExpression, duration};
-use crate::retry::{MAX_ATTEMPTS, backoff};
 use crate::route::{BrokerRoute, resource};
 use crate::session::{Session, Subscriptions};
 use crate::transport::answer;
@@ -118,24 +117,12 @@ impl Consuming {
             topic: Some(resource(topic)),
             entries,
         };
-        let mut endpoint = endpoint;
-        let mut attempt = 1;
-        let error = loop {
-            let error = match self.ack_once(endpoint, request.clone()).await {
-                Ok(results) => return results,
-                Err(error) => error,
-            };
-            if attempt == MAX_ATTEMPTS || !error.is_retryable() {
-                break error;
-            }
-            // Any node passes it on to the broker: perhaps one that can reach it.
-            if error.is_of_connection() {
-                endpoint = &self.session.transport.access_point;
-            }
-            tokio::time::sleep(backoff(attempt)).await;
-            attempt += 1;
+        let ack = |endpoint: Arc<str>| {
+            let request = request.clone();
+            async move { self.ack_once(&endpoint, request).await }
         };
-        vec![Err(error); count]
+        let acknowledged = self.session.transport.repeated(endpoint, ack).await;
+        acknowledged.unwrap_or_else(|error| vec![Err(error); count])
     }
 
     async fn ack_once(

@@ -13,6 +13,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 use crate::error::ClientError;
+use crate::retry::{MAX_ATTEMPTS, backoff};
 
 /// One client id: the servers keep one set of settings for each, so a producer and a consumer never share one.
 #[derive(Clone, Debug)]
@@ -55,6 +56,32 @@ impl Transport {
         let mut request = self.open_request(message);
         request.set_timeout(timeout);
         request
+    }
+
+    /// Calls `endpoint`, up to three times in all while another attempt may help. Any node passes a call on: the access
+    /// point is called instead of a node that cannot be reached.
+    pub(crate) async fn repeated<T, C>(
+        &self,
+        endpoint: &str,
+        call: impl Fn(Arc<str>) -> C,
+    ) -> Result<T, ClientError>
+    where
+        C: Future<Output = Result<T, ClientError>>,
+    {
+        let mut endpoint: Arc<str> = endpoint.into();
+        let mut attempt = 1;
+        loop {
+            match call(endpoint.clone()).await {
+                Err(error) if error.is_retryable() && attempt < MAX_ATTEMPTS => {
+                    if error.is_of_connection() {
+                        endpoint = self.access_point.clone();
+                    }
+                }
+                result => return result,
+            }
+            tokio::time::sleep(backoff(attempt)).await;
+            attempt += 1;
+        }
     }
 
     /// The access point, as the contract writes endpoints.
