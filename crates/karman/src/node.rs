@@ -95,14 +95,23 @@ impl Node {
         &self,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> anyhow::Result<T> {
+        let (response, result) = self.answer_in_part(call).await?;
+        result.map(|()| response)
+    }
+
+    /// Waits for an answer that may tell of what was done beside what was refused.
+    pub(crate) async fn answer_in_part<T: Answer>(
+        &self,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> anyhow::Result<(T, anyhow::Result<()>)> {
         let endpoint = || self.endpoint.clone();
         let response = tokio::time::timeout(TIMEOUT, call)
             .await
             .map_err(|_| ClientError::Timeout { endpoint: endpoint(), timeout: TIMEOUT })?
             .map_err(|status| self.failure(&status))?
             .into_inner();
-        self.check(response.status(), response.brokers())?;
-        Ok(response)
+        let result = self.check(response.status(), response.brokers());
+        Ok((response, result))
     }
 
     pub(crate) fn failure(&self, status: &Status) -> ClientError {

@@ -141,14 +141,19 @@ pub(super) fn moved(answers: Vec<Answered<v1::ResetOffsetResponse>>) -> v1::Rese
     for (broker, answer) in answers {
         match answer {
             Ok(part) => whole.moves.extend(part.moves),
-            Err(status) => whole.status = Some(named(&broker, status)),
+            Err(status) => failed(&mut whole.status, &broker, &status),
         }
     }
     whole
 }
 
-fn named(broker: &BrokerIdentity, status: Status) -> Status {
-    Status { message: format!("broker {:?}: {}", broker.broker_name, status.message), ..status }
+/// Says which broker failed, and why: beside those that failed before it, under the code of the first.
+fn failed(whole: &mut Option<Status>, broker: &BrokerIdentity, status: &Status) {
+    let message = format!("broker {:?}: {}", broker.broker_name, status.message);
+    match whole {
+        Some(before) if before.code() != Code::Ok => before.message += &format!("; {message}"),
+        _ => *whole = Some(Status { code: status.code, message }),
+    }
 }
 
 /// What a client said to the first broker that could ask it; else why none could, in the words that say most.
@@ -179,7 +184,7 @@ pub(super) fn redriven(
                 whole.more |= part.more;
                 whole.skipped.extend(part.skipped);
             }
-            Err(status) => whole.status = Some(named(&broker, status)),
+            Err(status) => failed(&mut whole.status, &broker, &status),
         }
     }
     whole.skipped.truncate(SKIPPED_MAX);
@@ -273,9 +278,21 @@ mod tests {
     #[test]
     fn a_broker_that_failed_does_not_hide_what_the_others_sent_back() {
         let sent = v1::RedriveDeadLettersResponse { count: 3, status: Some(ok()), ..Default::default() };
-        let failed = Rejection::StoreFull("no room".into());
-        let whole = redriven(vec![answered("a", Ok(sent)), answered("b", Err(failed))]);
-        assert_eq!(whole.count, 3);
-        assert!(whole.status.unwrap().message.contains("\"b\""));
+        let moved_one =
+            v1::ResetOffsetResponse { moves: vec![v1::OffsetMove::default()], ..Default::default() };
+        let full = || Rejection::StoreFull("no room".into());
+        let whole =
+            redriven(vec![answered("a", Ok(sent)), answered("b", Err(full())), answered("c", Err(full()))]);
+        let moves =
+            moved(vec![answered("b", Err(full())), answered("c", Err(full())), answered("a", Ok(moved_one))]);
+        assert_eq!((whole.count, moves.moves.len()), (3, 1));
+        for status in [whole.status.unwrap(), moves.status.unwrap()] {
+            assert_eq!(status.code(), Code::InternalServerError);
+            assert!(
+                ["\"b\"", "\"c\""].iter().all(|name| status.message.contains(name)),
+                "{}",
+                status.message
+            );
+        }
     }
 }
