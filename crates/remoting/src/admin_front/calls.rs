@@ -39,7 +39,13 @@ impl Admin for AdminFront {
         &self,
         request: Request<v1::UpdateTopicRequest>,
     ) -> Result<Response<v1::UpdateTopicResponse>, Status> {
-        let answers: Vec<Answered<v1::UpdateTopicResponse>> = door!(self, update_topic, request);
+        let (metadata, message) = enter!(self, update_topic, request);
+        let brokers = match self.brokers_asked(&message.broker_name) {
+            Ok(brokers) => brokers,
+            Err(rejection) => return Ok(Response::new(rejection.into())),
+        };
+        let answers: Vec<Answered<v1::UpdateTopicResponse>> =
+            on_brokers!(self, brokers, update_topic, &metadata, message);
         let (status, brokers) = merge::results(merge::without(answers, Code::TopicNotFound));
         Ok(Response::new(v1::UpdateTopicResponse { status: Some(status), brokers }))
     }
