@@ -191,7 +191,7 @@ fn dead_letters_of_all_brokers_go_back_once_and_as_they_were() {
 }
 
 #[test]
-fn a_topic_keeps_what_is_not_named_as_each_broker_has_it() {
+fn a_topic_keeps_what_is_not_named_as_each_broker_has_it_and_goes_when_that_is_confirmed() {
     let cluster = two_brokers();
     cluster.create_topic("orders");
     let namesrv = cluster.namesrvs[0].endpoint();
@@ -207,6 +207,16 @@ fn a_topic_keeps_what_is_not_named_as_each_broker_has_it() {
     };
     let settings: Vec<_> = raw.topics().into_iter().map(settings).collect();
     assert_eq!(settings, [(BROKERS[0].to_owned(), 3600, 0), (BROKERS[1].to_owned(), 3600, 5)]);
+
+    send(&raw, "orders", &["a-1", "a-2"]);
+    let plan = done(&namesrv, &["topic", "delete", "orders", "--dry-run"]);
+    assert_eq!((&plan["done"], sum(&plan["brokers"], "messages")), (&json!(false), 2));
+    let unconfirmed = run(&namesrv, &["topic", "delete", "orders"]);
+    assert_eq!(unconfirmed.status.code(), Some(2), "{}", stderr(&unconfirmed));
+    done(&namesrv, &["topic", "show", "orders"]);
+    done(&namesrv, &["topic", "delete", "orders", "--yes"]);
+    let gone = run(&namesrv, &["topic", "delete", "orders", "--dry-run"]);
+    assert_eq!(gone.status.code(), Some(3), "{}", stderr(&gone));
 }
 
 #[test]

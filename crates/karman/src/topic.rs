@@ -9,6 +9,7 @@ use karman_remoting::proto::v2;
 use serde::Serialize;
 
 use crate::cli::NotFound;
+use crate::confirm::confirm;
 use crate::node::{Node, code_of, print_changed};
 use crate::output::{self, Format, grouped, number, text};
 use crate::time;
@@ -54,12 +55,20 @@ Example:
         at: Option<u64>,
     },
     /// Delete a topic and all its messages on all brokers
-    #[command(after_help = "Example:\n  karman topic delete orders --yes")]
+    #[command(after_help = "\
+Nothing brings the messages back. Without --yes it is asked first; a script gives --yes or --dry-run.
+
+Example:
+  karman topic delete orders --dry-run
+  karman topic delete orders --yes")]
     Delete {
         /// The topic
         name: String,
-        /// Confirms that the messages may go; nothing brings them back
-        #[arg(long, required = true)]
+        /// Only show what would go
+        #[arg(long, conflicts_with = "yes")]
+        dry_run: bool,
+        /// Do it without asking
+        #[arg(long)]
         yes: bool,
     },
 }
@@ -199,10 +208,13 @@ pub(crate) async fn run(command: TopicCommand, node: &Node, format: Format) -> a
         TopicCommand::Update { name, settings } => update(name, &settings, node, format).await,
         TopicCommand::List => list(node, format).await,
         TopicCommand::Show { name, at } => show(name, at, node, format).await,
-        TopicCommand::Delete { name, yes: _ } => {
-            let request = node.request(v1::DeleteTopicRequest { name: name.clone() });
-            let response = node.answer(node.admin()?.delete_topic(request)).await?;
-            print_changed(&name, &response.brokers, format)
+        TopicCommand::Delete { name, dry_run, yes } => {
+            if (yes || may_go(&name, dry_run, node, format).await?) && !dry_run {
+                let request = node.request(v1::DeleteTopicRequest { name: name.clone() });
+                let response = node.answer(node.admin()?.delete_topic(request)).await?;
+                print_changed(&name, &response.brokers, format)?;
+            }
+            Ok(())
         }
     }
 }
@@ -216,6 +228,46 @@ async fn on_each_broker(name: &str, node: &Node) -> anyhow::Result<Vec<v1::Topic
         return Err(NotFound(format!("no broker has topic {name:?}")).into());
     }
     Ok(rows)
+}
+
+#[derive(Serialize)]
+struct DoomedJson {
+    topic: String,
+    /// False: it is only what would go.
+    done: bool,
+    brokers: Vec<DoomedBrokerJson>,
+}
+
+#[derive(Serialize)]
+struct DoomedBrokerJson {
+    broker: String,
+    messages: u64,
+}
+
+/// Shows what a deletion would take or asks whether it may.
+async fn may_go(name: &str, dry_run: bool, node: &Node, format: Format) -> anyhow::Result<bool> {
+    let rows = on_each_broker(name, node).await?;
+    let messages: u64 = rows.iter().map(|row| row.message_count).sum();
+    if !dry_run {
+        let (messages, brokers) = (grouped(messages), rows.len());
+        return confirm(
+            &format!("Delete topic {name} with {messages} messages on {brokers} brokers?"),
+            false,
+        );
+    }
+    let rows =
+        rows.into_iter().map(|row| DoomedBrokerJson { broker: row.broker_name, messages: row.message_count });
+    match format {
+        Format::Json => {
+            output::json(&DoomedJson { topic: name.to_owned(), done: false, brokers: rows.collect() })?;
+        }
+        Format::Table => {
+            let cells = |row: DoomedBrokerJson| vec![row.broker, grouped(row.messages)];
+            output::table(&[text("BROKER"), number("MESSAGES")], rows.map(cells).collect())?;
+            output::line("nothing was deleted yet")?;
+        }
+    }
+    Ok(false)
 }
 
 async fn create(args: CreateArgs, node: &Node, format: Format) -> anyhow::Result<()> {
