@@ -7,10 +7,11 @@ use karman_client::{Client, ClientError, ClientOptions, ClientTls, Code};
 use karman_remoting::channel::ChannelPool;
 use karman_remoting::metadata;
 use karman_remoting::proto::karman::admin_client::AdminClient;
-use karman_remoting::proto::karman::{self as v1, BrokerResult};
+use karman_remoting::proto::karman::BrokerResult;
 use karman_remoting::proto::v2;
 use karman_remoting::proto::v2::messaging_service_client::MessagingServiceClient;
 use karman_remoting::server::MAX_DECODING_SIZE_BYTES;
+use karman_remoting::status::Answer;
 use serde::Serialize;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::transport::Channel;
@@ -166,42 +167,6 @@ pub(crate) fn code_of(status: Option<&v2::Status>) -> Code {
 
 pub(crate) fn message_of(status: Option<&v2::Status>) -> &str {
     status.map_or("no status", |status| &status.message)
-}
-
-/// An answer of a node: how it went, on the whole and on each broker.
-pub(crate) trait Answer {
-    fn status(&self) -> Option<&v2::Status>;
-    fn brokers(&self) -> &[BrokerResult] {
-        &[]
-    }
-}
-
-macro_rules! answers {
-    ($($response:path),* ; $($with_brokers:path),*) => {
-        $(impl Answer for $response {
-            fn status(&self) -> Option<&v2::Status> {
-                self.status.as_ref()
-            }
-        })*
-        $(impl Answer for $with_brokers {
-            fn status(&self) -> Option<&v2::Status> {
-                self.status.as_ref()
-            }
-
-            fn brokers(&self) -> &[BrokerResult] {
-                &self.brokers
-            }
-        })*
-    };
-}
-
-answers! {
-    v1::ListTopicsResponse, v1::DescribeTopicResponse, v1::ListGroupsResponse, v1::DescribeClusterResponse,
-    v1::QueryMessagesResponse, v1::DescribeGroupResponse, v1::ResetOffsetResponse, v1::RedriveDeadLettersResponse,
-    v1::ExplainMessageResponse, v1::ListClientsResponse,
-    v2::QueryRouteResponse;
-    v1::CreateTopicResponse, v1::DeleteTopicResponse, v1::UpdateTopicResponse, v1::CreateGroupResponse,
-    v1::UpdateGroupResponse
 }
 
 #[derive(Serialize)]

@@ -25,7 +25,6 @@ use crate::route_table::SharedRoutes;
 use crate::status::Rejection;
 use crate::validate;
 
-pub(crate) use merge::Judged;
 use merge::no_broker;
 
 /// How long one broker may take before its row says so.

@@ -4,14 +4,14 @@ use futures_util::future::join_all;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
-use super::merge::{self, Answered, Judged as _, collected, respond};
+use super::merge::{self, Answered, collected, respond};
 use super::{AdminFront, BROKER_TIMEOUT};
 use crate::metadata;
 use crate::proto::karman::admin_server::Admin;
 use crate::proto::karman::{self as v1, BrokerIdentity};
 use crate::proto::v2::{self, Code};
 use crate::relay::failure;
-use crate::status::ok;
+use crate::status::{Answer as _, ok};
 
 #[tonic::async_trait]
 impl Admin for AdminFront {

@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use crate::proto::karman::query_messages_request::By;
 use crate::proto::karman::{self as v1, BrokerIdentity};
 use crate::proto::v2::{Code, Status};
-use crate::status::{Rejection, ok, summary};
+use crate::status::{Answer, Rejection, ok, summary};
 
 /// Messages of a query that does not say how many it wants, and bytes of those of one answer.
 const QUERY_MAX_DEFAULT: usize = 32;
@@ -16,42 +16,8 @@ const SKIPPED_MAX: usize = 32;
 /// What one broker answered, or why it did not.
 pub(super) type Answered<T> = (BrokerIdentity, Result<T, Status>);
 
-/// An answer that says itself whether the call was carried out.
-pub(crate) trait Judged: Sized {
-    /// `Err` with the status unless that is OK.
-    fn judged(self) -> Result<Self, Status>;
-    /// The answer that is nothing but a status.
-    fn of(status: Status) -> Self;
-}
-
-macro_rules! judged {
-    ($($response:ident),* $(,)?) => {$(
-        impl Judged for v1::$response {
-            fn judged(self) -> Result<Self, Status> {
-                match &self.status {
-                    Some(status) if status.code() == Code::Ok => Ok(self),
-                    Some(status) => Err(status.clone()),
-                    None => Err(Rejection::Internal("a broker answered without a status".into()).into()),
-                }
-            }
-
-            #[allow(clippy::needless_update, reason = "some have nothing but a status")]
-            fn of(status: Status) -> Self {
-                Self { status: Some(status), ..Default::default() }
-            }
-        }
-    )*};
-}
-
-judged! {
-    CreateTopicResponse, DeleteTopicResponse, ListTopicsResponse, DescribeTopicResponse, UpdateTopicResponse,
-    CreateGroupResponse, UpdateGroupResponse, ListGroupsResponse, DescribeGroupResponse, ResetOffsetResponse,
-    RedriveDeadLettersResponse, ExplainMessageResponse, ListClientsResponse, DescribeClusterResponse,
-    QueryMessagesResponse, AskClientResponse, ForgetSubscriptionResponse,
-}
-
 /// The whole answer, or the refusal in the same form.
-pub(super) fn respond<T: Judged>(result: Result<T, Status>) -> Result<tonic::Response<T>, tonic::Status> {
+pub(super) fn respond<T: Answer>(result: Result<T, Status>) -> Result<tonic::Response<T>, tonic::Status> {
     Ok(tonic::Response::new(result.unwrap_or_else(T::of)))
 }
 
