@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use karman_remoting::channel::address_of;
 use karman_remoting::front::home_weight;
 use karman_remoting::proto::v2;
 use parking_lot::Mutex;
@@ -15,7 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::ClientError;
-use crate::transport::{Transport, address_of, answer};
+use crate::transport::{Transport, answer};
 
 const REFRESH_INTERVAL: Duration = Duration::from_secs(30);
 /// Failures come in swarms; the routes are asked for at most so often.

@@ -2,8 +2,10 @@
 
 use clap::{Args, Subcommand};
 use karman_client::{ClientError, Code};
+use karman_remoting::admin_front::QUERY_MAX;
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::karman::query_messages_request::By;
+use karman_remoting::validate::{DEAD_LETTER_PREFIX, dead_letter_topic};
 use serde::Serialize;
 
 use crate::cli::NotFound;
@@ -13,10 +15,6 @@ use crate::node::Node;
 use crate::output::{self, Format, grouped, number, text};
 use crate::time;
 
-/// What the topics with dead letters begin with.
-const PREFIX: &str = "%DLQ%";
-/// Messages of one query.
-const QUERY_MAX: u32 = 64;
 /// Letters of one call on each broker.
 const REDRIVE_MAX: u32 = 1000;
 
@@ -68,7 +66,7 @@ pub(crate) struct ShowArgs {
     #[arg(long, value_name = "TIME", value_parser = time::parse)]
     end: Option<u64>,
     /// At most so many
-    #[arg(long, value_name = "COUNT", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(long, value_name = "COUNT", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=i64::from(QUERY_MAX)))]
     max: u32,
 }
 
@@ -109,7 +107,7 @@ struct ListedJson {
 async fn list(node: &Node, format: Format) -> anyhow::Result<()> {
     let response = node.answer(node.admin()?.list_topics(node.request(v1::ListTopicsRequest {}))).await?;
     let rows = response.topics.into_iter().filter_map(|summary| {
-        let group = summary.topic?.name.strip_prefix(PREFIX)?.to_owned();
+        let group = summary.topic?.name.strip_prefix(DEAD_LETTER_PREFIX)?.to_owned();
         Some(ListedJson { group, broker: summary.broker_name, letters: summary.message_count })
     });
     match format {
@@ -138,7 +136,7 @@ fn property<'a>(letter: &'a StoredJson, name: &str) -> &'a str {
 async fn show(args: ShowArgs, node: &Node, format: Format) -> anyhow::Result<()> {
     let whole = args.id.is_some();
     let request = v1::QueryMessagesRequest {
-        topic: format!("{PREFIX}{}", args.group),
+        topic: dead_letter_topic(&args.group),
         by: Some(args.id.map_or(By::Time(true), By::MessageId)),
         begin_ms: args.begin.unwrap_or(0),
         end_ms: args.end.unwrap_or(0),
@@ -254,7 +252,7 @@ fn print_redriven(
 }
 
 async fn export(group: &str, node: &Node) -> anyhow::Result<()> {
-    let topic = format!("{PREFIX}{group}");
+    let topic = dead_letter_topic(group);
     let request = v1::DescribeTopicRequest { name: topic.clone(), at_ms: None };
     let described = node.answer(node.admin()?.describe_topic(node.request(request))).await;
     for queue in described.map_err(|error| no_letters(error, group))?.queues {

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use karman_client::{Client, ClientError, ClientOptions, ClientTls, Code};
-use karman_remoting::channel::ChannelPool;
+use karman_remoting::channel::{ChannelPool, address_of};
 use karman_remoting::metadata;
-use karman_remoting::proto::karman::admin_client::AdminClient;
 use karman_remoting::proto::karman::BrokerResult;
+use karman_remoting::proto::karman::admin_client::AdminClient;
 use karman_remoting::proto::v2;
 use karman_remoting::proto::v2::messaging_service_client::MessagingServiceClient;
 use karman_remoting::server::MAX_DECODING_SIZE_BYTES;
@@ -65,16 +65,13 @@ impl Node {
         let mut request =
             Request::new(v2::QueryRouteRequest { topic: Some(topic_resource), endpoints: None });
         *request.metadata_mut() = headers("route");
-        let mut service = MessagingServiceClient::new(self.channel()?);
+        let service = MessagingServiceClient::new(self.channel()?);
+        let mut service = service.max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
         let response = self.answer(service.query_route(request)).await?;
         let mut brokers: Vec<TopicBroker> = Vec::new();
         for queue in response.message_queues {
             let Some(broker) = queue.broker.as_ref().filter(|broker| broker.id == 0) else { continue };
-            let addresses = broker.endpoints.as_ref().map(|endpoints| endpoints.addresses.as_slice());
-            let Some(first) = addresses.and_then(<[_]>::first) else { continue };
-            let host =
-                if first.host.contains(':') { format!("[{}]", first.host) } else { first.host.clone() };
-            let address = format!("{host}:{}", first.port);
+            let Some(address) = broker.endpoints.as_ref().and_then(address_of) else { continue };
             if brokers.iter().all(|known| known.address != address) {
                 brokers.push(TopicBroker { address, queue });
             }
@@ -152,13 +149,9 @@ pub(crate) struct TopicBroker {
 
 /// The headers of a client of its own, for calls that the SDK does not make.
 pub(crate) fn headers(name: &str) -> MetadataMap {
-    let mut headers = MetadataMap::with_capacity(8);
     let id = format!("karman@{}@{name}", std::process::id());
-    headers.insert("x-mq-client-id", MetadataValue::try_from(id).expect("digits and ASCII letters"));
-    headers.insert("x-mq-language", MetadataValue::from_static("RUST"));
-    headers.insert("x-mq-protocol", MetadataValue::from_static("v2"));
-    headers.insert("x-mq-client-version", MetadataValue::from_static(env!("CARGO_PKG_VERSION")));
-    headers
+    let id = MetadataValue::try_from(id).expect("digits and ASCII letters");
+    metadata::of_client(id, env!("CARGO_PKG_VERSION"))
 }
 
 pub(crate) fn code_of(status: Option<&v2::Status>) -> Code {

@@ -30,6 +30,9 @@ use merge::no_broker;
 /// How long one broker may take before its row says so.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Messages that one QueryMessages of it, or of the public service, gives at most.
+pub const QUERY_MAX: u32 = 64;
+
 /// How often, and for how long, the routes of a new topic are waited for.
 const ROUTES_POLL: Duration = Duration::from_millis(2);
 const ROUTES_TIMEOUT: Duration = Duration::from_secs(3);
