@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use karman_remoting::proto::karman::admin_client::AdminClient;
 use karman_remoting::proto::karman::{
-    CreateGroupRequest, CreateTopicRequest, DescribeClusterRequest, GroupConfig, TopicConfig,
-    UpdateGroupRequest,
+    CreateGroupRequest, CreateTopicRequest, DescribeClusterRequest, GroupConfig, ListTopicsRequest,
+    TopicConfig, TopicSummary, UpdateGroupRequest, UpdateTopicRequest,
 };
 use karman_remoting::proto::v2::messaging_service_client::MessagingServiceClient;
 use karman_remoting::proto::v2::{self, receive_message_response::Content};
@@ -175,6 +175,21 @@ impl Raw {
         let request = UpdateGroupRequest { group: Some(group) };
         let mut admin = self.admin.clone();
         let response = self.runtime.block_on(admin.update_group(self.request(request))).unwrap().into_inner();
+        response.status.expect("a status")
+    }
+
+    /// Every topic, on each broker that has it.
+    pub fn topics(&self) -> Vec<TopicSummary> {
+        let mut admin = self.admin.clone();
+        let answer = self.runtime.block_on(admin.list_topics(self.request(ListTopicsRequest {})));
+        answer.unwrap().into_inner().topics
+    }
+
+    /// Replaces the settings of a topic on one broker.
+    pub fn update_topic_on(&self, broker: &str, topic: TopicConfig) -> v2::Status {
+        let request = UpdateTopicRequest { topic: Some(topic), broker_name: broker.to_owned() };
+        let mut admin = self.admin.clone();
+        let response = self.runtime.block_on(admin.update_topic(self.request(request))).unwrap().into_inner();
         response.status.expect("a status")
     }
 

@@ -5,7 +5,7 @@
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use karman_remoting::proto::karman::TopicConfig;
+use karman_remoting::proto::karman::{TopicConfig, TopicSummary};
 use karman_remoting::proto::v2::{self, Code, MessageType};
 use karman_tests::cluster::{Node, program};
 use karman_tests::raw::{message, receive_request, resource, seconds};
@@ -188,6 +188,35 @@ fn dead_letters_of_all_brokers_go_back_once_and_as_they_were() {
         "{orphans}"
     );
     assert!(orphans["skipped"][0].as_str().unwrap().contains("topic orders does not exist"), "{orphans}");
+}
+
+#[test]
+fn a_topic_keeps_what_is_not_named_as_each_broker_has_it_and_goes_when_that_is_confirmed() {
+    let cluster = two_brokers();
+    cluster.create_topic("orders");
+    let namesrv = cluster.namesrvs[0].endpoint();
+    let raw = Raw::connect(&namesrv);
+    let topic = TopicConfig { name: "orders".into(), reserved_hours: 5, ..Default::default() };
+    is_ok(Some(raw.update_topic_on("broker-b", topic.clone())));
+    assert_eq!(raw.update_topic_on("broker-c", topic).code, Code::BadRequest as i32);
+    let changed = done(&namesrv, &["topic", "update", "orders", "--ttl", "1h"]);
+    assert_eq!(changed["brokers"].as_array().unwrap().len(), 2);
+    let settings = |row: TopicSummary| {
+        let topic = row.topic.unwrap();
+        (row.broker_name, topic.ttl_seconds, topic.reserved_hours)
+    };
+    let settings: Vec<_> = raw.topics().into_iter().map(settings).collect();
+    assert_eq!(settings, [(BROKERS[0].to_owned(), 3600, 0), (BROKERS[1].to_owned(), 3600, 5)]);
+
+    send(&raw, "orders", &["a-1", "a-2"]);
+    let plan = done(&namesrv, &["topic", "delete", "orders", "--dry-run"]);
+    assert_eq!((&plan["done"], sum(&plan["brokers"], "messages")), (&json!(false), 2));
+    let unconfirmed = run(&namesrv, &["topic", "delete", "orders"]);
+    assert_eq!(unconfirmed.status.code(), Some(2), "{}", stderr(&unconfirmed));
+    done(&namesrv, &["topic", "show", "orders"]);
+    done(&namesrv, &["topic", "delete", "orders", "--yes"]);
+    let gone = run(&namesrv, &["topic", "delete", "orders", "--dry-run"]);
+    assert_eq!(gone.status.code(), Some(3), "{}", stderr(&gone));
 }
 
 #[test]

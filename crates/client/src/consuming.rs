@@ -12,7 +12,6 @@ use tonic::Streaming;
 use crate::client::Shared;
 use crate::error::ClientError;
 use crate::message::{FilterExpression, duration};
-use crate::retry::{MAX_ATTEMPTS, backoff};
 use crate::route::{BrokerRoute, resource};
 use crate::session::{Session, Subscriptions};
 use crate::transport::answer;
@@ -44,8 +43,10 @@ pub(crate) struct Ask {
     /// `None`: the broker keeps what it gives invisible as long as this client lives.
     pub(crate) invisible: Option<Duration>,
     pub(crate) wait: Duration,
-    /// The same in a repeated ask: what the first one was given comes again.
+    /// The same in a repeated ask: what the first one was given comes again, in an orderly group.
     pub(crate) attempt_id: Option<String>,
+    /// An answer that breaks off is an error: the ask is repeated. Else what has arrived of it is delivered.
+    pub(crate) whole: bool,
 }
 
 impl Consuming {
@@ -95,6 +96,7 @@ impl Consuming {
         let result =
             ended.await.unwrap_or_else(|_| Err(ClientError::Timeout { endpoint: endpoint.clone(), timeout }));
         match result {
+            Err(error) if ask.whole && error.is_uncertain() => Err(error),
             // What has arrived is delivered, whatever became of the rest.
             _ if !messages.is_empty() => Ok(messages),
             Err(error) if error.code() == Some(v2::Code::MessageNotFound) => Ok(messages),
@@ -115,24 +117,12 @@ impl Consuming {
             topic: Some(resource(topic)),
             entries,
         };
-        let mut endpoint = endpoint;
-        let mut attempt = 1;
-        let error = loop {
-            let error = match self.ack_once(endpoint, request.clone()).await {
-                Ok(results) => return results,
-                Err(error) => error,
-            };
-            if attempt == MAX_ATTEMPTS || !error.is_retryable() {
-                break error;
-            }
-            // Any node passes it on to the broker: perhaps one that can reach it.
-            if error.is_of_connection() {
-                endpoint = &self.session.transport.access_point;
-            }
-            tokio::time::sleep(backoff(attempt)).await;
-            attempt += 1;
+        let ack = |endpoint: Arc<str>| {
+            let request = request.clone();
+            async move { self.ack_once(&endpoint, request).await }
         };
-        vec![Err(error); count]
+        let acknowledged = self.session.transport.repeated(endpoint, ack).await;
+        acknowledged.unwrap_or_else(|error| vec![Err(error); count])
     }
 
     async fn ack_once(
@@ -205,15 +195,6 @@ impl Consuming {
         let mut service = transport.service(endpoint)?;
         let call = service.forward_message_to_dead_letter_queue(transport.request(request, timeout));
         ClientError::of_status(endpoint, answer(endpoint, timeout, call).await?.status)
-    }
-
-    /// What a failure says about the route.
-    pub(crate) fn learn(&self, topic: &str, error: &ClientError) {
-        if error.code() == Some(v2::Code::TopicNotFound) {
-            self.session.routes.forget(topic);
-        } else if error.is_retryable() {
-            self.session.routes.suspect();
-        }
     }
 }
 

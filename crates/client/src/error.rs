@@ -133,11 +133,20 @@ impl ClientError {
         Self::AccessPoint { access_point: endpoint.to_owned(), why: error.to_string() }
     }
 
-    /// A gRPC error: in this protocol always one of the transport.
-    pub(crate) fn transport(endpoint: &str, timeout: Duration, status: &tonic::Status) -> Self {
+    /// A gRPC error of a call that had `timeout`. In this protocol that is one of the transport, unless there was no body
+    /// to refuse in. For other programs of Karman.
+    #[doc(hidden)]
+    pub fn transport(endpoint: &str, timeout: Duration, status: &tonic::Status) -> Self {
         let endpoint = endpoint.to_owned();
+        let refused = |endpoint, code| Self::Refused { endpoint, code, message: status.message().to_owned() };
         match status.code() {
             tonic::Code::DeadlineExceeded => Self::Timeout { endpoint, timeout },
+            // Both ends of tonic tell a deadline so.
+            tonic::Code::Cancelled if status.message() == tonic::TimeoutExpired(()).to_string() => {
+                Self::Timeout { endpoint, timeout }
+            }
+            tonic::Code::ResourceExhausted => refused(endpoint, v2::Code::TooManyRequests),
+            tonic::Code::InvalidArgument => refused(endpoint, v2::Code::BadRequest),
             tonic::Code::Unavailable if never_connected(status) => {
                 Self::Unreachable { endpoint, why: told(status) }
             }
@@ -208,6 +217,31 @@ mod tests {
             ClientError::transport("n:1", Duration::ZERO, &tonic::Status::unavailable("x")).is_retryable()
         );
         assert!(!ClientError::Closed.is_retryable());
+    }
+
+    fn transport(status: &tonic::Status) -> ClientError {
+        ClientError::transport("n:1", Duration::from_secs(3), status)
+    }
+
+    #[test]
+    fn a_deadline_that_passed_at_the_server_or_here_is_a_timeout() {
+        let expired = || tonic::TimeoutExpired(());
+        let here = tonic::Status::from_error(Box::new(expired()));
+        let there = tonic::Status::cancelled(expired().to_string());
+        for status in [here, there, tonic::Status::deadline_exceeded("too late")] {
+            assert!(matches!(transport(&status), ClientError::Timeout { .. }), "{status:?}");
+        }
+        let broken = tonic::Status::cancelled("h2 protocol error");
+        assert!(matches!(transport(&broken), ClientError::Disconnected { .. }));
+    }
+
+    #[test]
+    fn what_a_server_refuses_by_the_transport_is_a_refusal() {
+        let busy = transport(&tonic::Status::resource_exhausted("the node holds enough"));
+        assert_eq!((busy.code(), busy.is_retryable()), (Some(v2::Code::TooManyRequests), true));
+        let wrong = transport(&tonic::Status::invalid_argument("the settings name no group"));
+        assert_eq!((wrong.code(), wrong.is_retryable()), (Some(v2::Code::BadRequest), false));
+        assert!(wrong.to_string().contains("name no group"));
     }
 
     #[test]

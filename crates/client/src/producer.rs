@@ -108,20 +108,15 @@ impl Producer {
             topic: Some(resource(topic)),
             recall_handle: recall_handle.to_owned(),
         };
-        let mut attempt = 1;
-        loop {
-            let mut service = transport.service(endpoint)?;
-            let call = service.recall_message(transport.request(request.clone(), timeout));
-            let recalled = answer(endpoint, timeout, call).await.and_then(|response| {
-                ClientError::of_status(endpoint, response.status).map(|()| response.message_id)
-            });
-            match recalled {
-                Err(error) if error.is_retryable() && attempt < MAX_ATTEMPTS => {}
-                recalled => return recalled,
+        let recall = |endpoint: Arc<str>| {
+            let request = transport.request(request.clone(), timeout);
+            async move {
+                let mut service = transport.service(&endpoint)?;
+                let response = answer(&endpoint, timeout, service.recall_message(request)).await?;
+                ClientError::of_status(&endpoint, response.status).map(|()| response.message_id)
             }
-            tokio::time::sleep(backoff(attempt)).await;
-            attempt += 1;
-        }
+        };
+        transport.repeated(endpoint, recall).await
     }
 
     /// Stores the message of a transaction where nobody sees it yet.
@@ -162,7 +157,7 @@ impl Inner {
                 Ok(results) => return Ok(results),
                 Err(error) => error,
             };
-            self.learn(&batch.topic, &error);
+            self.session.learn(&batch.topic, &error);
             if attempt == MAX_ATTEMPTS || !error.is_retryable() {
                 return Err(error);
             }
@@ -255,14 +250,5 @@ impl Inner {
             Ok(Stored { receipt, transaction_id: entry.transaction_id, endpoint: endpoint.clone() })
         };
         Ok(response.entries.into_iter().zip(&batch.ids).map(stored).collect())
-    }
-
-    /// What a failure says about the route.
-    fn learn(&self, topic: &str, error: &ClientError) {
-        if error.code() == Some(v2::Code::TopicNotFound) {
-            self.session.routes.forget(topic);
-        } else if error.is_retryable() {
-            self.session.routes.suspect();
-        }
     }
 }

@@ -130,7 +130,7 @@ impl PullConsumer {
             Err(error) => Err(error),
         };
         if let Err(error) = &pulled {
-            self.0.learn(&queue.topic, error);
+            self.0.session.learn(&queue.topic, error);
         }
         pulled
     }

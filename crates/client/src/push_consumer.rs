@@ -71,9 +71,11 @@ impl Handler {
         H: Future<Output = Result<(), E>> + Send + 'static,
         E: fmt::Display,
     {
+        let handle = Arc::new(handle);
         Self(Arc::new(move |message| {
-            let handling = handle(message);
-            Box::pin(async move { handling.await.map_err(|error| error.to_string()) })
+            let handle = handle.clone();
+            // Called inside: it may panic before it has made its future.
+            Box::pin(async move { handle(message).await.map_err(|error| error.to_string()) })
         }))
     }
 }
@@ -197,6 +199,7 @@ impl Pump {
                     invisible: None,
                     wait: AWAIT_DURATION,
                     attempt_id: Some(attempt_id.clone()),
+                    whole: policy.fifo,
                 };
                 (policy, self.consuming.receive(&target, ask).await)
             });
@@ -209,7 +212,7 @@ impl Pump {
                 }
                 Some((_, Err(error))) => {
                     tracing::debug!(topic = target.topic, %error, "receive failed");
-                    self.consuming.learn(&target.topic, &error);
+                    self.consuming.session.learn(&target.topic, &error);
                     // What was refused was not given; else what was given may have been lost on its way.
                     if !error.is_uncertain() {
                         attempt_id = self::attempt_id();

@@ -4,8 +4,10 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use karman_remoting::channel::address_of;
 use karman_remoting::front::home_weight;
 use karman_remoting::proto::v2;
 use parking_lot::Mutex;
@@ -14,7 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::ClientError;
-use crate::transport::{Transport, address_of, answer};
+use crate::transport::{Transport, answer};
 
 const REFRESH_INTERVAL: Duration = Duration::from_secs(30);
 /// Failures come in swarms; the routes are asked for at most so often.
@@ -141,6 +143,8 @@ struct Topic {
     /// The first answer is awaited once, however many calls want it.
     route: OnceCell<Mutex<Arc<Route>>>,
     last_used: Mutex<Instant>,
+    /// The last that was heard of it is that it is not there.
+    denied: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -158,10 +162,15 @@ impl Routes {
     /// The route as it is known; asks for it when the topic is new.
     pub(crate) async fn get(&self, topic: &str) -> Result<Arc<Route>, ClientError> {
         let entry = self.entry(topic);
-        let route = entry
+        let first = entry
             .route
-            .get_or_try_init(|| async { self.query(topic).await.map(|route| Mutex::new(Arc::new(route))) })
-            .await?;
+            .get_or_try_init(|| async { self.query(topic).await.map(|route| Mutex::new(Arc::new(route))) });
+        // When it is not answered the next in line asks: for no longer than is left of its own time.
+        let timeout = self.transport.request_timeout;
+        let route = tokio::time::timeout(timeout, first).await.map_err(|_| ClientError::Timeout {
+            endpoint: self.transport.access_point.to_string(),
+            timeout,
+        })??;
         Ok(route.lock().clone())
     }
 
@@ -170,14 +179,30 @@ impl Routes {
         Some(self.topics.lock().get(topic)?.route.get()?.lock().clone())
     }
 
+    /// The route if it is known; the topic is in use, though perhaps nobody asks for its route.
+    pub(crate) fn in_use(&self, topic: &str) -> Option<Arc<Route>> {
+        let topics = self.topics.lock();
+        let entry = topics.get(topic)?;
+        *entry.last_used.lock() = Instant::now();
+        Some(entry.route.get()?.lock().clone())
+    }
+
     /// A broker of some route failed: all routes are asked for anew, soon. The caller goes on with what it has.
     pub(crate) fn suspect(&self) {
         self.suspected.notify_one();
     }
 
-    /// A broker does not know the topic that its route promised.
-    pub(crate) fn forget(&self, topic: &str) {
-        self.topics.lock().remove(topic);
+    /// A server says that there is no such topic. One that has just started may not know it yet: the route is forgotten
+    /// when the next that is heard of it is the same.
+    pub(crate) fn denied(&self, topic: &str) {
+        let mut topics = self.topics.lock();
+        let is_doubted = |entry: &Arc<Topic>| !entry.denied.swap(true, Ordering::Relaxed);
+        if topics.get(topic).is_some_and(is_doubted) {
+            drop(topics);
+            self.suspect();
+        } else {
+            topics.remove(topic);
+        }
     }
 
     fn entry(&self, topic: &str) -> Arc<Topic> {
@@ -194,7 +219,8 @@ impl Routes {
                 topics.remove(&name);
             }
         }
-        let entry = Arc::new(Topic { route: OnceCell::new(), last_used: Mutex::new(now) });
+        let (route, last_used) = (OnceCell::new(), Mutex::new(now));
+        let entry = Arc::new(Topic { route, last_used, denied: AtomicBool::new(false) });
         topics.insert(topic.to_owned(), entry.clone());
         entry
     }
@@ -233,27 +259,41 @@ impl Routes {
     }
 
     async fn refresh(&self) {
-        let now = Instant::now();
-        let topics: Vec<(String, Arc<Topic>)> = {
-            let mut topics = self.topics.lock();
-            topics.retain(|_, entry| now.duration_since(*entry.last_used.lock()) < IDLE_MAX);
-            topics.iter().map(|(name, entry)| (name.clone(), entry.clone())).collect()
-        };
+        self.forget_idle(Instant::now());
+        let topics: Vec<(String, Arc<Topic>)> =
+            self.topics.lock().iter().map(|(name, entry)| (name.clone(), entry.clone())).collect();
         for (name, entry) in topics {
-            let Some(route) = entry.route.get() else { continue };
-            match self.query(&name).await {
-                Ok(fresh) => *route.lock() = Arc::new(fresh),
-                Err(error) if error.code() == Some(v2::Code::TopicNotFound) => self.forget(&name),
-                // What was known stays in use: brokers live on when the access point does not.
-                Err(error) => tracing::debug!(topic = name, %error, "the route could not be refreshed"),
+            if entry.route.initialized() {
+                self.refreshed(&name, &entry, self.query(&name).await);
             }
+        }
+    }
+
+    fn forget_idle(&self, now: Instant) {
+        self.topics.lock().retain(|_, entry| now.duration_since(*entry.last_used.lock()) < IDLE_MAX);
+    }
+
+    fn refreshed(&self, name: &str, entry: &Topic, answer: Result<Route, ClientError>) {
+        match answer {
+            Ok(fresh) => {
+                entry.denied.store(false, Ordering::Relaxed);
+                if let Some(route) = entry.route.get() {
+                    *route.lock() = Arc::new(fresh);
+                }
+            }
+            Err(error) if error.code() == Some(v2::Code::TopicNotFound) => self.denied(name),
+            // What was known stays in use: brokers live on when the access point does not.
+            Err(error) => tracing::debug!(topic = name, %error, "the route could not be refreshed"),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use karman_remoting::channel::ChannelPool;
+
     use super::*;
+    use crate::session::{Role, Session};
 
     fn queue(broker: &str, id: i32, permission: v2::Permission) -> v2::MessageQueue {
         let address = v2::Address { host: broker.to_owned(), port: 8081 };
@@ -279,6 +319,51 @@ mod tests {
 
     fn names(brokers: &[Arc<BrokerRoute>]) -> Vec<&str> {
         brokers.iter().map(|broker| broker.name.as_str()).collect()
+    }
+
+    impl Routes {
+        /// As if `topic` had been asked for.
+        fn learned(&self, topic: &str) -> Arc<Topic> {
+            let entry = self.entry(topic);
+            entry.route.set(Mutex::new(Arc::new(two_brokers()))).unwrap();
+            entry
+        }
+    }
+
+    fn routes() -> Routes {
+        Routes::new(Transport::new(ChannelPool::new(), "n:1".into(), Duration::ZERO))
+    }
+
+    #[test]
+    fn a_topic_that_a_consumer_reads_is_not_idle_however_it_reads() {
+        let routes = Arc::new(routes());
+        let learned = *routes.learned("orders").last_used.lock();
+        let (client_type, group) = (v2::ClientType::PullConsumer, "shipping".to_owned());
+        let role = Role::Consumer { client_type, group, subscriptions: Arc::default() };
+        let session = Session::new(routes.transport.renamed(), routes.clone(), role);
+        session.declare("orders");
+        while Instant::now() == learned {}
+        assert_eq!(session.endpoints().len(), 2);
+        routes.forget_idle(learned + IDLE_MAX);
+        assert_eq!(session.endpoints().len(), 2, "its brokers would take it for gone");
+    }
+
+    #[test]
+    fn a_route_is_forgotten_when_its_topic_is_denied_twice_in_a_row() {
+        let routes = routes();
+        let entry = routes.learned("orders");
+        let denied = || {
+            let status = v2::Status { code: v2::Code::TopicNotFound.into(), message: String::new() };
+            Err(ClientError::of_status("n:1", Some(status)).unwrap_err())
+        };
+        for _ in 0..2 {
+            routes.denied("orders");
+            assert!(routes.known("orders").is_some(), "by a broker that has just started, perhaps");
+            routes.refreshed("orders", &entry, Ok(two_brokers()));
+        }
+        routes.denied("orders");
+        routes.refreshed("orders", &entry, denied());
+        assert!(routes.known("orders").is_none());
     }
 
     #[test]

@@ -132,6 +132,15 @@ impl Session {
         known.clone().expect("that was waited for")
     }
 
+    /// What a failure says about the route of `topic`.
+    pub(crate) fn learn(&self, topic: &str, error: &ClientError) {
+        if error.code() == Some(v2::Code::TopicNotFound) {
+            self.routes.denied(topic);
+        } else if error.is_retryable() {
+            self.routes.suspect();
+        }
+    }
+
     /// From now on the brokers of `topic` hear of this client.
     pub(crate) fn declare(&self, topic: &str) {
         if !self.topics.borrow().contains(topic) {
@@ -188,9 +197,15 @@ impl Session {
         }
     }
 
-    fn endpoints(&self) -> BTreeSet<String> {
+    /// Where the links of this session lead.
+    pub(crate) fn endpoints(&self) -> BTreeSet<String> {
         let topics = self.topics.borrow();
-        let routes = topics.iter().filter_map(|topic| self.routes.known(topic));
+        // A pull consumer asks for a route once. A producer may have done with a topic, a consumer has not.
+        let route = |topic: &String| match self.role {
+            Role::Consumer { .. } => self.routes.in_use(topic),
+            Role::Producer { .. } => self.routes.known(topic),
+        };
+        let routes = topics.iter().filter_map(route);
         routes.flat_map(|route| route.endpoints().map(str::to_owned).collect::<Vec<_>>()).collect()
     }
 
@@ -233,10 +248,19 @@ impl Session {
     async fn telemetry(&self, endpoint: &str) {
         // They outlive a stream that breaks, and end with the link.
         let mut checks = JoinSet::new();
+        let mut refused = None;
         loop {
-            if let Err(error) = self.telemetry_stream(endpoint, &mut checks).await {
-                tracing::debug!(%error, "telemetry stream ended");
+            let error = self.telemetry_stream(endpoint, &mut checks).await.err();
+            let refusal = error.clone().filter(|error| error.code().is_some());
+            match (error, &refusal) {
+                // Nothing comes to a consumer whose settings are refused, and no other call tells the reason.
+                (_, Some(error)) if refused != refusal => {
+                    tracing::error!(%error, "a server refuses the settings of this client");
+                }
+                (Some(error), _) => tracing::debug!(%error, "telemetry stream ended"),
+                (None, _) => {}
             }
+            refused = refusal;
             tokio::time::sleep(REOPEN_PAUSE).await;
         }
     }
@@ -254,7 +278,7 @@ impl Session {
         loop {
             tokio::select! {
                 received = inbound.message() => match received {
-                    Ok(Some(received)) => self.obey(endpoint, received, checks),
+                    Ok(Some(received)) => self.obey(endpoint, received, checks)?,
                     Ok(None) => return Ok(()),
                     Err(status) => return Err(ClientError::transport(endpoint, timeout, &status)),
                 },
@@ -272,23 +296,32 @@ impl Session {
     }
 
     /// What a server wants. The commands that are not here ask for what a client may leave undone.
-    fn obey(&self, endpoint: &str, received: v2::TelemetryCommand, checks: &mut JoinSet<()>) {
+    fn obey(
+        &self,
+        endpoint: &str,
+        received: v2::TelemetryCommand,
+        checks: &mut JoinSet<()>,
+    ) -> Result<(), ClientError> {
         match received.command {
             Some(Command::Settings(settings)) => {
+                if received.status.is_some() {
+                    ClientError::of_status(endpoint, received.status)?;
+                }
                 if let Some(policy) = GroupPolicy::of(&settings) {
                     self.policy.send_replace(Some(policy));
                 }
             }
             Some(Command::RecoverOrphanedTransactionCommand(command)) => {
-                let Role::Producer { checker: Some(checker), .. } = &self.role else { return };
+                let Role::Producer { checker: Some(checker), .. } = &self.role else { return Ok(()) };
                 if checks.len() == CHECKS_MAX {
                     tracing::warn!("the checker of transactions is slow; the server asks again");
-                    return;
+                    return Ok(());
                 }
                 checks.spawn(checker.clone().answer(self.transport.clone(), endpoint.to_owned(), command));
             }
             _ => {}
         }
+        Ok(())
     }
 
     fn settings(&self, topics: &BTreeSet<String>) -> v2::TelemetryCommand {

@@ -56,12 +56,12 @@ impl SimpleConsumer {
         let mut failure = None;
         for step in 0..targets.len() {
             let target = &targets[(start % targets.len() + step) % targets.len()];
-            let ask = Ask { max, invisible: Some(invisible), wait, attempt_id: None };
+            let ask = Ask { max, invisible: Some(invisible), wait, attempt_id: None, whole: false };
             match consuming.receive(target, ask).await {
                 Ok(messages) if messages.is_empty() => {}
                 Ok(messages) => return Ok(messages),
                 Err(error) => {
-                    consuming.learn(&target.topic, &error);
+                    consuming.session.learn(&target.topic, &error);
                     failure = Some(error);
                 }
             }

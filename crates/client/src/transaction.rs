@@ -9,7 +9,6 @@ use karman_remoting::proto::v2;
 use crate::error::ClientError;
 use crate::message::Message;
 use crate::producer::{Producer, SendReceipt};
-use crate::retry::{MAX_ATTEMPTS, backoff};
 use crate::route::resource;
 use crate::transport::{Transport, answer};
 use crate::view::MessageView;
@@ -83,31 +82,22 @@ fn to_proto(resolution: Resolution) -> Option<v2::TransactionResolution> {
     }
 }
 
-/// Tells a decision; saying it twice is saying it once. A node that cannot be reached is told through the access point.
+/// Tells a decision; saying it twice is saying it once.
 async fn end_transaction(
     transport: &Transport,
     endpoint: &str,
     request: v2::EndTransactionRequest,
 ) -> Result<(), ClientError> {
     let timeout = transport.request_timeout;
-    let mut endpoint = endpoint;
-    let mut attempt = 1;
-    loop {
-        let mut service = transport.service(endpoint)?;
-        let call = service.end_transaction(transport.request(request.clone(), timeout));
-        let ended = answer(endpoint, timeout, call).await;
-        let ended = ended.and_then(|response| ClientError::of_status(endpoint, response.status));
-        match ended {
-            Err(error) if error.is_retryable() && attempt < MAX_ATTEMPTS => {
-                if error.is_of_connection() {
-                    endpoint = &transport.access_point;
-                }
-            }
-            ended => return ended,
+    let end = |endpoint: Arc<str>| {
+        let request = transport.request(request.clone(), timeout);
+        async move {
+            let mut service = transport.service(&endpoint)?;
+            let response = answer(&endpoint, timeout, service.end_transaction(request)).await?;
+            ClientError::of_status(&endpoint, response.status)
         }
-        tokio::time::sleep(backoff(attempt)).await;
-        attempt += 1;
-    }
+    };
+    transport.repeated(endpoint, end).await
 }
 
 /// A half message and its decision.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use karman_remoting::channel::ChannelPool;
+use karman_remoting::metadata;
 use karman_remoting::proto::v2;
 use karman_remoting::proto::v2::messaging_service_client::MessagingServiceClient;
 use karman_remoting::server::MAX_DECODING_SIZE_BYTES;
@@ -13,6 +14,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 use crate::error::ClientError;
+use crate::retry::{MAX_ATTEMPTS, backoff};
 
 /// One client id: the servers keep one set of settings for each, so a producer and a consumer never share one.
 #[derive(Clone, Debug)]
@@ -29,13 +31,13 @@ pub(crate) struct Transport {
 impl Transport {
     pub(crate) fn new(pool: ChannelPool, access_point: String, request_timeout: Duration) -> Self {
         let host = host_name();
-        let headers = headers(&next_client_id(&host));
+        let headers = own_headers(&host);
         Self { pool, access_point: access_point.into(), request_timeout, host: host.into(), headers }
     }
 
     /// The same connections, under a client id of its own.
     pub(crate) fn renamed(&self) -> Self {
-        Self { headers: headers(&next_client_id(&self.host)), ..self.clone() }
+        Self { headers: own_headers(&self.host), ..self.clone() }
     }
 
     pub(crate) fn service(&self, endpoint: &str) -> Result<MessagingServiceClient<Channel>, ClientError> {
@@ -55,6 +57,32 @@ impl Transport {
         let mut request = self.open_request(message);
         request.set_timeout(timeout);
         request
+    }
+
+    /// Calls `endpoint`, up to three times in all while another attempt may help. Any node passes a call on: the access
+    /// point is called instead of a node that cannot be reached.
+    pub(crate) async fn repeated<T, C>(
+        &self,
+        endpoint: &str,
+        call: impl Fn(Arc<str>) -> C,
+    ) -> Result<T, ClientError>
+    where
+        C: Future<Output = Result<T, ClientError>>,
+    {
+        let mut endpoint: Arc<str> = endpoint.into();
+        let mut attempt = 1;
+        loop {
+            match call(endpoint.clone()).await {
+                Err(error) if error.is_retryable() && attempt < MAX_ATTEMPTS => {
+                    if error.is_of_connection() {
+                        endpoint = self.access_point.clone();
+                    }
+                }
+                result => return result,
+            }
+            tokio::time::sleep(backoff(attempt)).await;
+            attempt += 1;
+        }
     }
 
     /// The access point, as the contract writes endpoints.
@@ -89,23 +117,18 @@ fn endpoints_of(address: &str) -> Option<v2::Endpoints> {
     Some(v2::Endpoints { scheme: scheme.into(), addresses: vec![address] })
 }
 
-/// `host:port` of the first address, which is the one used.
-pub(crate) fn address_of(endpoints: &v2::Endpoints) -> Option<String> {
-    let first = endpoints.addresses.first()?;
-    let bare_v6 = first.host.contains(':') && !first.host.starts_with('[');
-    Some(if bare_v6 {
-        format!("[{}]:{}", first.host, first.port)
-    } else {
-        format!("{}:{}", first.host, first.port)
-    })
-}
-
 /// `host@pid@number@start`, unique among all clients of a group, as the official clients make theirs.
 fn next_client_id(host: &str) -> String {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
     format!("{host}@{}@{number}@{nanos:x}", std::process::id())
+}
+
+/// The headers of a client id of its own.
+fn own_headers(host: &str) -> MetadataMap {
+    let id = MetadataValue::try_from(next_client_id(host)).expect("a client id is made of visible ASCII");
+    metadata::of_client(id, env!("CARGO_PKG_VERSION"))
 }
 
 fn host_name() -> String {
@@ -120,18 +143,10 @@ fn host_name() -> String {
     if name.is_empty() { "localhost".to_owned() } else { name }
 }
 
-fn headers(client_id: &str) -> MetadataMap {
-    let mut headers = MetadataMap::with_capacity(8);
-    let id = MetadataValue::try_from(client_id).expect("a client id is made of visible ASCII");
-    headers.insert("x-mq-client-id", id);
-    headers.insert("x-mq-language", MetadataValue::from_static("RUST"));
-    headers.insert("x-mq-protocol", MetadataValue::from_static("v2"));
-    headers.insert("x-mq-client-version", MetadataValue::from_static(env!("CARGO_PKG_VERSION")));
-    headers
-}
-
 #[cfg(test)]
 mod tests {
+    use karman_remoting::channel::address_of;
+
     use super::*;
 
     #[test]

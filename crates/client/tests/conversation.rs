@@ -4,10 +4,11 @@
 
 mod node;
 
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use karman_client::{ClientError, Code, FilterExpression, Message};
+use karman_client::{ClientError, ClientOptions, Code, FilterExpression, Message};
 use karman_remoting::proto::v2;
 use node::{Cluster, delivery, until};
 use prost::Message as _;
@@ -177,4 +178,19 @@ async fn a_delayed_message_is_recalled_by_its_handle_which_may_take_attempts() {
     cluster.node(0).answers.lock().push_back(Code::MessageNotFound);
     let late = producer.recall("orders", &handle).await.unwrap_err();
     assert_eq!(late.code(), Some(Code::MessageNotFound));
+}
+
+#[tokio::test]
+async fn calls_that_wait_for_the_same_route_give_up_together() {
+    let cluster = Cluster::start(1);
+    let request_timeout = Duration::from_millis(400);
+    let client = cluster.client_with(ClientOptions { request_timeout, ..ClientOptions::default() }).await;
+    cluster.node(0).silent.store(true, Ordering::Relaxed);
+    let producer = client.producer();
+    let began = Instant::now();
+    let sends = (0..8).map(|_| producer.send(Message::new("orders", "a book")));
+    for result in futures_util::future::join_all(sends).await {
+        assert!(matches!(result, Err(ClientError::Timeout { .. })), "{result:?}");
+    }
+    assert!(began.elapsed() < request_timeout * 4, "{:?}", began.elapsed());
 }

@@ -54,6 +54,85 @@ async fn a_message_is_done_when_its_handler_says_so_and_comes_again_when_it_fail
     assert_ne!(asked[0].attempt_id, asked[1].attempt_id);
 }
 
+#[tokio::test]
+async fn a_handler_that_panics_before_it_has_anything_to_await_has_failed_like_any_other() {
+    let cluster = Cluster::start(1);
+    let client = cluster.client().await;
+    cluster.node(0).deliveries.lock().extend([delivery("bad"), delivery("good")]);
+    let handle = |message: MessageView| {
+        assert_ne!(message.message_id(), "bad", "as the test wants");
+        async { Ok::<(), String>(()) }
+    };
+    let _consumer = client.push_consumer("shipping", orders(), &PushOptions::default(), handle).unwrap();
+    until("it is told to come again", || !cluster.node(0).changed.lock().is_empty()).await;
+    assert_eq!(*cluster.node(0).changed.lock(), [("bad".to_owned(), 100)]);
+    until("the other is done", || *cluster.node(0).acknowledged.lock() == ["good"]).await;
+}
+
+#[tokio::test]
+async fn an_ordered_batch_that_breaks_off_is_asked_for_once_more_by_the_same_attempt() {
+    let cluster = Cluster::start(1);
+    let node = cluster.node(0);
+    node.fifo.store(true, Ordering::Relaxed);
+    node.torn.store(true, Ordering::Relaxed);
+    node.deliveries.lock().extend([delivery_of("a1", Some("a"), 1), delivery_of("b1", Some("b"), 1)]);
+    let client = cluster.client().await;
+    let handle = |_| async { Ok::<(), String>(()) };
+    let _consumer = client.push_consumer("shipping", orders(), &PushOptions::default(), handle).unwrap();
+    until("all done", || node.acknowledged.lock().len() >= 2).await;
+    assert_eq!(sorted(&node.acknowledged), ["a1", "b1"]);
+    let asked = node.asked.lock();
+    assert_eq!(asked[0].attempt_id, asked[1].attempt_id);
+}
+
+#[tokio::test]
+async fn settings_that_a_broker_refuses_are_logged_with_its_reason() {
+    let log = Log::default();
+    let _logging = tracing::subscriber::set_default(log.clone());
+    let cluster = Cluster::start(1);
+    *cluster.node(0).refuses.lock() = Some("the group is bound to lite topics".to_owned());
+    let client = cluster.client().await;
+    cluster.node(0).deliveries.lock().push_back(delivery("good"));
+    let handle = |_| async { Ok::<(), String>(()) };
+    let _consumer = client.push_consumer("shipping", orders(), &PushOptions::default(), handle).unwrap();
+    let said = || log.0.lock().iter().filter(|line| line.contains("bound to lite topics")).count();
+    until("it is said", || said() > 0).await;
+    *cluster.node(0).refuses.lock() = None;
+    until("the message is done", || !cluster.node(0).acknowledged.lock().is_empty()).await;
+    assert_eq!(said(), 1, "what does not change is said once: {:?}", log.0.lock());
+}
+
+/// Keeps what is logged as an error, on this thread.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<String>>>);
+
+impl tracing::Subscriber for Log {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() == tracing::Level::ERROR
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::Id {
+        tracing::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::Id, _: &tracing::Id) {}
+    fn enter(&self, _: &tracing::Id) {}
+    fn exit(&self, _: &tracing::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        struct Fields(String);
+        impl tracing::field::Visit for Fields {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                self.0 += &format!(" {field}={value:?}");
+            }
+        }
+        let mut fields = Fields(String::new());
+        event.record(&mut fields);
+        self.0.lock().push(fields.0);
+    }
+}
+
 /// Counts who is in it, and lets nobody out without a permit.
 struct Gate {
     inside: Mutex<Vec<String>>,

@@ -1,13 +1,12 @@
 //! `karman cluster`.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use clap::Subcommand;
 use karman_remoting::proto::karman as v1;
 use serde::Serialize;
 
 use crate::node::{Node, code_of, message_of};
 use crate::output::{self, Format, bytes, grouped, number, text};
+use crate::time;
 use crate::topic::durability_word;
 
 #[derive(Debug, Subcommand)]
@@ -118,11 +117,12 @@ pub(crate) async fn run(command: ClusterCommand, node: &Node, format: Format) ->
             "karman: broker {broker}: {in_sync} of {in_sync_needed} replicas are in sync; it takes nothing that asks for replicas"
         );
     }
-    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
-    let now_ms = u64::try_from(now_ms).unwrap_or(u64::MAX);
+    let now_ms = time::now_ms();
     let cells = |row: BrokerJson| {
-        let up =
-            if row.started_ms == 0 { "-".to_owned() } else { age(now_ms.saturating_sub(row.started_ms)) };
+        let up = match row.started_ms {
+            0 => "-".to_owned(),
+            started_ms => time::format_age(now_ms.saturating_sub(started_ms)),
+        };
         let log = bytes(row.log_end_offset.saturating_sub(row.log_start_offset));
         let own = vec![
             row.broker,
@@ -156,27 +156,4 @@ pub(crate) async fn run(command: ClusterCommand, node: &Node, format: Format) ->
         number("LOG"),
     ];
     Ok(output::table(&columns, rows.into_iter().flat_map(cells).collect())?)
-}
-
-/// A duration in its largest whole unit.
-fn age(millis: u64) -> String {
-    match millis / 1000 {
-        seconds @ 0..120 => format!("{seconds}s"),
-        seconds @ 120..7200 => format!("{}m", seconds / 60),
-        seconds @ 7200..172_800 => format!("{}h", seconds / 3600),
-        seconds => format!("{}d", seconds / 86_400),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ages_are_short() {
-        assert_eq!(
-            [1_500, 119_999, 120_000, 7_200_000, 172_800_000].map(age),
-            ["1s", "119s", "2m", "2h", "2d"]
-        );
-    }
 }

@@ -2,8 +2,10 @@
 
 use clap::{Args, Subcommand};
 use karman_client::{ClientError, Code};
+use karman_remoting::admin_front::QUERY_MAX;
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::karman::query_messages_request::By;
+use karman_remoting::validate::{DEAD_LETTER_PREFIX, dead_letter_topic};
 use serde::Serialize;
 
 use crate::cli::NotFound;
@@ -13,10 +15,6 @@ use crate::node::Node;
 use crate::output::{self, Format, grouped, number, text};
 use crate::time;
 
-/// What the topics with dead letters begin with.
-const PREFIX: &str = "%DLQ%";
-/// Messages of one query.
-const QUERY_MAX: u32 = 64;
 /// Letters of one call on each broker.
 const REDRIVE_MAX: u32 = 1000;
 
@@ -68,7 +66,7 @@ pub(crate) struct ShowArgs {
     #[arg(long, value_name = "TIME", value_parser = time::parse)]
     end: Option<u64>,
     /// At most so many
-    #[arg(long, value_name = "COUNT", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(long, value_name = "COUNT", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=i64::from(QUERY_MAX)))]
     max: u32,
 }
 
@@ -109,7 +107,7 @@ struct ListedJson {
 async fn list(node: &Node, format: Format) -> anyhow::Result<()> {
     let response = node.answer(node.admin()?.list_topics(node.request(v1::ListTopicsRequest {}))).await?;
     let rows = response.topics.into_iter().filter_map(|summary| {
-        let group = summary.topic?.name.strip_prefix(PREFIX)?.to_owned();
+        let group = summary.topic?.name.strip_prefix(DEAD_LETTER_PREFIX)?.to_owned();
         Some(ListedJson { group, broker: summary.broker_name, letters: summary.message_count })
     });
     match format {
@@ -138,7 +136,7 @@ fn property<'a>(letter: &'a StoredJson, name: &str) -> &'a str {
 async fn show(args: ShowArgs, node: &Node, format: Format) -> anyhow::Result<()> {
     let whole = args.id.is_some();
     let request = v1::QueryMessagesRequest {
-        topic: format!("{PREFIX}{}", args.group),
+        topic: dead_letter_topic(&args.group),
         by: Some(args.id.map_or(By::Time(true), By::MessageId)),
         begin_ms: args.begin.unwrap_or(0),
         end_ms: args.end.unwrap_or(0),
@@ -180,7 +178,8 @@ struct RedrivenJson {
 
 async fn redrive(args: RedriveArgs, node: &Node, format: Format) -> anyhow::Result<()> {
     if !args.yes {
-        let planned = call(&args, args.max.unwrap_or(0), true, node).await?;
+        let (planned, result) = call(&args, args.max.unwrap_or(0), true, node).await?;
+        result?;
         if args.dry_run {
             return print_redriven(&args.group, false, planned, format);
         }
@@ -190,34 +189,47 @@ async fn redrive(args: RedriveArgs, node: &Node, format: Format) -> anyhow::Resu
             return Ok(());
         }
     }
+    let (whole, result) = in_parts(args.max, |max| call(&args, max, false, node)).await;
+    if result.is_ok() || whole.count > 0 || !whole.skipped.is_empty() {
+        print_redriven(&args.group, true, whole, format)?;
+    }
+    result
+}
+
+/// What was done, and what of it failed.
+type Redriven = (v1::RedriveDeadLettersResponse, anyhow::Result<()>);
+
+/// Calls until no letter is left, `max` of them were sent back or something fails.
+async fn in_parts<C>(max: Option<u32>, call: impl Fn(u32) -> C) -> Redriven
+where
+    C: Future<Output = anyhow::Result<Redriven>>,
+{
     let mut whole = v1::RedriveDeadLettersResponse::default();
-    let mut left = args.max.unwrap_or(u32::MAX);
+    let mut left = max.unwrap_or(u32::MAX);
     loop {
         let wanted = left.min(REDRIVE_MAX);
-        let part = call(&args, wanted, false, node).await?;
+        let (part, result) = match call(wanted).await {
+            Ok(answered) => answered,
+            Err(error) => return (whole, Err(error)),
+        };
         whole.count += part.count;
         whole.skipped = part.skipped;
         left -= wanted;
         whole.more = part.more;
-        if !part.more || left == 0 || part.count == 0 {
-            return print_redriven(&args.group, true, whole, format);
+        if result.is_err() || !part.more || left == 0 || part.count == 0 {
+            return (whole, result);
         }
     }
 }
 
-async fn call(
-    args: &RedriveArgs,
-    max: u32,
-    dry_run: bool,
-    node: &Node,
-) -> anyhow::Result<v1::RedriveDeadLettersResponse> {
+async fn call(args: &RedriveArgs, max: u32, dry_run: bool, node: &Node) -> anyhow::Result<Redriven> {
     let request = v1::RedriveDeadLettersRequest {
         group: args.group.clone(),
         message_id: args.id.clone().unwrap_or_default(),
         max,
         dry_run,
     };
-    node.answer(node.admin()?.redrive_dead_letters(node.request(request))).await
+    node.answer_in_part(node.admin()?.redrive_dead_letters(node.request(request))).await
 }
 
 fn print_redriven(
@@ -240,7 +252,7 @@ fn print_redriven(
 }
 
 async fn export(group: &str, node: &Node) -> anyhow::Result<()> {
-    let topic = format!("{PREFIX}{group}");
+    let topic = dead_letter_topic(group);
     let request = v1::DescribeTopicRequest { name: topic.clone(), at_ms: None };
     let described = node.answer(node.admin()?.describe_topic(node.request(request))).await;
     for queue in described.map_err(|error| no_letters(error, group))?.queues {
@@ -263,4 +275,34 @@ async fn export(group: &str, node: &Node) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_went_back_is_known_when_a_later_part_fails() {
+        let part = |count, more| v1::RedriveDeadLettersResponse { count, more, ..Default::default() };
+        let refused = || Err(anyhow::anyhow!("broker \"b\": no room"));
+        let run = |max, parts: Vec<anyhow::Result<Redriven>>| async move {
+            let (parts, wanted) = (RefCell::new(parts.into_iter()), RefCell::new(Vec::new()));
+            let (whole, result) = in_parts(max, |max| {
+                wanted.borrow_mut().push(max);
+                std::future::ready(parts.borrow_mut().next().unwrap())
+            })
+            .await;
+            (whole.count, result.is_ok(), wanted.into_inner())
+        };
+        let all = vec![Ok((part(1000, true), Ok(()))), Ok((part(7, false), Ok(())))];
+        assert_eq!(run(None, all).await, (1007, true, vec![1000, 1000]));
+        let some = vec![Ok((part(1000, true), Ok(()))), Ok((part(500, true), Ok(())))];
+        assert_eq!(run(Some(1500), some).await, (1500, true, vec![1000, 500]));
+        let refused_in_part = vec![Ok((part(1000, true), Ok(()))), Ok((part(3, true), refused()))];
+        assert_eq!(run(None, refused_in_part).await, (1003, false, vec![1000, 1000]));
+        let silent = vec![Ok((part(1000, true), Ok(()))), Err(anyhow::anyhow!("no answer"))];
+        assert_eq!(run(None, silent).await, (1000, false, vec![1000, 1000]));
+    }
 }

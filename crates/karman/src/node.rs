@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use karman_client::{Client, ClientError, ClientOptions, ClientTls, Code};
-use karman_remoting::channel::ChannelPool;
+use karman_remoting::channel::{ChannelPool, address_of};
 use karman_remoting::metadata;
+use karman_remoting::proto::karman::BrokerResult;
 use karman_remoting::proto::karman::admin_client::AdminClient;
-use karman_remoting::proto::karman::{self as v1, BrokerResult};
 use karman_remoting::proto::v2;
 use karman_remoting::proto::v2::messaging_service_client::MessagingServiceClient;
 use karman_remoting::server::MAX_DECODING_SIZE_BYTES;
+use karman_remoting::status::Answer;
 use serde::Serialize;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::transport::Channel;
@@ -64,16 +65,13 @@ impl Node {
         let mut request =
             Request::new(v2::QueryRouteRequest { topic: Some(topic_resource), endpoints: None });
         *request.metadata_mut() = headers("route");
-        let mut service = MessagingServiceClient::new(self.channel()?);
+        let service = MessagingServiceClient::new(self.channel()?);
+        let mut service = service.max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
         let response = self.answer(service.query_route(request)).await?;
         let mut brokers: Vec<TopicBroker> = Vec::new();
         for queue in response.message_queues {
             let Some(broker) = queue.broker.as_ref().filter(|broker| broker.id == 0) else { continue };
-            let addresses = broker.endpoints.as_ref().map(|endpoints| endpoints.addresses.as_slice());
-            let Some(first) = addresses.and_then(<[_]>::first) else { continue };
-            let host =
-                if first.host.contains(':') { format!("[{}]", first.host) } else { first.host.clone() };
-            let address = format!("{host}:{}", first.port);
+            let Some(address) = broker.endpoints.as_ref().and_then(address_of) else { continue };
             if brokers.iter().all(|known| known.address != address) {
                 brokers.push(TopicBroker { address, queue });
             }
@@ -95,28 +93,31 @@ impl Node {
         &self,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> anyhow::Result<T> {
+        let (response, result) = self.answer_in_part(call).await?;
+        result.map(|()| response)
+    }
+
+    /// Waits for an answer that may tell of what was done beside what was refused.
+    pub(crate) async fn answer_in_part<T: Answer>(
+        &self,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> anyhow::Result<(T, anyhow::Result<()>)> {
         let endpoint = || self.endpoint.clone();
         let response = tokio::time::timeout(TIMEOUT, call)
             .await
             .map_err(|_| ClientError::Timeout { endpoint: endpoint(), timeout: TIMEOUT })?
             .map_err(|status| self.failure(&status))?
             .into_inner();
-        self.check(response.status(), response.brokers())?;
-        Ok(response)
+        let result = self.check(response.status(), response.brokers());
+        Ok((response, result))
     }
 
     pub(crate) fn failure(&self, status: &Status) -> ClientError {
-        let endpoint = self.endpoint.clone();
-        match status.code() {
-            tonic::Code::Unavailable => {
-                ClientError::Unreachable { endpoint, why: status.message().to_owned() }
-            }
-            tonic::Code::PermissionDenied => {
-                let message = format!("{}; give --cluster-secret", status.message());
-                ClientError::Refused { endpoint, code: Code::Forbidden, message }
-            }
-            code => ClientError::Protocol { endpoint, why: format!("gRPC {code:?}: {}", status.message()) },
+        if status.code() == tonic::Code::PermissionDenied {
+            let message = format!("{}; give --cluster-secret", status.message());
+            return ClientError::Refused { endpoint: self.endpoint.clone(), code: Code::Forbidden, message };
         }
+        ClientError::transport(&self.endpoint, TIMEOUT, status)
     }
 
     pub(crate) fn check(&self, status: Option<&v2::Status>, brokers: &[BrokerResult]) -> anyhow::Result<()> {
@@ -148,13 +149,9 @@ pub(crate) struct TopicBroker {
 
 /// The headers of a client of its own, for calls that the SDK does not make.
 pub(crate) fn headers(name: &str) -> MetadataMap {
-    let mut headers = MetadataMap::with_capacity(8);
     let id = format!("karman@{}@{name}", std::process::id());
-    headers.insert("x-mq-client-id", MetadataValue::try_from(id).expect("digits and ASCII letters"));
-    headers.insert("x-mq-language", MetadataValue::from_static("RUST"));
-    headers.insert("x-mq-protocol", MetadataValue::from_static("v2"));
-    headers.insert("x-mq-client-version", MetadataValue::from_static(env!("CARGO_PKG_VERSION")));
-    headers
+    let id = MetadataValue::try_from(id).expect("digits and ASCII letters");
+    metadata::of_client(id, env!("CARGO_PKG_VERSION"))
 }
 
 pub(crate) fn code_of(status: Option<&v2::Status>) -> Code {
@@ -163,42 +160,6 @@ pub(crate) fn code_of(status: Option<&v2::Status>) -> Code {
 
 pub(crate) fn message_of(status: Option<&v2::Status>) -> &str {
     status.map_or("no status", |status| &status.message)
-}
-
-/// An answer of a node: how it went, on the whole and on each broker.
-pub(crate) trait Answer {
-    fn status(&self) -> Option<&v2::Status>;
-    fn brokers(&self) -> &[BrokerResult] {
-        &[]
-    }
-}
-
-macro_rules! answers {
-    ($($response:path),* ; $($with_brokers:path),*) => {
-        $(impl Answer for $response {
-            fn status(&self) -> Option<&v2::Status> {
-                self.status.as_ref()
-            }
-        })*
-        $(impl Answer for $with_brokers {
-            fn status(&self) -> Option<&v2::Status> {
-                self.status.as_ref()
-            }
-
-            fn brokers(&self) -> &[BrokerResult] {
-                &self.brokers
-            }
-        })*
-    };
-}
-
-answers! {
-    v1::ListTopicsResponse, v1::DescribeTopicResponse, v1::ListGroupsResponse, v1::DescribeClusterResponse,
-    v1::QueryMessagesResponse, v1::DescribeGroupResponse, v1::ResetOffsetResponse, v1::RedriveDeadLettersResponse,
-    v1::ExplainMessageResponse, v1::ListClientsResponse,
-    v2::QueryRouteResponse;
-    v1::CreateTopicResponse, v1::DeleteTopicResponse, v1::UpdateTopicResponse, v1::CreateGroupResponse,
-    v1::UpdateGroupResponse
 }
 
 #[derive(Serialize)]
@@ -247,6 +208,15 @@ mod tests {
         assert!(error.to_string().contains("b: no such topic"), "{error}");
         assert!(node.check(Some(&status(Code::Ok, "")), &rows).is_ok());
         assert!(node.check(None, &[]).is_err());
+    }
+
+    #[test]
+    fn a_deadline_that_passed_is_told_as_one() {
+        let node = Node::new("n:1".into(), String::new());
+        let expired = Status::from_error(Box::new(tonic::TimeoutExpired(())));
+        assert!(matches!(node.failure(&expired), ClientError::Timeout { .. }));
+        let secret = node.failure(&Status::permission_denied("a secret"));
+        assert!(secret.to_string().contains("--cluster-secret"), "{secret}");
     }
 
     #[test]

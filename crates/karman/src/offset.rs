@@ -182,8 +182,12 @@ async fn shift(place: PlaceArgs, to: To, how: &HowArgs, node: &Node, format: For
         }
     }
     let request = v1::ResetOffsetRequest { dry_run: false, ..request };
-    let done = node.answer(node.admin()?.reset_offset(node.request(request))).await?;
-    print(done, true)
+    let (done, result) = node.answer_in_part(node.admin()?.reset_offset(node.request(request))).await?;
+    // Where one broker failed the others have moved the group.
+    if result.is_ok() || !done.moves.is_empty() {
+        print(done, true)?;
+    }
+    result
 }
 
 fn print_moves(shift: ShiftJson, format: Format) -> anyhow::Result<()> {

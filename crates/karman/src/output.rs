@@ -35,8 +35,12 @@ pub(crate) const fn number(title: &'static str) -> Column {
 }
 
 pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
-    let mut out = io::stdout().lock();
-    serde_json::to_writer(&mut out, value)?;
+    write_json(io::stdout().lock(), value)
+}
+
+fn write_json(mut out: impl io::Write, value: &impl Serialize) -> anyhow::Result<()> {
+    // An error of the output as such: a closed pipe ends the command quietly.
+    serde_json::to_writer(&mut out, value).map_err(io::Error::from)?;
     writeln!(out)?;
     Ok(())
 }
@@ -124,6 +128,22 @@ mod tests {
         let text = format_table(&columns, vec![vec!["n".repeat(60), "12".into(), long]]);
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
         assert_eq!(format_table(&columns[..2], vec![vec!["a".into(), "7".into()]]), "NAME COUNT\na        7");
+    }
+
+    #[test]
+    fn a_reader_that_has_seen_enough_is_told_apart_from_what_cannot_be_written() {
+        struct Closed;
+        impl io::Write for Closed {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let error = write_json(Closed, &["a", "b"]).unwrap_err();
+        let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+        assert_eq!(kind, Some(io::ErrorKind::BrokenPipe), "{error:?}");
     }
 
     #[test]

@@ -2,13 +2,18 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use karman_remoting::civil;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
 pub(crate) use karman_remoting::civil::format_ms;
 
 const DAY_MS: u64 = 86_400_000;
 
 /// The units of a duration, the largest first.
 const UNITS_MS: [(&str, u64); 5] = [("d", DAY_MS), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
+
+/// A date, alone or with a time of day; none may name a zone.
+const DATE_FORMS: [&str; 5] =
+    ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%d"];
 
 /// RocketMQ's delay levels, 1 to 18.
 const DELAY_LEVELS: [&str; 18] = [
@@ -87,23 +92,10 @@ fn parse_at(text: &str, now_ms: u64) -> Result<u64, String> {
         return Ok(now_ms.saturating_sub(count.saturating_mul(unit_ms)));
     }
     let text = text.strip_suffix('Z').unwrap_or(text);
-    let (date, time) = text.split_once(['T', ' ']).unwrap_or((text, "0:0:0"));
-    let numbers =
-        |text: &str, sep| text.split(sep).map(|part| part.parse().ok()).collect::<Option<Vec<u64>>>();
-    let (date, time) = (numbers(date, '-').ok_or_else(refused)?, numbers(time, ':').ok_or_else(refused)?);
-    let ([year, month, day], [hour, minute, rest @ ..]) = (&date[..], &time[..]) else {
-        return Err(refused());
-    };
-    let second = rest.first().copied().unwrap_or(0);
-    let is_date = (1970..=9999).contains(year) && (1..=12).contains(month) && (1..=31).contains(day);
-    if !is_date || *hour > 23 || *minute > 59 || second > 59 || rest.len() > 1 {
-        return Err(refused());
-    }
-    let days = civil::days_of(*year, *month, *day);
-    match civil::date_of(days) == (*year, *month, *day) {
-        true => Ok(days * DAY_MS + (hour * 3600 + minute * 60 + second) * 1000),
-        false => Err(refused()),
-    }
+    let read = |form| DateTime::strptime(form, text).ok();
+    let read = DATE_FORMS.into_iter().find_map(read).and_then(|time| time.to_zoned(TimeZone::UTC).ok());
+    // Before 1970 there is no message.
+    read.and_then(|time| u64::try_from(time.timestamp().as_millisecond()).ok()).ok_or_else(refused)
 }
 
 #[cfg(test)]
@@ -156,9 +148,19 @@ mod tests {
 
     #[test]
     fn other_texts_are_refused() {
-        for text in
-            ["", "h", "yesterday", "2026-02-30", "2026-13-01", "2026-11-21T24:00", "1969-01-01", "-5", "1:2"]
-        {
+        for text in [
+            "2026-11-21T13:12:34+02:00",
+            "2026-11-21T13",
+            "",
+            "h",
+            "yesterday",
+            "2026-02-30",
+            "2026-13-01",
+            "2026-11-21T24:00",
+            "1969-01-01",
+            "-5",
+            "1:2",
+        ] {
             assert!(parse_at(text, 0).unwrap_err().contains("is no time"), "{text}");
         }
     }

@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
+use karman_client::Code;
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::v2;
 use serde::Serialize;
 
-use crate::node::{Node, print_changed};
+use crate::cli::NotFound;
+use crate::confirm::confirm;
+use crate::node::{Node, code_of, print_changed};
 use crate::output::{self, Format, grouped, number, text};
 use crate::time;
 
@@ -52,12 +55,20 @@ Example:
         at: Option<u64>,
     },
     /// Delete a topic and all its messages on all brokers
-    #[command(after_help = "Example:\n  karman topic delete orders --yes")]
+    #[command(after_help = "\
+Nothing brings the messages back. Without --yes it is asked first; a script gives --yes or --dry-run.
+
+Example:
+  karman topic delete orders --dry-run
+  karman topic delete orders --yes")]
     Delete {
         /// The topic
         name: String,
-        /// Confirms that the messages may go; nothing brings them back
-        #[arg(long, required = true)]
+        /// Only show what would go
+        #[arg(long, conflicts_with = "yes")]
+        dry_run: bool,
+        /// Do it without asking
+        #[arg(long)]
         yes: bool,
     },
 }
@@ -206,12 +217,66 @@ pub(crate) async fn run(command: TopicCommand, node: &Node, format: Format) -> a
         TopicCommand::Update { name, settings } => update(name, &settings, node, format).await,
         TopicCommand::List => list(node, format).await,
         TopicCommand::Show { name, at } => show(name, at, node, format).await,
-        TopicCommand::Delete { name, yes: _ } => {
-            let request = node.request(v1::DeleteTopicRequest { name: name.clone() });
-            let response = node.answer(node.admin()?.delete_topic(request)).await?;
-            print_changed(&name, &response.brokers, format)
+        TopicCommand::Delete { name, dry_run, yes } => {
+            if (yes || may_go(&name, dry_run, node, format).await?) && !dry_run {
+                let request = node.request(v1::DeleteTopicRequest { name: name.clone() });
+                let response = node.answer(node.admin()?.delete_topic(request)).await?;
+                print_changed(&name, &response.brokers, format)?;
+            }
+            Ok(())
         }
     }
+}
+
+/// A topic on each broker that has it.
+async fn on_each_broker(name: &str, node: &Node) -> anyhow::Result<Vec<v1::TopicSummary>> {
+    let request = node.request(v1::ListTopicsRequest {});
+    let mut rows = node.answer(node.admin()?.list_topics(request)).await?.topics;
+    rows.retain(|row| row.topic.as_ref().is_some_and(|topic| topic.name == name));
+    if rows.is_empty() {
+        return Err(NotFound(format!("no broker has topic {name:?}")).into());
+    }
+    Ok(rows)
+}
+
+#[derive(Serialize)]
+struct DoomedJson {
+    topic: String,
+    /// False: it is only what would go.
+    done: bool,
+    brokers: Vec<DoomedBrokerJson>,
+}
+
+#[derive(Serialize)]
+struct DoomedBrokerJson {
+    broker: String,
+    messages: u64,
+}
+
+/// Shows what a deletion would take or asks whether it may.
+async fn may_go(name: &str, dry_run: bool, node: &Node, format: Format) -> anyhow::Result<bool> {
+    let rows = on_each_broker(name, node).await?;
+    let messages: u64 = rows.iter().map(|row| row.message_count).sum();
+    if !dry_run {
+        let (messages, brokers) = (grouped(messages), rows.len());
+        return confirm(
+            &format!("Delete topic {name} with {messages} messages on {brokers} brokers?"),
+            false,
+        );
+    }
+    let rows =
+        rows.into_iter().map(|row| DoomedBrokerJson { broker: row.broker_name, messages: row.message_count });
+    match format {
+        Format::Json => {
+            output::json(&DoomedJson { topic: name.to_owned(), done: false, brokers: rows.collect() })?;
+        }
+        Format::Table => {
+            let cells = |row: DoomedBrokerJson| vec![row.broker, grouped(row.messages)];
+            output::table(&[text("BROKER"), number("MESSAGES")], rows.map(cells).collect())?;
+            output::line("nothing was deleted yet")?;
+        }
+    }
+    Ok(false)
 }
 
 async fn create(args: CreateArgs, node: &Node, format: Format) -> anyhow::Result<()> {
@@ -228,13 +293,32 @@ async fn create(args: CreateArgs, node: &Node, format: Format) -> anyhow::Result
 }
 
 async fn update(name: String, settings: &SettingsArgs, node: &Node, format: Format) -> anyhow::Result<()> {
-    let request = node.request(v1::DescribeTopicRequest { name: name.clone(), at_ms: None });
-    let response = node.answer(node.admin()?.describe_topic(request)).await?;
-    let mut topic = response.topics.into_iter().next().unwrap_or_default();
-    settings.set(&mut topic)?;
-    let request = node.request(v1::UpdateTopicRequest { topic: Some(topic) });
-    let response = node.answer(node.admin()?.update_topic(request)).await?;
-    print_changed(&name, &response.brokers, format)
+    let (mut brokers, mut result) = (Vec::new(), Ok(()));
+    for request in updates(on_each_broker(&name, node).await?, settings)? {
+        let answered = node.answer_in_part(node.admin()?.update_topic(node.request(request))).await;
+        let (rows, updated) = answered
+            .map_or_else(|error| (vec![], Err(error)), |(response, result)| (response.brokers, result));
+        brokers.extend(rows);
+        result = result.and(updated);
+    }
+    if result.is_ok() || brokers.iter().any(|broker| code_of(broker.status.as_ref()) == Code::Ok) {
+        print_changed(&name, &brokers, format)?;
+    }
+    result
+}
+
+/// What is told to which broker: what was not named stays there as it is there. A topic that came into being by use may
+/// have other settings on each.
+fn updates(
+    rows: Vec<v1::TopicSummary>,
+    settings: &SettingsArgs,
+) -> anyhow::Result<Vec<v1::UpdateTopicRequest>> {
+    let update = |row: v1::TopicSummary| {
+        let mut topic = row.topic.unwrap_or_default();
+        settings.set(&mut topic)?;
+        Ok(v1::UpdateTopicRequest { topic: Some(topic), broker_name: row.broker_name })
+    };
+    rows.into_iter().map(update).collect()
 }
 
 #[derive(Serialize)]
@@ -366,4 +450,34 @@ fn headline(topic: &ShownJson) -> String {
         text += &format!("\na lite topic without messages goes after {}", time::format_duration(expiration));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(subcommand)]
+        command: TopicCommand,
+    }
+
+    #[test]
+    fn an_update_leaves_what_it_does_not_name_as_each_broker_has_it() {
+        let row = |broker: &str, reserved_hours, queue_nums| v1::TopicSummary {
+            topic: Some(v1::TopicConfig { reserved_hours, queue_nums, ..Default::default() }),
+            broker_name: broker.into(),
+            ..Default::default()
+        };
+        let line = Line::try_parse_from(["test", "update", "orders", "--ttl", "1h"]).map(|line| line.command);
+        let Ok(TopicCommand::Update { settings, .. }) = line else { panic!("not read") };
+        let updates = updates(vec![row("a", 5, 8), row("b", 0, 4)], &settings).unwrap();
+        let told = updates.into_iter().map(|update| {
+            let topic = update.topic.unwrap();
+            (update.broker_name, topic.ttl_seconds, topic.reserved_hours, topic.queue_nums)
+        });
+        assert_eq!(told.collect::<Vec<_>>(), [("a".into(), 3600, 5, 8), ("b".into(), 3600, 0, 4)]);
+    }
 }

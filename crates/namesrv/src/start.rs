@@ -74,20 +74,18 @@ pub fn start(config: &NamesrvConfig) -> Result<Namesrv, StartError> {
     let silence_max = Duration::from_millis(config.broker_not_active_timeout_millis);
     let secret = config.cluster_secret.clone();
     let registrations = Registrations::new(routes.clone(), silence_max, secret.clone(), stopping.clone());
-    let sweep = start_sweep(config, registrations.clone(), clients.clone(), stopping.clone())?;
     let peers = Peers::new(ChannelPool::new(), secret.clone());
-    let front = Front::new(routes.clone(), clients, peers.clone(), None, stopping.clone());
+    let front = Front::new(routes.clone(), clients.clone(), peers.clone(), None, stopping.clone());
     let admin = AdminFront::new(routes.clone(), peers, secret.clone(), None);
     let public_admin = PublicAdmin::new(admin.clone(), front.clone(), secret);
+    let admin = AdminServer::new(admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
     let public_admin =
         PublicAdminServer::new(public_admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
     let messaging = MessagingServiceServer::new(front).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
-    let registration = RegistrationServer::new(RegistrationService(registrations))
+    let registration = RegistrationServer::new(RegistrationService(registrations.clone()))
         .max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
-    let services = Routes::new(messaging)
-        .add_service(registration)
-        .add_service(AdminServer::new(admin))
-        .add_service(public_admin);
+    let services =
+        Routes::new(messaging).add_service(registration).add_service(admin).add_service(public_admin);
     let server = Server::start(
         ServerOptions {
             name: "namesrv",
@@ -102,6 +100,8 @@ pub fn start(config: &NamesrvConfig) -> Result<Namesrv, StartError> {
     )?;
     let ready = Arc::new(AtomicBool::new(true));
     let probe = open_probe(config, &ready, routes)?;
+    // Last: what was started before ends by being dropped when something behind it fails, a thread does not.
+    let sweep = start_sweep(config, registrations, clients, stopping.clone())?;
     tracing::info!(address = %server.local_addr(), "namesrv started");
     Ok(Namesrv { server, probe, stopping, ready, sweep })
 }
@@ -139,9 +139,11 @@ fn open_probe(
     routes: SharedRoutes,
 ) -> Result<Option<Probe>, ProbeError> {
     let Some(address) = config.metrics_address() else { return Ok(None) };
-    let ready = ready.clone();
+    let (ready, learning) = (ready.clone(), routes.clone());
     let missing = move || {
-        if ready.load(Ordering::Relaxed) { vec![] } else { vec!["the namesrv is stopping".to_owned()] }
+        let is_stopping = (!ready.load(Ordering::Relaxed)).then_some("the namesrv is stopping");
+        let is_learning = learning.is_learning().then_some("the brokers have had no time to register yet");
+        is_stopping.into_iter().chain(is_learning).map(str::to_owned).collect()
     };
     let metrics = move || {
         let brokers = routes.read().brokers().count();

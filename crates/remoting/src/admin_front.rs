@@ -25,11 +25,13 @@ use crate::route_table::SharedRoutes;
 use crate::status::Rejection;
 use crate::validate;
 
-pub(crate) use merge::Judged;
 use merge::no_broker;
 
 /// How long one broker may take before its row says so.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Messages that one QueryMessages of it, or of the public service, gives at most.
+pub const QUERY_MAX: u32 = 64;
 
 /// How often, and for how long, the routes of a new topic are waited for.
 const ROUTES_POLL: Duration = Duration::from_millis(2);
@@ -147,6 +149,17 @@ impl AdminFront {
         self.routes.read().brokers().cloned().collect()
     }
 
+    /// The broker of this name, or every one when there is none.
+    fn brokers_asked(&self, name: &str) -> Result<Vec<BrokerIdentity>, Rejection> {
+        let mut brokers = self.brokers();
+        brokers.retain(|broker| name.is_empty() || broker.broker_name == name);
+        match (brokers.is_empty(), name.is_empty()) {
+            (false, _) => Ok(brokers),
+            (true, true) => Err(no_broker()),
+            (true, false) => Err(Rejection::UnknownBroker { broker: validate::shortened(name) }),
+        }
+    }
+
     /// Refuses a topic that nobody has and a broker that is not there.
     fn check_place(&self, topic: &str, broker: &str) -> Result<(), Rejection> {
         validate::topic(topic)?;
@@ -166,16 +179,10 @@ impl AdminFront {
         came_with: &MetadataMap,
         message: v1::VerifyStoreRequest,
     ) -> BoxStream<v1::VerifyStoreResponse> {
-        let is_asked = |name: &str| message.broker_name.is_empty() || message.broker_name == name;
-        let mut brokers = self.brokers();
-        brokers.retain(|broker| is_asked(&broker.broker_name));
-        if brokers.is_empty() {
-            let rejection = match message.broker_name.is_empty() {
-                true => no_broker(),
-                false => Rejection::UnknownBroker { broker: validate::shortened(&message.broker_name) },
-            };
-            return Box::pin(tokio_stream::once(Ok(rejection.into())));
-        }
+        let brokers = match self.brokers_asked(&message.broker_name) {
+            Ok(brokers) => brokers,
+            Err(rejection) => return Box::pin(tokio_stream::once(Ok(rejection.into()))),
+        };
         let streams = brokers.into_iter().map(|broker| self.verify_one(broker, came_with, message.clone()));
         Box::pin(select_all(join_all(streams).await))
     }

@@ -18,6 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
 use self::connector::Connector;
+use crate::proto::v2::Endpoints;
 
 /// For calls made without a deadline: how long the answer may take to begin.
 ///
@@ -128,6 +129,17 @@ impl ChannelPool {
         channels.insert(address.into(), Kept { channel: channel.clone(), last_used: now });
         Ok(channel)
     }
+}
+
+/// `host:port` of the first address of an endpoint, which is the one used.
+pub fn address_of(endpoints: &Endpoints) -> Option<String> {
+    let first = endpoints.addresses.first()?;
+    let bare_v6 = first.host.contains(':') && !first.host.starts_with('[');
+    Some(if bare_v6 {
+        format!("[{}]:{}", first.host, first.port)
+    } else {
+        format!("{}:{}", first.host, first.port)
+    })
 }
 
 fn make_room(channels: &mut HashMap<Box<str>, Kept>) {

@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tonic::codegen::BoxStream;
@@ -30,6 +31,9 @@ mod send;
 mod tokens;
 
 pub use self::send::home_weight;
+
+/// Less than clients wait for an answer, and more than brokers need to come back to a namesrv.
+const UNKNOWN_TOPIC_WAIT: Duration = Duration::from_secs(2);
 
 /// The broker in the same process.
 #[derive(Clone)]
@@ -95,10 +99,26 @@ impl Front {
         if let Some(local) = self.local.as_ref().filter(|local| relayed || local.broker_name == broker) {
             return Ok(Owner::Here(&*local.service));
         }
-        let identity = self.routes.read().broker(broker).cloned();
-        match identity {
-            Some(identity) if !relayed => Ok(Owner::There(identity)),
+        let routes = self.routes.read();
+        match routes.broker(broker) {
+            Some(identity) if !relayed => Ok(Owner::There(identity.clone())),
+            // Clients repeat a call that did not reach its broker, and give up one whose broker nobody knows.
+            None if self.routes.is_learning() || routes.is_expected_back(broker) => {
+                Err(Rejection::PeerUnavailable {
+                    broker: validate::shortened(broker),
+                    why: "it is not registered at the moment; send again later".to_owned(),
+                })
+            }
             _ => Err(Rejection::UnknownBroker { broker: validate::shortened(broker) }),
+        }
+    }
+
+    /// Before it is said that nobody has `topic`: a node that has just started waits a while for those who may.
+    async fn until_known(&self, topic: &str, relayed: bool) {
+        let is_known = self.routes.read().message_type(topic).is_some();
+        if !is_known && !relayed {
+            // Where it is not known by then, that is the answer.
+            let _ = tokio::time::timeout(UNKNOWN_TOPIC_WAIT, self.routes.learnt()).await;
         }
     }
 
@@ -171,9 +191,10 @@ impl Front {
         &self,
         request: Request<v2::QueryRouteRequest>,
     ) -> Result<Response<v2::QueryRouteResponse>, Rejection> {
-        self.heard(&request)?;
+        let relayed = self.heard(&request)?.relayed;
         let topic = request.get_ref().topic.clone().unwrap_or_default();
         validate::topic(&topic.name)?;
+        self.until_known(&topic.name, relayed).await;
         let mut message_queues = self.routes.read().queues_of(&topic);
         if message_queues.is_empty() {
             message_queues = self.create_topic_by_asking(request).await;
@@ -188,11 +209,12 @@ impl Front {
         &self,
         request: Request<v2::QueryAssignmentRequest>,
     ) -> Result<v2::QueryAssignmentResponse, Rejection> {
-        self.heard(&request)?;
+        let relayed = self.heard(&request)?.relayed;
         let request = request.into_inner();
         validate::group_of(request.group.as_ref())?;
         let topic = request.topic.unwrap_or_default();
         validate::topic(&topic.name)?;
+        self.until_known(&topic.name, relayed).await;
         let routes = self.routes.read();
         let assignments = routes.assignments_of(&topic);
         if assignments.is_empty() {

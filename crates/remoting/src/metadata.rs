@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tonic::metadata::{KeyAndValueRef, MetadataMap, MetadataValue};
+use tonic::metadata::{Ascii, KeyAndValueRef, MetadataMap, MetadataValue};
 
 use crate::status::Rejection;
 
@@ -98,6 +98,16 @@ impl Caller {
             timeout: timeout_of(metadata),
         })
     }
+}
+
+/// The headers that a client of ours puts before its calls.
+pub fn of_client(id: MetadataValue<Ascii>, version: &'static str) -> MetadataMap {
+    let mut headers = MetadataMap::with_capacity(8);
+    headers.insert("x-mq-client-id", id);
+    headers.insert("x-mq-language", MetadataValue::from_static("RUST"));
+    headers.insert("x-mq-protocol", MetadataValue::from_static("v2"));
+    headers.insert("x-mq-client-version", MetadataValue::from_static(version));
+    headers
 }
 
 /// `grpc-timeout`: up to eight digits and a unit. Some clients send decades.

@@ -18,8 +18,8 @@ use crate::{logging, metadata};
 /// What the own door says to a call of `karman.v1.Admin`.
 macro_rules! ask {
     ($self:expr, $method:ident, $message:expr) => {{
-        use crate::admin_front::Judged as _;
         use crate::proto::karman::admin_server::Admin as _;
+        use crate::status::Answer as _;
         match $self.admin.$method($self.own($message)).await {
             Ok(response) => response.into_inner().judged(),
             Err(status) => Err(crate::status::Rejection::Internal(status.message().to_owned()).into()),

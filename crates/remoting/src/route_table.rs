@@ -27,8 +27,8 @@ pub struct SharedRoutes(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     table: RwLock<RouteTable>,
-    /// This node has just started and does not know the others yet.
-    learning: watch::Sender<bool>,
+    /// This node has just started and does not know the others yet; it waits for them until then.
+    learning: watch::Sender<Option<Instant>>,
     listener: OnceLock<Listener>,
 }
 
@@ -59,20 +59,25 @@ impl GroupsChanged {
 impl SharedRoutes {
     /// Other nodes are not known yet: a namesrv will tell of them, or they register here.
     pub fn begin_to_learn(&self) {
-        self.0.learning.send_replace(true);
+        self.0.learning.send_replace(Some(Instant::now() + LEARNING_MAX));
     }
 
     /// They have.
     pub fn end_to_learn(&self) {
-        self.0.learning.send_if_modified(std::mem::take);
+        self.0.learning.send_if_modified(|until| until.take().is_some());
+    }
+
+    /// Whether other nodes are still waited for.
+    pub fn is_learning(&self) -> bool {
+        self.0.learning.borrow().is_some_and(|until| Instant::now() < until)
     }
 
     /// Waits until other nodes are known, or it seems that nobody will tell of them.
     pub async fn learnt(&self) {
         let mut learning = self.0.learning.subscribe();
-        if tokio::time::timeout(LEARNING_MAX, learning.wait_for(|learning| !learning)).await.is_err() {
-            self.end_to_learn();
-        }
+        let Some(until) = *learning.borrow() else { return };
+        // Nobody told of any: what is known is all there is.
+        let _ = tokio::time::timeout_at(until.into(), learning.wait_for(Option::is_none)).await;
     }
 
     /// For one look-up. Never twice in one thread: a writer that waits in between would stop both.
@@ -101,7 +106,7 @@ impl fmt::Debug for SharedRoutes {
     }
 }
 
-/// A node that hears from no namesrv for so long takes what it knows for all there is.
+/// A node that hears from no namesrv for so long after its start takes what it knows for all there is.
 const LEARNING_MAX: Duration = Duration::from_secs(15);
 
 /// Queue number in an assignment that means "all queues of this broker".
@@ -208,6 +213,11 @@ impl RouteTable {
     /// One broker.
     pub fn broker(&self, name: &str) -> Option<&BrokerIdentity> {
         self.brokers.get(name).map(|entry| &entry.identity)
+    }
+
+    /// Whether a broker that is not here left lately and is expected back.
+    pub fn is_expected_back(&self, name: &str) -> bool {
+        self.away.expects(name, Instant::now())
     }
 
     /// A group's policy, from the first broker by name that knows the group.

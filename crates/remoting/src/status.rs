@@ -204,16 +204,55 @@ pub fn summary<'a>(entries: impl IntoIterator<Item = &'a Status>) -> Status {
     }
 }
 
-/// An answer that can say no: every response of these has a `status`.
+/// An answer of a node that says itself how the call went; every one of these has a `status`.
+pub trait Answer: Sized {
+    /// The answer that is nothing but a status.
+    fn of(status: Status) -> Self;
+    /// How the call went, on the whole.
+    fn status(&self) -> Option<&Status>;
+    /// How it went on each broker, where the answer tells.
+    fn brokers(&self) -> &[v1::BrokerResult] {
+        &[]
+    }
+    /// `Err` with the status unless that is OK.
+    fn judged(self) -> Result<Self, Status> {
+        match self.status() {
+            Some(status) if status.code() == Code::Ok => Ok(self),
+            Some(status) => Err(status.clone()),
+            None => Err(Rejection::Internal("a broker answered without a status".into()).into()),
+        }
+    }
+}
+
 macro_rules! answers {
-    ($($response:ty),* $(,)?) => {$(
-        impl From<Rejection> for $response {
+    ($($response:ty),* $(,)? ; of brokers $($of_brokers:ty),* $(,)?) => {
+        $(answers!(@one $response {});)*
+        $(answers!(@one $of_brokers {
+            fn brokers(&self) -> &[v1::BrokerResult] {
+                &self.brokers
+            }
+        });)*
+    };
+    (@one $response:ty { $($brokers:item)? }) => {
+        impl Answer for $response {
             #[allow(clippy::needless_update, reason = "some have nothing but a status")]
+            fn of(status: Status) -> Self {
+                Self { status: Some(status), ..Default::default() }
+            }
+
+            fn status(&self) -> Option<&Status> {
+                self.status.as_ref()
+            }
+
+            $($brokers)?
+        }
+
+        impl From<Rejection> for $response {
             fn from(rejection: Rejection) -> Self {
-                Self { status: Some(rejection.into()), ..Default::default() }
+                Self::of(rejection.into())
             }
         }
-    )*};
+    };
 }
 
 answers! {
@@ -221,11 +260,13 @@ answers! {
     v2::AckMessageResponse, v2::ForwardMessageToDeadLetterQueueResponse, v2::UpdateOffsetResponse,
     v2::GetOffsetResponse, v2::QueryOffsetResponse, v2::EndTransactionResponse, v2::NotifyClientTerminationResponse,
     v2::ChangeInvisibleDurationResponse, v2::RecallMessageResponse, v2::SyncLiteSubscriptionResponse,
-    v1::CreateTopicResponse, v1::DeleteTopicResponse, v1::ListTopicsResponse, v1::DescribeTopicResponse,
-    v1::CreateGroupResponse, v1::ListGroupsResponse, v1::DescribeClusterResponse,
-    v1::QueryMessagesResponse, v1::VerifyStoreResponse, v1::UpdateTopicResponse, v1::UpdateGroupResponse,
-    v1::DescribeGroupResponse, v1::ResetOffsetResponse, v1::RedriveDeadLettersResponse,
-    v1::ExplainMessageResponse, v1::ListClientsResponse, v1::AskClientResponse, v1::ForgetSubscriptionResponse,
+    v1::ListTopicsResponse, v1::DescribeTopicResponse, v1::ListGroupsResponse, v1::DescribeClusterResponse,
+    v1::QueryMessagesResponse, v1::VerifyStoreResponse, v1::DescribeGroupResponse, v1::ResetOffsetResponse,
+    v1::RedriveDeadLettersResponse, v1::ExplainMessageResponse, v1::ListClientsResponse, v1::AskClientResponse,
+    v1::ForgetSubscriptionResponse;
+    of brokers
+    v1::CreateTopicResponse, v1::DeleteTopicResponse, v1::UpdateTopicResponse, v1::CreateGroupResponse,
+    v1::UpdateGroupResponse,
 }
 
 /// What a handler's result says to the client: its answer, or a refusal in the same form.

@@ -41,6 +41,12 @@ pub struct Node {
     pub ended: Mutex<Vec<v2::EndTransactionRequest>>,
     /// How the group of whoever asks is to be consumed.
     pub fifo: AtomicBool,
+    /// It never answers what the route is.
+    pub silent: AtomicBool,
+    /// The next delivery breaks off behind its first message.
+    pub torn: AtomicBool,
+    /// Why settings are refused, while they are.
+    pub refuses: Mutex<Option<String>>,
     commands: Mutex<Option<mpsc::Sender<Result<v2::TelemetryCommand, Status>>>>,
 }
 
@@ -87,6 +93,9 @@ impl MessagingService for Node {
         &self,
         _: Request<v2::QueryRouteRequest>,
     ) -> Result<Response<v2::QueryRouteResponse>, Status> {
+        if self.silent.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
         let message_queues = self.route.lock().clone();
         Ok(Response::new(v2::QueryRouteResponse { status: status(Code::Ok), message_queues }))
     }
@@ -119,6 +128,14 @@ impl MessagingService for Node {
         let deliveries: Vec<Bytes> = {
             let mut deliveries = self.deliveries.lock();
             let count = deliveries.len().min(max);
+            if self.torn.swap(false, Ordering::Relaxed) {
+                let contents =
+                    [Content::Status(status(Code::Ok).unwrap()), Content::Message(deliveries[0].clone())];
+                let frames =
+                    contents.map(|content| Ok(v2::ReceiveMessageResponse { content: Some(content) }));
+                let torn = [Err(Status::unknown("the connection broke, as scripted"))];
+                return Ok(Response::new(Box::pin(tokio_stream::iter(frames.into_iter().chain(torn)))));
+            }
             deliveries.drain(..count).collect()
         };
         let content = if deliveries.is_empty() {
@@ -152,6 +169,9 @@ impl MessagingService for Node {
         &self,
         request: Request<Streaming<v2::TelemetryCommand>>,
     ) -> Result<Response<BoxStream<v2::TelemetryCommand>>, Status> {
+        if let Some(why) = self.refuses.lock().clone() {
+            return Err(Status::invalid_argument(why));
+        }
         let mut inbound = request.into_inner();
         let (commands, outbound) = mpsc::channel(16);
         let Some(Command::Settings(settings)) = inbound.message().await?.and_then(|first| first.command)
@@ -271,8 +291,12 @@ impl Cluster {
     }
 
     pub async fn client(&self) -> Client {
+        self.client_with(ClientOptions::default()).await
+    }
+
+    pub async fn client_with(&self, options: ClientOptions) -> Client {
         let access_point = self.nodes[0].1.local_addr().to_string();
-        Client::connect(&access_point, ClientOptions::default()).await.unwrap()
+        Client::connect(&access_point, options).await.unwrap()
     }
 }
 

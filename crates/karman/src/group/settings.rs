@@ -5,16 +5,14 @@ use std::time::Duration;
 use clap::Args;
 use karman_remoting::proto::karman::{self as v1, ConsumeFromWhere};
 use karman_remoting::proto::v2::{self, retry_policy::Strategy};
+use karman_remoting::settings::DEFAULT_RETRY_MAX_TIMES;
 use serde::Serialize;
 
 use crate::time;
 
-/// Deliveries after the first of a group that does not say.
-const RETRY_MAX_TIMES: u32 = 16;
-
 /// How often messages of a group are delivered again.
 pub(super) fn retry_max_times(group: &v1::GroupConfig) -> u32 {
-    group.retry_max_times.unwrap_or(RETRY_MAX_TIMES)
+    group.retry_max_times.unwrap_or(DEFAULT_RETRY_MAX_TIMES)
 }
 
 #[derive(Args, Debug)]

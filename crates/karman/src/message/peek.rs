@@ -1,6 +1,7 @@
 //! `karman message peek`: what a group gets next, or the last messages of a topic. Nothing changes.
 
 use clap::Args;
+use karman_remoting::admin_front::QUERY_MAX;
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::karman::query_messages_request::By;
 
@@ -17,9 +18,6 @@ Example:
   karman message peek orders
   karman message peek orders --group shipping --max 5";
 
-/// What one query can bring.
-const QUERY_MAX: u32 = 64;
-
 #[derive(Args, Debug)]
 pub(crate) struct PeekArgs {
     /// The topic
@@ -28,7 +26,7 @@ pub(crate) struct PeekArgs {
     #[arg(long)]
     group: Option<String>,
     /// At most so many
-    #[arg(long, value_name = "COUNT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=QUERY_MAX as i64))]
+    #[arg(long, value_name = "COUNT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=i64::from(QUERY_MAX)))]
     max: u32,
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use clap::Args;
+use karman_remoting::admin_front::QUERY_MAX;
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::karman::query_messages_request::By;
 use karman_remoting::proto::v2;
@@ -46,7 +47,7 @@ pub(crate) struct QueryArgs {
     #[arg(long, value_name = "TIME", value_parser = time::parse)]
     end: Option<u64>,
     /// At most so many; 32 when not given, and 1 at an offset
-    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=i64::from(QUERY_MAX)))]
     max: Option<u32>,
 }
 

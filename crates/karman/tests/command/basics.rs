@@ -17,7 +17,7 @@ fn an_endpoint_without_a_node_says_how_to_start_one() {
 #[test]
 fn a_wrong_command_line_exits_2() {
     for arguments in [
-        &["topic", "delete", "orders"][..],
+        &["topic", "delete", "orders", "--yes", "--dry-run"][..],
         &["topic", "create", "orders", "--type", "odd"],
         &["message", "send", "orders"],
     ] {

@@ -4,14 +4,14 @@ use futures_util::future::join_all;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
-use super::merge::{self, Answered, Judged as _, collected, respond};
+use super::merge::{self, Answered, collected, respond};
 use super::{AdminFront, BROKER_TIMEOUT};
 use crate::metadata;
 use crate::proto::karman::admin_server::Admin;
 use crate::proto::karman::{self as v1, BrokerIdentity};
 use crate::proto::v2::{self, Code};
 use crate::relay::failure;
-use crate::status::ok;
+use crate::status::{Answer as _, ok};
 
 #[tonic::async_trait]
 impl Admin for AdminFront {
@@ -39,7 +39,13 @@ impl Admin for AdminFront {
         &self,
         request: Request<v1::UpdateTopicRequest>,
     ) -> Result<Response<v1::UpdateTopicResponse>, Status> {
-        let answers: Vec<Answered<v1::UpdateTopicResponse>> = door!(self, update_topic, request);
+        let (metadata, message) = enter!(self, update_topic, request);
+        let brokers = match self.brokers_asked(&message.broker_name) {
+            Ok(brokers) => brokers,
+            Err(rejection) => return Ok(Response::new(rejection.into())),
+        };
+        let answers: Vec<Answered<v1::UpdateTopicResponse>> =
+            on_brokers!(self, brokers, update_topic, &metadata, message);
         let (status, brokers) = merge::results(merge::without(answers, Code::TopicNotFound));
         Ok(Response::new(v1::UpdateTopicResponse { status: Some(status), brokers }))
     }

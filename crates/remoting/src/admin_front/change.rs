@@ -5,13 +5,13 @@ use futures_util::future::join_all;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
-use super::merge::{self, Answered, Judged as _};
+use super::merge::{self, Answered};
 use super::{AdminFront, BROKER_TIMEOUT};
 use crate::proto::karman::reset_offset_request::To;
 use crate::proto::karman::{self as v1, BrokerIdentity};
 use crate::proto::v2::{self, Code};
 use crate::relay::failure;
-use crate::status::{Rejection, ok};
+use crate::status::{Answer as _, Rejection, ok};
 use crate::validate;
 
 impl AdminFront {

@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use crate::proto::karman::query_messages_request::By;
 use crate::proto::karman::{self as v1, BrokerIdentity};
 use crate::proto::v2::{Code, Status};
-use crate::status::{Rejection, ok, summary};
+use crate::status::{Answer, Rejection, ok, summary};
 
 /// Messages of a query that does not say how many it wants, and bytes of those of one answer.
 const QUERY_MAX_DEFAULT: usize = 32;
@@ -16,42 +16,8 @@ const SKIPPED_MAX: usize = 32;
 /// What one broker answered, or why it did not.
 pub(super) type Answered<T> = (BrokerIdentity, Result<T, Status>);
 
-/// An answer that says itself whether the call was carried out.
-pub(crate) trait Judged: Sized {
-    /// `Err` with the status unless that is OK.
-    fn judged(self) -> Result<Self, Status>;
-    /// The answer that is nothing but a status.
-    fn of(status: Status) -> Self;
-}
-
-macro_rules! judged {
-    ($($response:ident),* $(,)?) => {$(
-        impl Judged for v1::$response {
-            fn judged(self) -> Result<Self, Status> {
-                match &self.status {
-                    Some(status) if status.code() == Code::Ok => Ok(self),
-                    Some(status) => Err(status.clone()),
-                    None => Err(Rejection::Internal("a broker answered without a status".into()).into()),
-                }
-            }
-
-            #[allow(clippy::needless_update, reason = "some have nothing but a status")]
-            fn of(status: Status) -> Self {
-                Self { status: Some(status), ..Default::default() }
-            }
-        }
-    )*};
-}
-
-judged! {
-    CreateTopicResponse, DeleteTopicResponse, ListTopicsResponse, DescribeTopicResponse, UpdateTopicResponse,
-    CreateGroupResponse, UpdateGroupResponse, ListGroupsResponse, DescribeGroupResponse, ResetOffsetResponse,
-    RedriveDeadLettersResponse, ExplainMessageResponse, ListClientsResponse, DescribeClusterResponse,
-    QueryMessagesResponse, AskClientResponse, ForgetSubscriptionResponse,
-}
-
 /// The whole answer, or the refusal in the same form.
-pub(super) fn respond<T: Judged>(result: Result<T, Status>) -> Result<tonic::Response<T>, tonic::Status> {
+pub(super) fn respond<T: Answer>(result: Result<T, Status>) -> Result<tonic::Response<T>, tonic::Status> {
     Ok(tonic::Response::new(result.unwrap_or_else(T::of)))
 }
 
@@ -141,14 +107,19 @@ pub(super) fn moved(answers: Vec<Answered<v1::ResetOffsetResponse>>) -> v1::Rese
     for (broker, answer) in answers {
         match answer {
             Ok(part) => whole.moves.extend(part.moves),
-            Err(status) => whole.status = Some(named(&broker, status)),
+            Err(status) => failed(&mut whole.status, &broker, &status),
         }
     }
     whole
 }
 
-fn named(broker: &BrokerIdentity, status: Status) -> Status {
-    Status { message: format!("broker {:?}: {}", broker.broker_name, status.message), ..status }
+/// Says which broker failed, and why: beside those that failed before it, under the code of the first.
+fn failed(whole: &mut Option<Status>, broker: &BrokerIdentity, status: &Status) {
+    let message = format!("broker {:?}: {}", broker.broker_name, status.message);
+    match whole {
+        Some(before) if before.code() != Code::Ok => before.message += &format!("; {message}"),
+        _ => *whole = Some(Status { code: status.code, message }),
+    }
 }
 
 /// What a client said to the first broker that could ask it; else why none could, in the words that say most.
@@ -179,7 +150,7 @@ pub(super) fn redriven(
                 whole.more |= part.more;
                 whole.skipped.extend(part.skipped);
             }
-            Err(status) => whole.status = Some(named(&broker, status)),
+            Err(status) => failed(&mut whole.status, &broker, &status),
         }
     }
     whole.skipped.truncate(SKIPPED_MAX);
@@ -273,9 +244,21 @@ mod tests {
     #[test]
     fn a_broker_that_failed_does_not_hide_what_the_others_sent_back() {
         let sent = v1::RedriveDeadLettersResponse { count: 3, status: Some(ok()), ..Default::default() };
-        let failed = Rejection::StoreFull("no room".into());
-        let whole = redriven(vec![answered("a", Ok(sent)), answered("b", Err(failed))]);
-        assert_eq!(whole.count, 3);
-        assert!(whole.status.unwrap().message.contains("\"b\""));
+        let moved_one =
+            v1::ResetOffsetResponse { moves: vec![v1::OffsetMove::default()], ..Default::default() };
+        let full = || Rejection::StoreFull("no room".into());
+        let whole =
+            redriven(vec![answered("a", Ok(sent)), answered("b", Err(full())), answered("c", Err(full()))]);
+        let moves =
+            moved(vec![answered("b", Err(full())), answered("c", Err(full())), answered("a", Ok(moved_one))]);
+        assert_eq!((whole.count, moves.moves.len()), (3, 1));
+        for status in [whole.status.unwrap(), moves.status.unwrap()] {
+            assert_eq!(status.code(), Code::InternalServerError);
+            assert!(
+                ["\"b\"", "\"c\""].iter().all(|name| status.message.contains(name)),
+                "{}",
+                status.message
+            );
+        }
     }
 }

@@ -35,6 +35,7 @@ impl Front {
         let owner = match broker_of(queue) {
             "" => {
                 let topic = validate::topic_of(queue.and_then(|queue| queue.topic.as_ref()))?;
+                self.until_known(topic, relayed).await;
                 let owner = self.owners_of_topic(topic, relayed).pop();
                 owner.ok_or_else(|| Rejection::TopicNotFound { topic: topic.to_owned() })?
             }
@@ -72,7 +73,7 @@ impl Front {
         request: Request<v2::PullMessageRequest>,
     ) -> Result<Response<BoxStream<v2::PullMessageResponse>>, Rejection> {
         let relayed = self.heard(&request)?.relayed;
-        let owner = self.owner_of_queue(request.get_ref().message_queue.as_ref(), relayed)?;
+        let owner = self.owner_of_queue(request.get_ref().message_queue.as_ref(), relayed).await?;
         stream!(self, owner, pull_message, request)
     }
 
@@ -81,7 +82,7 @@ impl Front {
         request: Request<v2::QueryOffsetRequest>,
     ) -> Result<Response<v2::QueryOffsetResponse>, Rejection> {
         let relayed = self.heard(&request)?.relayed;
-        let owner = self.owner_of_queue(request.get_ref().message_queue.as_ref(), relayed)?;
+        let owner = self.owner_of_queue(request.get_ref().message_queue.as_ref(), relayed).await?;
         call!(self, owner, query_offset, request)
     }
 
@@ -90,7 +91,7 @@ impl Front {
         request: Request<v2::GetOffsetRequest>,
     ) -> Result<Response<v2::GetOffsetResponse>, Rejection> {
         let relayed = self.heard(&request)?.relayed;
-        let owner = self.owner_of_queue(request.get_ref().message_queue.as_ref(), relayed)?;
+        let owner = self.owner_of_queue(request.get_ref().message_queue.as_ref(), relayed).await?;
         call!(self, owner, get_offset, request)
     }
 
@@ -99,13 +100,13 @@ impl Front {
         request: Request<v2::UpdateOffsetRequest>,
     ) -> Result<Response<v2::UpdateOffsetResponse>, Rejection> {
         let relayed = self.heard(&request)?.relayed;
-        let owner = self.owner_of_queue(request.get_ref().message_queue.as_ref(), relayed)?;
+        let owner = self.owner_of_queue(request.get_ref().message_queue.as_ref(), relayed).await?;
         call!(self, owner, update_offset, request)
     }
 
     /// The broker that a queue names. One that names none is clear only where one broker has the topic: an offset of
     /// another broker's queue is worth nothing.
-    fn owner_of_queue(
+    async fn owner_of_queue(
         &self,
         queue: Option<&v2::MessageQueue>,
         relayed: bool,
@@ -115,6 +116,7 @@ impl Front {
             return self.owner_named(broker, relayed);
         }
         let topic = validate::topic_of(queue.and_then(|queue| queue.topic.as_ref()))?;
+        self.until_known(topic, relayed).await;
         let routes = self.routes.read();
         let mut masters = routes.masters_of(topic);
         match (masters.next(), masters.count()) {

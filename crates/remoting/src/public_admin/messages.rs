@@ -5,6 +5,7 @@ use prost::Message as _;
 use tonic::metadata::MetadataValue;
 
 use super::{PublicAdmin, millis, name_of, resource, timestamp};
+use crate::admin_front::QUERY_MAX;
 use crate::proto::karman as v1;
 use crate::proto::karman::ask_client_request::Question;
 use crate::proto::karman::query_messages_request::By;
@@ -13,8 +14,6 @@ use crate::proto::v2::messaging_service_server::MessagingService as _;
 use crate::proto::v2::{self, Status};
 use crate::status::Rejection;
 
-/// Most messages of one query.
-const QUERY_MAX: usize = 64;
 /// Who sends what an operator sends.
 const CLIENT_ID: &str = "karman-admin";
 
@@ -37,7 +36,7 @@ impl PublicAdmin {
             }
             None => By::Time(true),
         };
-        let count = |asked: i32| usize::try_from(asked).ok().filter(|&count| count > 0);
+        let count = |asked: i32| u32::try_from(asked).ok().filter(|&count| count > 0);
         let max = count(request.max_message_nums).unwrap_or(QUERY_MAX).min(QUERY_MAX);
         let query = v1::QueryMessagesRequest {
             topic: name_of(request.topic.clone()),
@@ -45,14 +44,15 @@ impl PublicAdmin {
             broker_name: request.broker_name.unwrap_or_default(),
             begin_ms: request.begin_timestamp.as_ref().map_or(0, millis),
             end_ms: request.end_timestamp.as_ref().map_or(0, millis),
-            max: u32::try_from(max).expect("at most 64"),
+            max,
         };
         let mut found = ask!(self, query_messages, query)?.messages;
         if let Some(queue_id) = request.queue_id {
             found.retain(|stored| i64::from(stored.queue_id) == i64::from(queue_id));
         }
-        let size = request.page_size.and_then(count).unwrap_or(QUERY_MAX);
-        let skipped = request.page_num.and_then(count).map_or(0, |page| (page - 1).saturating_mul(size));
+        let size = request.page_size.and_then(count).unwrap_or(QUERY_MAX) as usize;
+        let skipped =
+            request.page_num.and_then(count).map_or(0, |page| (page as usize - 1).saturating_mul(size));
         let page = found.into_iter().skip(skipped).take(size);
         let messages = page.map(message_of).collect::<Result<Vec<_>, _>>()?;
         Ok(v2::ListMessageResponse { messages, ..Default::default() })

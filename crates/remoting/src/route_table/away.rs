@@ -30,6 +30,10 @@ impl Away {
         self.0.remove(name);
     }
 
+    pub(super) fn expects(&self, name: &str, now: Instant) -> bool {
+        self.0.get(name).is_some_and(|(left, _)| is_expected(*left, now))
+    }
+
     /// The masters that had `topic` when they left.
     pub(super) fn masters_of(&self, topic: &str, now: Instant) -> impl Iterator<Item = &BrokerIdentity> {
         let expected = self.0.values().filter(move |(left, _)| is_expected(*left, now));
@@ -67,6 +71,7 @@ mod tests {
         assert_eq!(names(&away, "t", now), ["a", "b"]);
         assert!(names(&away, "u", now).is_empty());
         assert_eq!(names(&away, "t", now + EXPECTED_BACK), ["b"]);
+        assert!(away.expects("a", now) && !away.expects("a", now + EXPECTED_BACK) && !away.expects("c", now));
         away.back("b");
         assert_eq!(names(&away, "t", now), ["a"]);
     }

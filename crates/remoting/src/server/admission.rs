@@ -1,19 +1,26 @@
 //! The bound on memory held by requests: bytes of request bodies in flight, counted as they arrive.
 //!
 //! Flow control bounds what a connection may send unasked, not what thousands of connections send together; this does.
+//! A client's call is refused with TOO_MANY_REQUESTS in the body: a gRPC error would make the client give up this node.
 //! Runs on the data threads as a tower layer around the routes; costs one atomic addition per data frame.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::Request;
+use http::{Request, Response};
 use http_body::{Frame, SizeHint};
 use tonic::Status;
 use tonic::body::Body;
+use tonic::codec::{EncodeBody, SingleMessageCompressionOverride};
+use tonic_prost::ProstEncoder;
 use tower::{Layer, Service};
+
+use crate::proto::v2;
+use crate::proto::v2::messaging_service_server;
+use crate::status::Rejection;
 
 /// Counts the bytes of request bodies held by this process and refuses what goes over the limit. A clone is a handle.
 ///
@@ -29,7 +36,8 @@ struct Counter {
 }
 
 impl Admission {
-    /// Refuses, with RESOURCE_EXHAUSTED, what would make more than `limit_bytes` held at once.
+    /// Refuses what would make more than `limit_bytes` held at once: with TOO_MANY_REQUESTS calls of clients, with
+    /// RESOURCE_EXHAUSTED the others.
     pub fn new(limit_bytes: usize) -> Self {
         Self(Arc::new(Counter { limit_bytes, held_bytes: AtomicUsize::new(0) }))
     }
@@ -55,7 +63,7 @@ pub struct Admitted<S> {
     admission: Admission,
 }
 
-impl<S: Service<Request<CountedBody>>> Service<Request<Body>> for Admitted<S> {
+impl<S: Service<Request<CountedBody>, Response = Response<Body>>> Service<Request<Body>> for Admitted<S> {
     type Response = S::Response;
     type Error = S::Error;
     type Future = CountedResponse<S::Future>;
@@ -69,9 +77,12 @@ impl<S: Service<Request<CountedBody>>> Service<Request<Body>> for Admitted<S> {
             admission: self.admission.clone(),
             held_bytes: AtomicUsize::new(0),
             answered: AtomicBool::new(false),
+            refused: OnceLock::new(),
         });
+        let service = request.uri().path().split('/').nth(1);
+        let is_of_client = service == Some(messaging_service_server::SERVICE_NAME);
         let request = request.map(|inner| CountedBody { inner, share: share.clone() });
-        CountedResponse { inner: self.inner.call(request), share }
+        CountedResponse { inner: self.inner.call(request), share, is_of_client }
     }
 }
 
@@ -81,6 +92,7 @@ struct Share {
     admission: Admission,
     held_bytes: AtomicUsize,
     answered: AtomicBool,
+    refused: OnceLock<Rejection>,
 }
 
 impl Share {
@@ -92,9 +104,11 @@ impl Share {
         let held_before = held_bytes.fetch_add(bytes, Ordering::Relaxed);
         if held_before.saturating_add(bytes) > *limit_bytes {
             held_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            return Err(Status::resource_exhausted(format!(
+            let why = format!(
                 "the node holds {held_before} bytes of requests and may hold {limit_bytes}; send again later, or send less at once"
-            )));
+            );
+            let rejection = self.refused.get_or_init(|| Rejection::TooManyRequests(why));
+            return Err(Status::resource_exhausted(rejection.to_string()));
         }
         self.held_bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
@@ -153,10 +167,11 @@ pin_project_lite::pin_project! {
         #[pin]
         inner: F,
         share: Arc<Share>,
+        is_of_client: bool,
     }
 }
 
-impl<F: Future> Future for CountedResponse<F> {
+impl<E, F: Future<Output = Result<Response<Body>, E>>> Future for CountedResponse<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
@@ -164,6 +179,26 @@ impl<F: Future> Future for CountedResponse<F> {
         let response = ready!(this.inner.poll(context));
         this.share.answered.store(true, Ordering::Relaxed);
         this.share.give_back();
-        Poll::Ready(response)
+        match this.share.refused.get().filter(|_| *this.is_of_client) {
+            // What the service made of a body that broke off is an error of the transport.
+            Some(rejection) => Poll::Ready(response.map(|_| refusal(rejection))),
+            None => Poll::Ready(response),
+        }
     }
+}
+
+/// An answer of the clients' service that has nothing but a status. Whatever the call: it is field 1 of every answer and
+/// of every frame.
+fn refusal(rejection: &Rejection) -> Response<Body> {
+    let answer = v2::HeartbeatResponse { status: Some(rejection.into()) };
+    let body = EncodeBody::new_server(
+        ProstEncoder::default(),
+        tokio_stream::once(Ok(answer)),
+        None,
+        SingleMessageCompressionOverride::default(),
+        None,
+    );
+    let mut response = Response::new(Body::new(body));
+    response.headers_mut().insert(http::header::CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
+    response
 }

@@ -1,7 +1,8 @@
 use bytes::Bytes;
+use karman_remoting::proto::v2::{Code, FilterExpression, ReceiveMessageRequest};
 use karman_remoting::server::{Admission, Limits, ServerOptions};
 use karman_remoting::wire::SendMessageRequest;
-use tonic::Code;
+use karman_remoting::wire::receive_message_response::Content;
 
 use crate::support::*;
 
@@ -20,10 +21,25 @@ async fn requests_over_the_limit_are_refused_until_others_are_answered() {
     calls.until_waiting(1).await;
     assert!((800_000..801_000).contains(&admission.held_bytes()), "{}", admission.held_bytes());
 
-    let refused = soon(client.clone().send_message(message(800_000))).await.expect_err("over the limit");
-    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
-    assert!(refused.message().contains("1000000"), "{refused}");
+    let refused = soon(client.clone().send_message(message(800_000))).await.expect("the transport is well");
+    let refused = refused.into_inner().status.expect("a status");
+    assert_eq!(refused.code(), Code::TooManyRequests, "{refused:?}");
+    assert!(refused.message.contains("1000000"), "{refused:?}");
     assert!((800_000..801_000).contains(&admission.held_bytes()), "the refused request holds nothing");
+
+    // So it is where the answer is a stream.
+    let expression = "e".repeat(800_000);
+    let receive = ReceiveMessageRequest {
+        filter_expression: Some(FilterExpression { expression, ..Default::default() }),
+        ..Default::default()
+    };
+    let mut frames = soon(client.clone().receive_message(receive)).await.expect("well").into_inner();
+    let frame = soon(frames.message()).await.expect("well").expect("a frame");
+    assert!(
+        matches!(&frame.content, Some(Content::Status(status)) if status.code() == Code::TooManyRequests),
+        "{frame:?}"
+    );
+    assert!(soon(frames.message()).await.expect("ends well").is_none());
 
     calls.go_on.add_permits(2);
     soon(first).await.expect("no panic").expect("the first is served");

@@ -125,16 +125,16 @@ impl MessagingService for Broker {
     }
 }
 
-struct Node {
+pub(crate) struct Node {
     server: Server,
-    routes: SharedRoutes,
+    pub(crate) routes: SharedRoutes,
     clients: Arc<ClientRegistry>,
     notes: Arc<Notes>,
     stopping: CancellationToken,
 }
 
 impl Node {
-    fn start(broker: Option<&str>) -> Self {
+    pub(crate) fn start(broker: Option<&str>) -> Self {
         let (routes, clients) = (SharedRoutes::default(), Arc::new(ClientRegistry::default()));
         let (notes, stopping) = (Arc::new(Notes::default()), CancellationToken::new());
         let local = broker
@@ -146,7 +146,7 @@ impl Node {
         Self { server, routes, clients, notes, stopping }
     }
 
-    fn client(&self) -> MessagingServiceClient<Channel> {
+    pub(crate) fn client(&self) -> MessagingServiceClient<Channel> {
         plaintext(&self.server)
     }
 
@@ -155,9 +155,8 @@ impl Node {
     }
 }
 
-/// Brokers `a` and `b`, and a namesrv; all know the same routes.
-fn cluster() -> [Node; 3] {
-    let nodes = [Node::start(Some("a")), Node::start(Some("b")), Node::start(None)];
+/// What a broker reports.
+pub(crate) fn state(name: &str, node: &Node) -> RouteChange {
     let topic = |name: &str, kind: MessageType| TopicRoute {
         name: name.into(),
         message_type: kind.into(),
@@ -165,38 +164,45 @@ fn cluster() -> [Node; 3] {
         write_queue_nums: 1,
         permission: v2::Permission::ReadWrite.into(),
     };
+    let identity = BrokerIdentity {
+        broker_name: name.into(),
+        internal_address: node.server.local_addr().to_string(),
+        ..Default::default()
+    };
+    let topics = vec![
+        topic("fifo", MessageType::Fifo),
+        topic("parent", MessageType::Lite),
+        topic("normal", MessageType::Normal),
+        topic(&format!("of-{name}"), MessageType::Normal),
+    ];
+    let bound = GroupConfig {
+        name: "bound".into(),
+        lite_bind_topic: "parent".into(),
+        lite_client_quota: 3,
+        ..Default::default()
+    };
+    let state = BrokerState { identity: Some(identity), topics, groups: vec![bound] };
+    RouteChange { change: Some(Change::Joined(state)) }
+}
+
+/// Brokers `a` and `b`, and a namesrv; all know the same routes.
+pub(crate) fn cluster() -> [Node; 3] {
+    let nodes = [Node::start(Some("a")), Node::start(Some("b")), Node::start(None)];
     for (name, node) in [("a", &nodes[0]), ("b", &nodes[1])] {
-        let identity = BrokerIdentity {
-            broker_name: name.into(),
-            internal_address: node.server.local_addr().to_string(),
-            ..Default::default()
-        };
-        let mut topics = vec![topic("fifo", MessageType::Fifo), topic("parent", MessageType::Lite)];
-        topics.extend([
-            topic("normal", MessageType::Normal),
-            topic(&format!("of-{name}"), MessageType::Normal),
-        ]);
-        let bound = GroupConfig {
-            name: "bound".into(),
-            lite_bind_topic: "parent".into(),
-            lite_client_quota: 3,
-            ..Default::default()
-        };
-        let state = BrokerState { identity: Some(identity), topics, groups: vec![bound] };
-        for node in &nodes {
-            node.routes.apply(RouteChange { change: Some(Change::Joined(state.clone())) });
+        for other in &nodes {
+            other.routes.apply(state(name, node));
         }
     }
     nodes
 }
 
-fn from<T>(client_id: &'static str, message: T) -> Request<T> {
+pub(crate) fn from<T>(client_id: &'static str, message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert("x-mq-client-id", MetadataValue::from_static(client_id));
     request
 }
 
-fn resource(name: &str) -> Option<v2::Resource> {
+pub(crate) fn resource(name: &str) -> Option<v2::Resource> {
     Some(v2::Resource { resource_namespace: String::new(), name: name.into() })
 }
 
@@ -211,12 +217,12 @@ fn sending(topic: &str, groups: &[&str]) -> v2::SendMessageRequest {
     v2::SendMessageRequest { messages: groups.iter().map(message).collect() }
 }
 
-fn queue(topic: &str, broker: &str) -> Option<v2::MessageQueue> {
+pub(crate) fn queue(topic: &str, broker: &str) -> Option<v2::MessageQueue> {
     let broker = Some(v2::Broker { name: broker.into(), ..Default::default() });
     Some(v2::MessageQueue { topic: resource(topic), broker, ..Default::default() })
 }
 
-fn code(status: Option<v2::Status>) -> Code {
+pub(crate) fn code(status: Option<v2::Status>) -> Code {
     status.expect("a status").code()
 }
 

@@ -3,6 +3,7 @@
 mod admission;
 mod channel;
 mod door;
+mod door_start;
 mod drain;
 mod handshake;
 mod http2;
