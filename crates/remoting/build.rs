@@ -4,13 +4,14 @@ use std::path::PathBuf;
 
 use prost::Message;
 
-const PROTOS: [&str; 6] = [
+const PROTOS: [&str; 7] = [
     "apache/rocketmq/v2/definition.proto",
     "apache/rocketmq/v2/service.proto",
     "apache/rocketmq/v2/admin.proto",
     "karman/v1/registration.proto",
     "karman/v1/admin.proto",
     "karman/v1/replication.proto",
+    "karman/v1/controller.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
