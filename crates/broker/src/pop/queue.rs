@@ -4,6 +4,7 @@
 //! else is. There is no list of acknowledged offsets: being done is being absent.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::order::Order;
@@ -84,6 +85,8 @@ pub struct PopQueue {
     pub inflight: BTreeMap<u64, InFlight>,
     /// Of an orderly group: which of them may be delivered.
     pub order: Option<Order>,
+    /// Handles with revisions up to this one are from before a reset, and void.
+    pub void_to: u32,
 }
 
 impl PopQueue {
@@ -112,15 +115,17 @@ impl PopQueue {
         Some(front)
     }
 
-    /// Makes everything from `next` up to `offset` wait for delivery.
-    pub fn pass_to(&mut self, offset: u64) {
-        for missed in self.next..offset {
+    /// Makes everything from `next` up to `offset` wait for delivery, and says what that is: who is live schedules it.
+    pub fn pass_to(&mut self, offset: u64) -> Range<u64> {
+        let all_missed = self.next..offset.max(self.next);
+        for missed in all_missed.clone() {
             self.inflight.insert(missed, InFlight::unseen());
             if let Some(order) = &mut self.order {
                 order.is_stale = true;
             }
         }
         self.next = self.next.max(offset);
+        all_missed
     }
 
     /// Whether the message may be delivered as far as its message group goes.
@@ -168,6 +173,7 @@ impl PopQueue {
         if progress.reset {
             self.reset(progress.floor);
         }
+        self.void_to = self.void_to.max(progress.void_to);
         if progress.floor > self.floor() {
             self.inflight = self.inflight.split_off(&progress.floor);
             self.next = self.next.max(progress.floor);
@@ -218,7 +224,8 @@ impl PopQueue {
             },
             attempt: entry.attempt,
         });
-        QueueProgress { queue_id, floor, done, later: later.collect(), reset: false }
+        let (later, void_to) = (later.collect(), self.void_to);
+        QueueProgress { queue_id, floor, done, later, reset: false, void_to }
     }
 }
 

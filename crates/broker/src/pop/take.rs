@@ -95,15 +95,16 @@ impl Pop {
         self.compact();
         if let Some(key) = ask.attempt_key {
             self.repeat(key, ask, around, &mut taken);
-            if !taken.deliveries.is_empty() {
-                return taken;
+        }
+        if taken.deliveries.is_empty() {
+            self.take_due(ask, around, &mut taken);
+            self.take_new(ask, around, &mut taken);
+            if let Some(key) = ask.attempt_key {
+                self.attempts.remember(key, answered(&taken.deliveries), ATTEMPTS_MAX);
             }
         }
-        self.take_due(ask, around, &mut taken);
-        self.take_new(ask, around, &mut taken);
-        if let Some(key) = ask.attempt_key {
-            self.attempts.remember(key, answered(&taken.deliveries), ATTEMPTS_MAX);
-        }
+        let revisions = taken.deliveries.iter().map(|delivery| delivery.revision);
+        self.revision_max = revisions.fold(self.revision_max, u32::max);
         taken
     }
 
@@ -155,7 +156,7 @@ impl Pop {
             let queue = &mut self.queues[position.queue_id as usize];
             let held = queue.inflight.get_mut(&position.offset).filter(|held| held.revision == revision);
             if let Some(inflight) = held {
-                taken.deliveries.push(deliver(position, entry, inflight, ask, self.revision_floor));
+                taken.deliveries.push(deliver(position, entry, inflight, ask, queue.void_to));
             }
         }
         self.due.extend(taken.deliveries.iter().map(|delivery| Reverse(delivery.due())));
@@ -181,15 +182,15 @@ impl Pop {
                 self.recorder.pass(position);
                 continue;
             }
-            let inflight = self.queues[position.queue_id as usize].inflight.get_mut(&position.offset);
-            let Some(inflight) = inflight else { continue };
+            let queue = &mut self.queues[position.queue_id as usize];
+            let Some(inflight) = queue.inflight.get_mut(&position.offset) else { continue };
             if inflight.attempt >= ask.attempts_max {
                 self.due.push(Reverse((inflight.begin_burial(ask.now_ms), position)));
                 taken.dead.push(position);
                 continue;
             }
             inflight.attempt += 1;
-            let delivery = deliver(position, entry, inflight, ask, self.revision_floor);
+            let delivery = deliver(position, entry, inflight, ask, queue.void_to);
             self.due.push(Reverse(delivery.due()));
             taken.deliveries.push(delivery);
         }
@@ -311,7 +312,7 @@ impl Pop {
                     }
                 }
                 inflight.attempt = 1;
-                let delivery = deliver(position, entry, &mut inflight, ask, self.revision_floor);
+                let delivery = deliver(position, entry, &mut inflight, ask, queue.void_to);
                 queue.inflight.insert(position.offset, inflight);
                 self.due.push(Reverse(delivery.due()));
                 taken.deliveries.push(delivery);
@@ -337,15 +338,9 @@ fn entry_at(position: Position, around: &impl Surroundings) -> Option<Entry> {
     entries.pop()
 }
 
-fn deliver(
-    position: Position,
-    entry: Entry,
-    inflight: &mut InFlight,
-    ask: &Take,
-    revision_floor: u32,
-) -> Delivery {
+fn deliver(position: Position, entry: Entry, inflight: &mut InFlight, ask: &Take, void_to: u32) -> Delivery {
     inflight.visible_at_ms = ask.now_ms + ask.invisible_ms;
-    inflight.revision = inflight.revision.max(ask.revision_base).max(revision_floor) + 1;
+    inflight.revision = inflight.revision.max(ask.revision_base).max(void_to) + 1;
     inflight.renewed_for.clone_from(&ask.renewal);
     Delivery {
         position,

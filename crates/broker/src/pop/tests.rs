@@ -201,6 +201,24 @@ fn a_handle_from_before_a_restart_is_none_of_the_new_delivery() {
 }
 
 #[test]
+fn what_lies_in_front_of_a_handle_from_before_a_crash_is_delivered() {
+    for nacked in [false, true] {
+        let stored = stored(6, 0);
+        let old = Pop::new(&[0, 0]).take(&ask(0, 9), &stored).deliveries;
+        let mut restarted = Pop::new(&[0, 0]);
+        restarted.schedule();
+        assert_eq!(restarted.check(1, &held(&old[3]), &never), Ok(()));
+        if nacked {
+            restarted.change(&held(&old[3]), 500);
+        } else {
+            assert!(restarted.finish(old[3].position), "there is something for others");
+        }
+        assert_eq!(restarted.next_due_ms(), Some(0));
+        assert_eq!(offsets(&restarted.take(&ask(1, 9), &stored)), [0, 1, 2, 4, 5]);
+    }
+}
+
+#[test]
 fn acknowledged_messages_do_not_pile_up_in_the_schedule() {
     let (mut pop, stored) = (Pop::new(&[0, 0]), stored(4 * DUE_SLACK, 0));
     for _ in 0..4 * DUE_SLACK {
@@ -326,12 +344,29 @@ fn after_a_reset_everything_behind_it_comes_again_and_old_handles_are_void() {
     pop.finish(before[5].position);
     let mut log = vec![pop.done_record(&[before[5].position])];
     log.push(pop.reset(0, 4, 0));
+    assert_eq!(pop.check(1, &held(&before[6]), &never), Err(Void::Superseded), "nobody has it yet");
     assert_eq!(offsets(&pop.take(&ask(1, 32), &stored)), [4, 5, 6, 7, 8, 9]);
     assert_eq!(pop.check(2, &held(&before[6]), &never), Err(Void::Superseded));
     assert_eq!(pop.check(2, &held(&before[2]), &never), Err(Void::Done));
     let mut restarted = Pop::new(&[0, 0]);
     log.iter().flatten().for_each(|progress| restarted.apply(progress));
+    restarted.snapshot().iter().for_each(|progress| restarted.apply(progress));
+    assert_eq!(restarted.check(1, &held(&before[6]), &never), Err(Void::Superseded), "also after a restart");
     assert_eq!(offsets(&restarted.take(&ask(1, 32), &stored)), [4, 5, 6, 7, 8, 9]);
+}
+
+#[test]
+fn a_queue_can_be_reset_as_often_as_anyone_likes() {
+    let (mut pop, stored) = (Pop::new(&[0, 0]), stored(1, 0));
+    let at_start = Take { revision_base: 1_800_000_000, ..ask(0, 1) };
+    let mut former = pop.take(&at_start, &stored).deliveries.remove(0);
+    for _ in 0..100_000 {
+        pop.reset(0, 0, at_start.revision_base);
+        let delivery = pop.take(&at_start, &stored).deliveries.remove(0);
+        assert_eq!(pop.check(1, &held(&former), &never), Err(Void::Superseded));
+        assert_eq!(pop.check(1, &held(&delivery), &never), Ok(()));
+        former = delivery;
+    }
 }
 
 #[test]
