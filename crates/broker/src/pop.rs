@@ -20,7 +20,7 @@ use attempts::Attempts;
 pub use queue::Renewal;
 use queue::{InFlight, PopQueue};
 use recorded::Recorder;
-pub use take::{Delivery, Gone, Surroundings, Take, Taken};
+pub use take::{Delivery, NoEntries, Surroundings, Take, Taken};
 
 /// Where a message lies in its topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

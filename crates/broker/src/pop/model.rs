@@ -43,6 +43,10 @@ enum Step {
     Repeat,
     /// The group becomes orderly, or is it no more.
     Turn,
+    /// The index can be read, or not.
+    Device {
+        fails: bool,
+    },
     /// An operator moves the group on a queue, back or ahead.
     Reset {
         queue: usize,
@@ -63,6 +67,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Snapshot),
         1 => Just(Step::Repeat),
         1 => Just(Step::Turn),
+        1 => any::<bool>().prop_map(|fails| Step::Device { fails }),
         1 => (0..2_usize, 0..40_u64).prop_map(|(queue, to)| Step::Reset { queue, to }),
     ];
     prop::collection::vec(step, 0..120)
@@ -131,6 +136,7 @@ impl Run {
                 }
             }
             Step::Repeat => self.repeat()?,
+            Step::Device { fails } => self.stored.unreadable = fails,
             Step::Reset { queue, to } => self.reset(queue, to),
             Step::Turn => self.orderly = !self.orderly,
             Step::Pass { millis } => self.now_ms += millis,
@@ -258,6 +264,7 @@ impl Run {
 
     /// Whoever goes on asking and acknowledging gets all the rest.
     fn drain(&mut self) -> Result<(), TestCaseError> {
+        self.stored.unreadable = false;
         for _ in 0..2000 {
             self.now_ms += 1000;
             self.take(100)?;
@@ -282,7 +289,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(12_000))]
 
     /// Nothing acknowledged comes back, nothing invisible is handed out, attempts grow by one, and nothing is lost:
-    /// over nacks, expiries, crashes, snapshots, resets and handles from before all of these. While the group is orderly no message is handed out in front of an
+    /// over nacks, expiries, crashes, snapshots, resets, handles from before all of these, and an index that
+    /// cannot be read for a while. While the group is orderly no message is handed out in front of an
     /// earlier one of its message group that is not done.
     #[test]
     fn deliveries_keep_the_promises(steps in steps()) {

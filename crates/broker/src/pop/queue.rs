@@ -128,6 +128,11 @@ impl PopQueue {
         all_missed
     }
 
+    /// It is not known which message of each message group is the front.
+    pub fn is_stale(&self) -> bool {
+        self.order.as_ref().is_some_and(|order| order.is_stale)
+    }
+
     /// Whether the message may be delivered as far as its message group goes.
     pub fn is_front(&self, offset: u64) -> bool {
         match (&self.order, self.inflight.get(&offset)) {
@@ -136,12 +141,11 @@ impl PopQueue {
         }
     }
 
-    /// Puts everything in flight into the line of its message group, which `message_group` tells by the offset; offsets
-    /// are asked for in order.
-    pub fn put_in_order(&mut self, mut message_group: impl FnMut(u64) -> u32) {
+    /// Puts everything in flight into the line of its message group; these are in the order of the offsets.
+    pub fn put_in_order(&mut self, message_groups: Vec<u32>) {
         let mut order = Order::default();
-        for (&offset, entry) in &mut self.inflight {
-            entry.message_group = message_group(offset);
+        for ((&offset, entry), message_group) in self.inflight.iter_mut().zip(message_groups) {
+            entry.message_group = message_group;
             let is_front = order.join(entry.message_group, offset);
             if is_front && entry.is_withheld() {
                 entry.visible_at_ms = 0;

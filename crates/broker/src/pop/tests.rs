@@ -3,7 +3,7 @@
 use karman_store::{Entry, PhysicalOffset, QueueOffset};
 
 use super::queue::{BURIAL_MS, RENEW_MAX_MS};
-use super::take::{DUE_SLACK, RENEWAL_MS};
+use super::take::{DUE_SLACK, RENEWAL_MS, UNREADABLE_MS};
 use super::*;
 use crate::records::Later;
 
@@ -16,6 +16,8 @@ pub(super) struct Stored {
     pub(super) minimums: [u64; 2],
     only_even: bool,
     alive: bool,
+    /// The index cannot be read at the moment.
+    pub(super) unreadable: bool,
 }
 
 impl Surroundings for Stored {
@@ -25,10 +27,13 @@ impl Surroundings for Stored {
         from: QueueOffset,
         max: usize,
         out: &mut Vec<Entry>,
-    ) -> Result<(), Gone> {
+    ) -> Result<(), NoEntries> {
+        if self.unreadable {
+            return Err(NoEntries::Unreadable);
+        }
         let (queue, minimum) = (&self.queues[queue_id as usize], self.minimums[queue_id as usize]);
         if from.0 < minimum {
-            return Err(Gone { minimum });
+            return Err(NoEntries::Gone { minimum });
         }
         let rest = queue.iter().enumerate().skip(from.0 as usize).take(max);
         out.extend(rest.map(|(offset, &tag_hash)| Entry {
@@ -50,7 +55,8 @@ impl Surroundings for Stored {
 
 pub(super) fn stored(first: usize, second: usize) -> Stored {
     let tags = |count: usize| (0..count as u64).collect();
-    Stored { queues: [tags(first), tags(second)], minimums: [0, 0], only_even: false, alive: true }
+    let (queues, minimums) = ([tags(first), tags(second)], [0, 0]);
+    Stored { queues, minimums, only_even: false, alive: true, unreadable: false }
 }
 
 pub(super) fn ask(now_ms: u64, max: usize) -> Take {
@@ -249,6 +255,32 @@ fn a_group_behind_what_was_deleted_goes_on_at_what_there_is() {
         pop.take(&ask(100, 64), &stored).deliveries.iter().all(|delivery| delivery.position.offset >= 30)
     );
     assert_eq!(pop.check(101, &held(&held_one), &never), Err(Void::Done), "nobody can have it again");
+}
+
+#[test]
+fn what_cannot_be_read_at_the_moment_is_not_taken_for_deleted() {
+    let (mut pop, mut stored) = (Pop::new(&[0, 0]), stored(3, 0));
+    pop.take(&ask(0, 2), &stored);
+    stored.unreadable = true;
+    let taken = pop.take(&ask(100, 9), &stored);
+    assert!(taken.deliveries.is_empty() && taken.unreadable);
+    assert_eq!(pop.next_due_ms(), Some(100 + UNREADABLE_MS), "it is not asked for all the time");
+    stored.unreadable = false;
+    assert_eq!(offsets(&pop.take(&ask(100 + UNREADABLE_MS, 9), &stored)), [0, 1, 2]);
+}
+
+#[test]
+fn order_is_kept_while_the_message_groups_cannot_be_read() {
+    let mut stored = of_groups(&[1, 1, 2]);
+    let old = Pop::new(&[0, 0]).take(&orderly(0, 9), &stored).deliveries;
+    let mut pop = Pop::new(&[0, 0]);
+    pop.take(&orderly(0, 1), &stored);
+    pop.finish(old[1].position);
+    stored.unreadable = true;
+    assert!(pop.take(&orderly(1, 9), &stored).deliveries.is_empty());
+    assert!(pop.take(&orderly(200, 9), &stored).deliveries.is_empty());
+    stored.unreadable = false;
+    assert_eq!(offsets(&pop.take(&orderly(1200, 9), &stored)), [0], "1 stands behind it");
 }
 
 #[test]
