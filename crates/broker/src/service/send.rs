@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use karman_remoting::message::EncodedMessage;
 use karman_remoting::proto::v2::{self, MessageType};
@@ -20,6 +21,9 @@ use crate::records::{HeldHead, message_of};
 use crate::refuse;
 use crate::service::{check, hold};
 use crate::ttl;
+
+/// How often it is looked whether what was stored can be read by now; that takes one flush.
+const CONFIRMED_LOOK: Duration = Duration::from_millis(1);
 
 /// Messages on their way into the log, and what each was answered.
 struct Batch {
@@ -65,13 +69,18 @@ impl Broker {
         while !undecided.is_empty() {
             let hashes: Vec<u64> = undecided.iter().map(|&index| batch.hashes[index]).collect();
             let (mut new, mut pending, mut again) = (Vec::new(), Vec::new(), Vec::new());
+            let mut unconfirmed = PhysicalOffset(0);
             for (index, known) in undecided.iter().copied().zip(self.dedupe.claim(&hashes, window_ms)) {
                 match known {
                     Known::Unknown => new.push(index),
                     Known::Pending(waiting) => pending.push((index, waiting)),
+                    Known::Stored(at) if !self.is_confirmed(at) => {
+                        unconfirmed = unconfirmed.max(at);
+                        again.push(index);
+                    }
                     Known::Stored(at) => match self.earlier_result(&batch.messages[index], at, window_ms) {
                         Some(entry) => batch.entries[index] = Some(entry),
-                        None if self.dedupe.claim_anyway(batch.hashes[index]) => new.push(index),
+                        None if self.dedupe.claim_anyway(batch.hashes[index], at) => new.push(index),
                         None => again.push(index),
                     },
                 }
@@ -84,9 +93,23 @@ impl Broker {
                 decided.map(drop).map_err(|_| self.flush_timed_out())?;
                 again.push(index);
             }
+            let confirmed = async {
+                while !self.is_confirmed(unconfirmed) {
+                    tokio::time::sleep(CONFIRMED_LOOK).await;
+                }
+            };
+            if !again.is_empty() {
+                let in_time = tokio::time::timeout(self.flush_timeout, confirmed).await;
+                in_time.map_err(|_| self.flush_timed_out())?;
+            }
             undecided = again;
         }
         Ok(())
+    }
+
+    /// Whether what was stored at `at` can be read: class `memory` is answered a little earlier.
+    fn is_confirmed(&self, at: PhysicalOffset) -> bool {
+        at.0 < self.store.watermarks().confirmed
     }
 
     /// What the message was answered with when it was stored at `at`; `None` when something else lies there, or too old.
