@@ -1,8 +1,8 @@
 //! How far every group has come with every topic on this broker.
 //!
 //! The live state is ahead of the log: acknowledgements change it first and are recorded then, so on a running master
-//! progress records are not applied again. In recovery the same records rebuild it. Used from every data thread; a lock is held
-//! for one command of one group on one topic.
+//! progress records are not applied again. In recovery the same records rebuild it. Used from every data thread and by the log
+//! writer; a lock is held for one command of one group on one topic, and the log writer does not wait for it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -36,7 +36,9 @@ pub struct GroupTopic {
     /// Of a broadcasting group: the client whose progress this is.
     pub client: Option<Arc<str>>,
     /// Who has what.
-    pub pop: Mutex<Pop>,
+    pop: Mutex<Pop>,
+    /// Of what the log has a dead letter while the core was in use: the log writer never waits for it.
+    buried: Mutex<Vec<Position>>,
     /// When somebody received here last. Milliseconds since 1970; 0: not since the start of the process.
     seen_ms: AtomicU64,
     /// Told when a message may have become deliverable. One waiter is woken; it passes the word on if there is more.
@@ -49,7 +51,8 @@ impl GroupTopic {
         topic.add_reader(arrived.clone());
         let RowKey { group, client, .. } = key;
         let pop = Mutex::new(Pop::new(starts));
-        Arc::new(Self { group, topic, client, pop, seen_ms: AtomicU64::new(0), arrived })
+        let (buried, seen_ms) = (Mutex::default(), AtomicU64::new(0));
+        Arc::new(Self { group, topic, client, pop, buried, seen_ms, arrived })
     }
 
     /// Somebody receives here.
@@ -62,6 +65,41 @@ impl GroupTopic {
         self.seen_ms.load(Ordering::Relaxed).max(started_ms)
     }
 
+    /// Runs one command of the core.
+    pub fn run<T>(&self, command: impl FnOnce(&mut Pop) -> T) -> T {
+        let result = {
+            let mut pop = self.pop.lock();
+            self.finish_buried(&mut pop);
+            command(&mut pop)
+        };
+        self.see_buried();
+        result
+    }
+
+    /// The log has a dead letter of a message, which is done by that. Never waits: whoever uses the core, perhaps while he
+    /// reads messages for a filter, sees to it afterwards.
+    fn buried(&self, position: Position) {
+        self.buried.lock().push(position);
+        self.see_buried();
+    }
+
+    /// Who finds the core in use leaves it to the user, who comes here when he is done.
+    fn see_buried(&self) {
+        while !self.buried.lock().is_empty() {
+            let Some(mut pop) = self.pop.try_lock() else { return };
+            self.finish_buried(&mut pop);
+        }
+    }
+
+    fn finish_buried(&self, pop: &mut Pop) {
+        let buried = std::mem::take(&mut *self.buried.lock());
+        let mut is_more = false;
+        buried.into_iter().for_each(|position| is_more |= pop.finish(position));
+        if is_more {
+            self.arrived.notify_one();
+        }
+    }
+
     /// Runs one command, and appends what it wants recorded before another can run: a record says how far everything is,
     /// so one that came to lie behind that of a later reset would undo it.
     fn run_recorded<T>(
@@ -69,12 +107,13 @@ impl GroupTopic {
         store: &Store,
         command: impl FnOnce(&mut Pop) -> (T, Vec<QueueProgress>),
     ) -> (T, Result<Option<Append>, AppendError>) {
-        let mut pop = self.pop.lock();
-        let (result, queues) = command(&mut pop);
-        // It never waits: the log writer has an inbox.
-        let append =
-            (!queues.is_empty()).then(|| store.append(vec![self.record(queues)], Durability::Memory));
-        (result, append.transpose())
+        self.run(|pop| {
+            let (result, queues) = command(pop);
+            // It never waits: the log writer has an inbox.
+            let append =
+                (!queues.is_empty()).then(|| store.append(vec![self.record(queues)], Durability::Memory));
+            (result, append.transpose())
+        })
     }
 
     /// Runs one command; answered when the kernel has its record, so that it survives the end of this process.
@@ -154,7 +193,7 @@ impl ProgressTable {
     /// Recovery is over: what waits is put on its time, and records are no longer applied.
     pub fn go_live(&self) {
         for row in self.rows.read().values() {
-            row.pop.lock().schedule();
+            row.run(Pop::schedule);
         }
         self.live.store(true, Ordering::Release);
     }
@@ -250,10 +289,7 @@ impl ProgressTable {
             return;
         }
         let row = self.insert(key, &topic);
-        let mut pop = row.pop.lock();
-        for queue in &progress.queues {
-            pop.apply(queue);
-        }
+        row.run(|pop| progress.queues.iter().for_each(|queue| pop.apply(queue)));
     }
 }
 
@@ -319,9 +355,8 @@ impl Projection for ProgressTable {
             RecordKind::DeadLetter => {
                 if let Some(origin) = Origin::of(&record.payload)
                     && let Some(row) = self.get(origin.group, origin.topic, None)
-                    && row.pop.lock().finish(Position { queue_id: origin.queue_id, offset: origin.offset })
                 {
-                    row.arrived.notify_one();
+                    row.buried(Position { queue_id: origin.queue_id, offset: origin.offset });
                 }
             }
             RecordKind::Progress if !self.live.load(Ordering::Acquire) => {
@@ -334,7 +369,7 @@ impl Projection for ProgressTable {
     }
 
     fn snapshot(&self) -> Vec<u8> {
-        let rows = self.all().into_iter().map(|row| row.progress(row.pop.lock().snapshot()));
+        let rows = self.all().into_iter().map(|row| row.progress(row.run(|pop| pop.snapshot())));
         Snapshot { rows: rows.collect() }.encode_to_vec()
     }
 
@@ -349,21 +384,4 @@ impl Projection for ProgressTable {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::catalog_writer::topic_named;
-
-    #[test]
-    fn the_end_of_a_client_leaves_nothing_behind_in_recovery() {
-        let catalog = Arc::new(Catalog::default());
-        catalog.change(Change::Topic(catalog.next_topic(topic_named("a", 2)).unwrap()));
-        let topic = catalog.topic("a").unwrap().number;
-        let table = ProgressTable::new(catalog);
-        let of_client = Progress { group: 1, topic, client: Some("c".to_owned()), ..Progress::default() };
-        table.apply_progress(&of_client);
-        let reader = table.get(1, topic, Some("c")).unwrap().arrived.clone();
-        table.apply_progress(&Progress { ended: true, ..of_client });
-        assert!(table.all().is_empty());
-        assert_eq!(Arc::strong_count(&reader), 1, "neither the table nor the topic knows it any more");
-    }
-}
+mod tests;

@@ -152,7 +152,7 @@ impl Broker {
         let held = self.held(row.group, &row.topic, &request.receipt_handle)?;
         let checked = {
             let alive = |client: &str| self.clients.is_alive(client);
-            row.pop.lock().check(self.clock.now_ms(), &held, &alive)
+            row.run(|pop| pop.check(self.clock.now_ms(), &held, &alive))
         };
         match checked {
             Ok(()) if row.client.is_some() => dead_letter::give_up(self, &row, held.position),
@@ -178,7 +178,7 @@ impl Broker {
         if let Some(group) = group {
             let visible_at_ms = self.clock.now_ms() + RELEASE_AFTER_MS;
             for row in self.progress.all().iter().filter(|row| row.group == group.number) {
-                row.pop.lock().release(&caller.client_id, visible_at_ms);
+                row.run(|pop| pop.release(&caller.client_id, visible_at_ms));
                 row.arrived.notify_one();
             }
             for row in self.lite.of_group(group.number) {

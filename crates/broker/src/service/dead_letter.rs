@@ -76,14 +76,14 @@ pub async fn bury(
     position: Position,
     reason: Reason<'_>,
 ) -> Result<(), Rejection> {
-    let attempts = match row.pop.lock().message_state(position) {
+    let attempts = match row.run(|pop| pop.message_state(position)) {
         MessageState::InFlight { attempt, .. } => attempt,
         _ => 0,
     };
     let dead = Dead { group: row.group, topic: &row.topic, position, attempts, reason };
     if !dead.store(broker).await? {
         // Trying again would not bring it back.
-        row.pop.lock().finish(position);
+        row.run(|pop| pop.finish(position));
         row.arrived.notify_one();
     }
     Ok(())
@@ -201,6 +201,6 @@ pub async fn sweep(broker: &Broker, row: &GroupTopic) {
     let Some(group) = broker.catalog.group_numbered(row.group) else { return };
     let attempts_max = group.attempts_max();
     let is_alive = |client: &str| broker.clients.is_alive(client);
-    let dead = row.pop.lock().dead(broker.clock.now_ms(), attempts_max, SWEEP_MAX, &is_alive);
+    let dead = row.run(|pop| pop.dead(broker.clock.now_ms(), attempts_max, SWEEP_MAX, &is_alive));
     bury_all(broker, row, &dead).await;
 }

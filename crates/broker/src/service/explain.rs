@@ -151,7 +151,7 @@ impl Broker {
         let row = row.and_then(|group| self.progress.get(group.number, found.topic.number, None));
         let went_back = row
             .zip(found.position())
-            .is_some_and(|(row, position)| row.pop.lock().message_state(position) == MessageState::Done);
+            .is_some_and(|(row, position)| row.run(|pop| pop.message_state(position)) == MessageState::Done);
         let back = if went_back { "; it was sent back" } else { "" };
         format!("dead letter from topic {topic}: {reason}{back}")
     }

@@ -199,7 +199,7 @@ impl Broker {
             let client = group.config.broadcast.then_some(caller.client_id.as_str());
             self.progress.get(group.number, topic.number, client)
         });
-        let state = row.and_then(|row| row.pop.lock().queue_state(queue_id));
+        let state = row.and_then(|row| row.run(|pop| pop.queue_state(queue_id)));
         let state = state.ok_or_else(|| Rejection::OffsetNotFound {
             group: name.to_owned(),
             topic: topic.name().to_owned(),

@@ -358,9 +358,7 @@ impl Holder for GroupTopic {
     }
 
     fn put_back(&self, undelivered: &VecDeque<(Delivery, Record)>) {
-        let mut pop = self.pop.lock();
-        undelivered.iter().for_each(|(delivery, _)| pop.put_back(delivery));
-        drop(pop);
+        self.run(|pop| undelivered.iter().for_each(|(delivery, _)| pop.put_back(delivery)));
         self.arrived.notify_one();
     }
 }

@@ -186,9 +186,8 @@ impl Broker {
     }
 
     fn moves_of(&self, row: &GroupTopic, targets: &[Target]) -> Vec<v1::OffsetMove> {
-        let pop = row.pop.lock();
         let one = |&(queue_id, to): &Target| {
-            let state = pop.queue_state(queue_id)?;
+            let state = row.run(|pop| pop.queue_state(queue_id))?;
             let range = self.store.queue_range(row.topic.queue(queue_id)?);
             Some(v1::OffsetMove {
                 broker_name: self.name.to_string(),
@@ -204,6 +203,6 @@ impl Broker {
 }
 
 fn floors_of(row: &GroupTopic) -> Vec<u64> {
-    let pop = row.pop.lock();
-    (0..row.topic.queue_nums()).map(|id| pop.queue_state(id).map_or(0, |state| state.floor)).collect()
+    let floor = |queue_id| row.run(|pop| pop.queue_state(queue_id)).map_or(0, |state| state.floor);
+    (0..row.topic.queue_nums()).map(floor).collect()
 }
