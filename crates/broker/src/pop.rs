@@ -53,6 +53,15 @@ pub struct Held {
     pub expires_ms: u64,
 }
 
+/// A message is about to be copied to the dead letters.
+#[derive(Debug)]
+pub struct Burial {
+    /// As it was.
+    before: InFlight,
+    /// As long as it has this one nothing else has happened to it.
+    revision: u32,
+}
+
 /// See the module's comment.
 #[derive(Debug)]
 pub struct Pop {
@@ -185,7 +194,43 @@ impl Pop {
 
     /// The holder wants the message to be visible at `visible_at_ms`; the revision of the new handle.
     pub fn change(&mut self, held: &Held, visible_at_ms: u64) -> u32 {
-        let Some(queue) = self.queues.get_mut(held.position.queue_id as usize) else { return 0 };
+        let Some(entry) = self.held_entry(held) else { return 0 };
+        entry.visible_at_ms = visible_at_ms;
+        entry.revision = entry.revision.max(held.revision) + 1;
+        entry.renewed_for = None;
+        let revision = entry.revision;
+        self.due.push(Reverse((visible_at_ms, held.position)));
+        self.revision_max = self.revision_max.max(revision);
+        revision
+    }
+
+    /// The holder gives the message up: it is kept back while it is copied, and its handles are void, so that it is copied
+    /// once. `held` has been checked under the same lock.
+    pub fn begin_burial(&mut self, held: &Held, now_ms: u64) -> Option<Burial> {
+        let entry = self.held_entry(held)?;
+        let before = entry.clone();
+        let until_ms = entry.begin_burial(now_ms);
+        entry.revision = entry.revision.max(held.revision + 1);
+        let revision = entry.revision;
+        self.due.push(Reverse((until_ms, held.position)));
+        Some(Burial { before, revision })
+    }
+
+    /// The copy could not be stored: the message is with its holder as before.
+    pub fn undo_burial(&mut self, position: Position, burial: Burial) {
+        let Some(queue) = self.queues.get_mut(position.queue_id as usize) else { return };
+        let entry = queue.inflight.get_mut(&position.offset);
+        if let Some(entry) = entry.filter(|entry| entry.revision == burial.revision) {
+            entry.revision = burial.before.revision;
+            entry.visible_at_ms = burial.before.visible_at_ms;
+            entry.renewed_for = burial.before.renewed_for;
+            self.due.push(Reverse((entry.visible_at_ms, position)));
+        }
+    }
+
+    /// The message that `held` speaks for; perhaps only the process before this one had handed it out.
+    fn held_entry(&mut self, held: &Held) -> Option<&mut InFlight> {
+        let queue = self.queues.get_mut(held.position.queue_id as usize)?;
         let missed = queue.pass_to(held.position.offset);
         self.due.extend(missed.map(|offset| Reverse((0, Position { offset, ..held.position }))));
         queue.next = queue.next.max(held.position.offset + 1);
@@ -196,12 +241,7 @@ impl Pop {
         }
         let entry = queue.inflight.entry(held.position.offset).or_insert_with(InFlight::unseen);
         entry.attempt = entry.attempt.max(held.attempt);
-        entry.visible_at_ms = visible_at_ms;
-        entry.revision = entry.revision.max(held.revision) + 1;
-        entry.renewed_for = None;
-        self.due.push(Reverse((visible_at_ms, held.position)));
-        self.revision_max = self.revision_max.max(entry.revision);
-        entry.revision
+        Some(entry)
     }
 
     /// A delivery did not leave this process: the message is as if it had not been taken.

@@ -79,6 +79,15 @@ pub struct Subscribed {
     pub lost: Vec<(Arc<str>, u32)>,
 }
 
+/// A message is about to be copied to the dead letters.
+#[derive(Debug)]
+pub struct Burial {
+    /// As it was.
+    before: Cursor,
+    /// As long as the cursor has this one nothing else has happened to it.
+    revision: u32,
+}
+
 /// See the module's comment.
 #[derive(Debug, Default)]
 pub struct LitePop {
@@ -247,6 +256,33 @@ impl LitePop {
         cursor.revision = cursor.next_revision(held.revision);
         cursor.renewed_for = None;
         cursor.revision
+    }
+
+    /// The holder gives the message up: it is kept back while it is copied, and its handles are void, so that it is copied
+    /// once. `held` has been checked under the same lock.
+    pub fn begin_burial(&mut self, held: &Held, now_ms: u64) -> Option<Burial> {
+        let queue = held.position.queue_id;
+        let before = self.cursors.get(&queue)?.clone();
+        self.show_at(queue, now_ms + BURIAL_MS);
+        let cursor = self.cursors.get_mut(&queue)?;
+        cursor.attempt = cursor.attempt.max(held.attempt);
+        cursor.revision = cursor.next_revision(held.revision);
+        cursor.renewed_for = None;
+        Some(Burial { before, revision: cursor.revision })
+    }
+
+    /// The copy could not be stored: the message is with its holder as before.
+    pub fn undo_burial(&mut self, queue: u32, burial: Burial) {
+        let Some(cursor) = self.cursors.get_mut(&queue) else { return };
+        if cursor.floor != burial.before.floor || cursor.revision != burial.revision {
+            return;
+        }
+        cursor.revision = burial.before.revision;
+        cursor.renewed_for = burial.before.renewed_for;
+        self.show_at(queue, burial.before.visible_at_ms);
+        if burial.before.visible_at_ms == 0 {
+            self.subscriptions.ready(queue);
+        }
     }
 
     /// A delivery did not leave this process: the message is as if it had not been taken.

@@ -52,8 +52,9 @@ pub(crate) const RENEW_MAX_MS: u64 = 3 * 3_600_000;
 /// The time of a message that waits for an earlier one of its message group: never, until its turn comes.
 pub const WITHHELD: u64 = u64::MAX;
 
-/// How long a dead message is kept from being delivered while it is copied.
-pub(crate) const BURIAL_MS: u64 = 10_000;
+/// How long a dead message is kept from being delivered while it is copied. Longer than a log writer that still answers
+/// takes for anything: who tries again while the first copy is under way copies twice.
+pub(crate) const BURIAL_MS: u64 = 60_000;
 
 impl InFlight {
     /// Not delivered yet, and deliverable.

@@ -167,6 +167,22 @@ fn a_message_dies_after_its_last_attempt_also_when_nobody_asks() {
 }
 
 #[test]
+fn a_message_that_could_not_be_buried_is_with_its_holder_as_before() {
+    let (mut pop, stored) = (Pop::new(&[0, 0]), stored(3, 0));
+    let delivery = pop.take(&ask(0, 1), &stored).deliveries.remove(0);
+    // Also one that only the process before this one had handed out.
+    let old = Held { position: Position { offset: 2, ..delivery.position }, ..held(&delivery) };
+    for held in [held(&delivery), old] {
+        let burial = pop.begin_burial(&held, 10).unwrap();
+        assert_eq!(pop.check(10, &held, &never), Err(Void::Superseded));
+        pop.undo_burial(held.position, burial);
+        assert_eq!(pop.check(10, &held, &never), Ok(()));
+    }
+    assert_eq!(offsets(&pop.take(&ask(50, 9), &stored)), [1, 2]);
+    assert_eq!(offsets(&pop.take(&ask(100, 1), &stored)), [0]);
+}
+
+#[test]
 fn what_did_not_leave_is_delivered_with_the_same_attempt() {
     let (mut pop, stored) = (Pop::new(&[0, 0]), stored(1, 0));
     let delivery = pop.take(&ask(0, 1), &stored).deliveries.remove(0);

@@ -150,15 +150,21 @@ impl Broker {
             Reader::Queues(row) => row,
         };
         let held = self.held(row.group, &row.topic, &request.receipt_handle)?;
-        let checked = {
-            let alive = |client: &str| self.clients.is_alive(client);
-            row.run(|pop| pop.check(self.clock.now_ms(), &held, &alive))
-        };
-        match checked {
-            Ok(()) if row.client.is_some() => dead_letter::give_up(self, &row, held.position),
-            Ok(()) => {
+        let alive = |client: &str| self.clients.is_alive(client);
+        let now_ms = self.clock.now_ms();
+        let begun = row.run(|pop| {
+            pop.check(now_ms, &held, &alive)?;
+            Ok(pop.begin_burial(&held, now_ms))
+        });
+        match begun {
+            Ok(_) if row.client.is_some() => dead_letter::give_up(self, &row, held.position),
+            Ok(burial) => {
                 let reason = dead_letter::Reason::GivenUpBy(&caller.client_id);
-                dead_letter::bury(self, &row, held.position, reason).await?;
+                let buried = dead_letter::bury(self, &row, held.position, reason).await;
+                if let (Err(_), Some(burial)) = (&buried, burial) {
+                    row.run(|pop| pop.undo_burial(held.position, burial));
+                }
+                buried?;
             }
             Err(Void::Done) => {}
             Err(void) => return Err(refused(void)),

@@ -367,10 +367,18 @@ impl Broker {
     ) -> Result<v2::ForwardMessageToDeadLetterQueueResponse, Rejection> {
         let held = self.held(row.group, &row.topic, &request.receipt_handle)?;
         let now_ms = self.clock.now_ms();
-        match row.run(|pop| pop.check(now_ms, &held, &|client| self.clients.is_alive(client))) {
-            Ok(()) => {
+        let begun = row.run(|pop| {
+            pop.check(now_ms, &held, &|client| self.clients.is_alive(client))?;
+            Ok(pop.begin_burial(&held, now_ms))
+        });
+        match begun {
+            Ok(burial) => {
                 let reason = Reason::GivenUpBy(&caller.client_id);
-                dead_letter::bury_lite(self, row, held.position, reason).await?;
+                let buried = dead_letter::bury_lite(self, row, held.position, reason).await;
+                if let (Err(_), Some(burial)) = (&buried, burial) {
+                    row.run(|pop| pop.undo_burial(held.position.queue_id, burial));
+                }
+                buried?;
             }
             Err(Void::Done) => {}
             Err(void) => return Err(ack::refused(void)),

@@ -2,17 +2,22 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use karman_remoting::metadata::{Caller, Language};
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::v2;
+use karman_remoting::proto::v2::receive_message_response::Content;
+use karman_remoting::status::Rejection;
 use prost::Message as _;
 use tempfile::TempDir;
+use tokio_stream::StreamExt as _;
 
 use crate::broker::Broker;
 use crate::catalog::Topic;
 use crate::catalog_writer::topic_named;
 use crate::config::BrokerConfig;
+use crate::service::{dead_letter, receive};
 use crate::start::{Running, start};
 
 /// A broker with a directory of its own.
@@ -52,6 +57,39 @@ impl Node {
         response.entries.remove(0)
     }
 
+    /// A message that is there.
+    async fn receive(&self, topic: &Topic, group: &str, lite: bool) -> v2::Message {
+        let request = v2::ReceiveMessageRequest {
+            group: Some(resource(group)),
+            message_queue: Some(v2::MessageQueue {
+                topic: Some(resource(topic.name())),
+                ..Default::default()
+            }),
+            batch_size: 1,
+            auto_renew: !lite,
+            ..Default::default()
+        };
+        let mut stream = receive::receive(&self.broker, &caller(), request).await.unwrap();
+        while let Some(response) = stream.next().await {
+            if let Some(Content::Message(message)) = response.unwrap().content {
+                return v2::Message::decode(message).unwrap();
+            }
+        }
+        panic!("there is no message");
+    }
+
+    async fn give_up(&self, message: &v2::Message, group: &str) -> Result<(), Rejection> {
+        let system = message.system_properties.clone().unwrap();
+        let request = v2::ForwardMessageToDeadLetterQueueRequest {
+            group: Some(resource(group)),
+            topic: message.topic.clone(),
+            receipt_handle: system.receipt_handle.unwrap(),
+            message_id: system.message_id,
+            ..Default::default()
+        };
+        self.broker.forward_to_dead_letters(&caller(), request).await.map(drop)
+    }
+
     fn count(&self, topic: &Topic) -> u64 {
         let ranges =
             topic.queues.iter().map(|queue| self.broker.store.queue_range(karman_store::QueueNumber(*queue)));
@@ -80,7 +118,6 @@ fn resource(name: &str) -> v2::Resource {
     v2::Resource { name: name.to_owned(), ..Default::default() }
 }
 
-#[expect(dead_code)]
 fn caller() -> Caller {
     Caller { client_id: "me".to_owned(), language: Language::Rust, relayed: false, timeout: None }
 }
@@ -111,5 +148,76 @@ async fn a_message_that_is_answered_early_is_known_when_it_is_sent_again() {
     }
     assert_eq!(node.count(&memory), COUNT);
     assert_eq!(node.broker.dedupe.repeated.load(Ordering::Relaxed), COUNT);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_message_that_is_given_up_twice_at_once_is_one_dead_letter() {
+    let node = Node::start().await;
+    let topic = node.topic(topic_named("a", 1)).await;
+    node.send(&topic, "1").await;
+    let message = node.receive(&topic, "g", false).await;
+    let (first, second) = tokio::join!(node.give_up(&message, "g"), node.give_up(&message, "g"));
+    assert!(first.is_ok());
+    assert!(matches!(second, Err(Rejection::InvalidReceiptHandle { .. })), "{second:?}");
+    assert!(node.give_up(&message, "g").await.is_ok(), "said twice is said");
+    let letters = node.broker.topic("%DLQ%g").unwrap();
+    assert_eq!(node.count(&letters), 1);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_lite_message_that_is_given_up_twice_at_once_is_one_dead_letter() {
+    let node = Node::start().await;
+    let lite = v2::MessageType::Lite.into();
+    let topic = node.topic(v1::TopicConfig { message_type: lite, ..topic_named("parent", 1) }).await;
+    let sync = v2::SyncLiteSubscriptionRequest {
+        action: v2::LiteSubscriptionAction::PartialAdd.into(),
+        topic: Some(resource("parent")),
+        group: Some(resource("g")),
+        lite_topic_set: vec!["x".to_owned()],
+        ..Default::default()
+    };
+    node.broker.sync_lite_subscription(&caller(), sync).await.unwrap();
+    let mut message = message(&topic, "1");
+    message.system_properties.as_mut().unwrap().lite_topic = Some("x".to_owned());
+    let messages = vec![message.encode_to_vec().into()];
+    node.broker.send(v2::SendMessageRequest { messages }).await.unwrap();
+    let message = node.receive(&topic, "g", true).await;
+    let (first, second) = tokio::join!(node.give_up(&message, "g"), node.give_up(&message, "g"));
+    assert!(first.is_ok());
+    assert!(matches!(second, Err(Rejection::InvalidReceiptHandle { .. })), "{second:?}");
+    let letters = node.broker.topic("%DLQ%g").unwrap();
+    assert_eq!(node.count(&letters), 1);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn dead_messages_do_not_wait_for_one_another() {
+    const COUNT: u64 = 20;
+    let node = Node::start().await;
+    let (topic, letters) =
+        (node.topic(topic_named("a", 1)).await, node.topic(topic_named("%DLQ%g", 1)).await);
+    for n in 0..COUNT {
+        node.send(&topic, &n.to_string()).await;
+        node.receive(&topic, "g", true).await;
+    }
+    let group = node.broker.catalog.group("g").unwrap().number;
+    let row = node.broker.progress.get(group, topic.number, None).unwrap();
+    let later_ms = node.broker.clock.now_ms() + 3_600_000;
+    let dead = row.run(|pop| pop.dead(later_ms, 1, COUNT as usize, &|_| false));
+    assert_eq!(dead.len() as u64, COUNT);
+    // Looked at once, and then left alone: all of them are in the hands of the log writer.
+    tokio::select! {
+        biased;
+        () = dead_letter::bury_all(&node.broker, &row, &dead) => {}
+        () = std::future::ready(()) => {}
+    }
+    let all = async {
+        while node.count(&letters) < COUNT {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), all).await.expect("all are buried");
     node.stop().await;
 }
