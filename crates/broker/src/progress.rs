@@ -41,6 +41,8 @@ pub struct GroupTopic {
     buried: Mutex<Vec<Position>>,
     /// When somebody received here last. Milliseconds since 1970; 0: not since the start of the process.
     seen_ms: AtomicU64,
+    /// The log says where it begins.
+    is_recorded: AtomicBool,
     /// Told when a message may have become deliverable. One waiter is woken; it passes the word on if there is more.
     pub arrived: Arc<Notify>,
 }
@@ -51,8 +53,8 @@ impl GroupTopic {
         topic.add_reader(arrived.clone());
         let RowKey { group, client, .. } = key;
         let pop = Mutex::new(Pop::new(starts));
-        let (buried, seen_ms) = (Mutex::default(), AtomicU64::new(0));
-        Arc::new(Self { group, topic, client, pop, buried, seen_ms, arrived })
+        let (buried, seen_ms, is_recorded) = (Mutex::default(), AtomicU64::new(0), AtomicBool::new(false));
+        Arc::new(Self { group, topic, client, pop, buried, seen_ms, is_recorded, arrived })
     }
 
     /// Somebody receives here.
@@ -194,6 +196,8 @@ impl ProgressTable {
     pub fn go_live(&self) {
         for row in self.rows.read().values() {
             row.run(Pop::schedule);
+            // It follows from a record.
+            row.is_recorded.store(true, Ordering::Release);
         }
         self.live.store(true, Ordering::Release);
     }
@@ -210,7 +214,8 @@ impl ProgressTable {
     }
 
     /// A group on a topic; of a broadcasting group, one of its clients. At the first contact its start is fixed by a
-    /// record, which lies in the log in front of every other of this row.
+    /// record, which lies in the log in front of every other of this row. Whoever comes while the log does not have that,
+    /// or after the store refused it, records it once more.
     pub async fn open(
         &self,
         store: &Store,
@@ -218,29 +223,45 @@ impl ProgressTable {
         topic: &Arc<Topic>,
         client: Option<&str>,
     ) -> Result<Arc<GroupTopic>, Rejection> {
-        if let Some(row) = self.get(group.number, topic.number, client) {
+        let (row, append) = match self.get(group.number, topic.number, client) {
+            Some(row) => (row, None),
+            None => self.begin(store, group, topic, client)?,
+        };
+        if row.is_recorded.load(Ordering::Acquire) {
             return Ok(row);
         }
+        match append {
+            Some(append) => drop(append.await.map_err(refuse::append)?),
+            None => row.commit(store, |pop| ((), pop.floors())).await?,
+        }
+        row.is_recorded.store(true, Ordering::Release);
+        Ok(row)
+    }
+
+    /// A row that is not there yet, and its first record on its way into the log.
+    fn begin(
+        &self,
+        store: &Store,
+        group: &GroupRecord,
+        topic: &Arc<Topic>,
+        client: Option<&str>,
+    ) -> Result<(Arc<GroupTopic>, Option<Append>), Rejection> {
         let starts = starts(store, group, topic)?;
         let key = RowKey { group: group.number, topic: topic.number, client: client.map(Arc::from) };
-        let (row, append) = {
-            let mut rows = self.rows.write();
-            if let Some(row) = rows.get(&key) {
-                return Ok(row.clone());
-            }
-            if rows.len() >= ROWS_MAX {
-                return Err(Rejection::TooManyRequests(format!(
-                    "this broker keeps {ROWS_MAX} progresses of groups on topics, the most it can"
-                )));
-            }
-            let row = GroupTopic::new(key.clone(), topic.clone(), &starts);
-            let append = store.append(vec![row.record(floors(&starts))], Durability::Memory);
-            let append = append.map_err(refuse::append)?;
-            rows.insert(key, row.clone());
-            (row, append)
-        };
-        append.await.map_err(refuse::append)?;
-        Ok(row)
+        let mut rows = self.rows.write();
+        if let Some(row) = rows.get(&key) {
+            return Ok((row.clone(), None));
+        }
+        if rows.len() >= ROWS_MAX {
+            return Err(Rejection::TooManyRequests(format!(
+                "this broker keeps {ROWS_MAX} progresses of groups on topics, the most it can"
+            )));
+        }
+        let row = GroupTopic::new(key.clone(), topic.clone(), &starts);
+        let first = row.record(row.run(|pop| pop.floors()));
+        let append = store.append(vec![first], Durability::Memory).map_err(refuse::append)?;
+        rows.insert(key, row.clone());
+        Ok((row, Some(append)))
     }
 
     /// Forgets the progress of a client of a broadcasting group.
@@ -307,11 +328,6 @@ pub fn starts(store: &Store, group: &GroupRecord, topic: &Topic) -> Result<Vec<u
         }
     };
     topic.queues.iter().map(start).collect()
-}
-
-fn floors(starts: &[u64]) -> Vec<QueueProgress> {
-    let floor = |(queue_id, &floor)| QueueProgress { queue_id, floor, ..QueueProgress::default() };
-    (0..).zip(starts).map(floor).collect()
 }
 
 /// Moves a row: everything in front of each new offset counts as done, and nothing else. Answered like

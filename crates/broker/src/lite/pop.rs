@@ -94,6 +94,8 @@ pub struct LitePop {
     cursors: HashMap<u32, Cursor>,
     /// Every cursor whose message may not be delivered yet, by its time.
     due: BTreeSet<(u64, u32)>,
+    /// Whose beginning the log may not have: subscribing says it again.
+    unrecorded: HashSet<u32>,
     /// Who wants what.
     pub subscriptions: Subscriptions,
 }
@@ -122,15 +124,25 @@ impl LitePop {
             let floor = start.floor(known, &range);
             if known.is_none() {
                 self.cursors.insert(queue, Cursor::at(floor));
+                self.unrecorded.insert(queue);
                 done.records.push(QueueProgress { queue_id: queue, floor, ..QueueProgress::default() });
             } else if start != Start::Last {
                 done.records.push(self.reset(queue, floor, revision_base));
+            } else if self.unrecorded.contains(&queue) {
+                done.records.extend(self.record(queue));
             }
             if self.cursors[&queue].visible_at_ms == 0 && floor < range.end {
                 self.subscriptions.ready_for(client, queue);
             }
         }
         done
+    }
+
+    /// The log has where the group begins with these lite topics.
+    pub fn recorded(&mut self, queues: &[u32]) {
+        for queue in queues {
+            self.unrecorded.remove(queue);
+        }
     }
 
     fn reset(&mut self, queue: u32, floor: u64, revision_base: u32) -> QueueProgress {
@@ -364,6 +376,7 @@ impl LitePop {
     pub fn forget(&mut self, queue: u32) {
         self.show_at(queue, 0);
         self.cursors.remove(&queue);
+        self.unrecorded.remove(&queue);
         self.subscriptions.drop_queue(queue);
     }
 

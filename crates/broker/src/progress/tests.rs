@@ -3,7 +3,7 @@
 use std::sync::mpsc;
 use std::time::Duration;
 
-use karman_store::{PhysicalOffset, QueueOffset};
+use karman_store::{MIN_SEGMENT_BYTES, PhysicalOffset, QueueOffset, Silent, StoreConfig};
 
 use super::*;
 use crate::catalog_writer::topic_named;
@@ -72,4 +72,36 @@ fn the_log_writer_does_not_wait_for_who_uses_a_row() {
     assert!(is_done(0) && !is_done(1));
     table.apply(&dead_letter_of(origin(1)));
     assert!(is_done(1));
+}
+
+/// A store that takes nothing more: its segment is full, and there is no room for the next one.
+fn full_store(directory: &std::path::Path) -> Store {
+    let config = StoreConfig {
+        segment_size_bytes: MIN_SEGMENT_BYTES,
+        disk_reserve_bytes: 1 << 60,
+        ..StoreConfig::new(directory)
+    };
+    let store = Store::open(config, Vec::new(), Arc::new(Silent)).unwrap();
+    let mut bytes = MIN_SEGMENT_BYTES as usize / 4;
+    while bytes > 0 {
+        let fills = NewRecord { payload: vec![0; bytes].into(), ..record_of(&Progress::default()) };
+        if store.append(vec![fills], Durability::Memory).and_then(Append::wait).is_err() {
+            bytes /= 2;
+        }
+    }
+    store
+}
+
+#[tokio::test]
+async fn a_beginning_that_could_not_be_recorded_is_not_taken_for_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().to_owned();
+    let store = tokio::task::spawn_blocking(move || full_store(&path)).await.unwrap();
+    let (catalog, topic) = a_topic();
+    let table = ProgressTable::new(catalog);
+    let group = GroupRecord { number: 1, ..GroupRecord::default() };
+    for _ in 0..2 {
+        let opened = table.open(&store, &group, &topic, None).await;
+        assert!(opened.is_err(), "what it reads from here on would begin elsewhere after a restart");
+    }
 }

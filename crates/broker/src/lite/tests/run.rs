@@ -197,6 +197,7 @@ impl Run {
         let (name, range) = (Arc::from(CLIENTS[client]), self.range());
         self.pop.subscriptions.synced(&name, self.now_ms);
         let done = self.pop.subscribe(&name, &[(queue, start)], claim, self.base, &range);
+        self.pop.recorded(&[queue]);
         let others: Vec<usize> = (0..CLIENTS.len())
             .filter(|other| *other != client && self.model.wants.contains(&(*other, queue)))
             .collect();
