@@ -17,7 +17,7 @@ use crate::broker::Broker;
 use crate::catalog::Topic;
 use crate::catalog_writer::topic_named;
 use crate::config::BrokerConfig;
-use crate::service::{dead_letter, receive};
+use crate::service::{dead_letter, pull, receive};
 use crate::start::{Running, start};
 
 /// A broker with a directory of its own.
@@ -76,6 +76,30 @@ impl Node {
             }
         }
         panic!("there is no message");
+    }
+
+    /// Pulls what has a tag that no message has, from an offset on; where to go on.
+    async fn pull_nothing(&self, topic: &Topic, offset: i64, wait: Duration) -> i64 {
+        let filter =
+            v2::FilterExpression { r#type: v2::FilterType::Tag.into(), expression: "none".to_owned() };
+        let request = v2::PullMessageRequest {
+            group: Some(resource("g")),
+            message_queue: Some(v2::MessageQueue {
+                topic: Some(resource(topic.name())),
+                ..Default::default()
+            }),
+            offset,
+            batch_size: 32,
+            filter_expression: Some(filter),
+            long_polling_timeout: Some(wait.try_into().unwrap()),
+        };
+        let mut stream = pull::pull(&self.broker, &caller(), request).await.unwrap();
+        while let Some(response) = stream.next().await {
+            if let Some(v2::pull_message_response::Content::NextOffset(next)) = response.unwrap().content {
+                return next;
+            }
+        }
+        panic!("it does not say where to go on");
     }
 
     async fn give_up(&self, message: &v2::Message, group: &str) -> Result<(), Rejection> {
@@ -219,5 +243,24 @@ async fn dead_messages_do_not_wait_for_one_another() {
         }
     };
     tokio::time::timeout(Duration::from_secs(10), all).await.expect("all are buried");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_pull_that_finds_nothing_ends_in_time() {
+    const COUNT: i64 = 5000;
+    let node = Node::start().await;
+    let topic = node.topic(topic_named("a", 1)).await;
+    for first in (0..COUNT).step_by(100) {
+        let one = |n: i64| message(&topic, &n.to_string()).encode_to_vec().into();
+        let messages = (first..first + 100).map(one).collect();
+        node.broker.send(v2::SendMessageRequest { messages }).await.unwrap();
+    }
+    let next = node.pull_nothing(&topic, 0, Duration::ZERO).await;
+    assert!((1..COUNT).contains(&next), "{next}: the time is over, and it has come somewhere");
+    assert_eq!(node.pull_nothing(&topic, next, Duration::ZERO).await, COUNT);
+    node.broker.stopping.cancel();
+    let next = node.pull_nothing(&topic, 0, Duration::from_secs(20)).await;
+    assert!((1..COUNT).contains(&next), "{next}: the broker stops");
     node.stop().await;
 }
