@@ -70,6 +70,8 @@ pub struct Pop {
     due: BinaryHeap<Reverse<(u64, Position)>>,
     /// The queue to begin with, so that none is preferred.
     turn: usize,
+    /// Where the search for dead messages that nobody asks for goes on.
+    swept: Position,
     /// What was passed over and is not in any record yet.
     recorder: Recorder,
     /// Of an orderly group: what may have to be handed out once more.
@@ -113,6 +115,7 @@ impl Pop {
             queues,
             due: BinaryHeap::new(),
             turn: 0,
+            swept: Position { queue_id: 0, offset: 0 },
             recorder: Recorder::default(),
             attempts: Attempts::default(),
             revision_max: 0,

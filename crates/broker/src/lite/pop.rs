@@ -14,8 +14,7 @@ use std::sync::Arc;
 
 use super::cursor::Cursor;
 use super::subscriptions::{Claim, Subscriptions};
-use crate::pop::queue::BURIAL_MS;
-use crate::pop::take::RENEWAL_MS;
+use crate::pop::queue::{BURIAL_MS, RENEWAL_MS};
 use crate::pop::{Held, Position, Renewal, Void};
 use crate::records::QueueProgress;
 

@@ -49,6 +49,9 @@ impl Renewal {
 /// What a client holds is renewed for at most this long.
 pub(crate) const RENEW_MAX_MS: u64 = 3 * 3_600_000;
 
+/// How long one renewal lasts.
+pub(crate) const RENEWAL_MS: u64 = 60_000;
+
 /// The time of a message that waits for an earlier one of its message group: never, until its turn comes.
 pub const WITHHELD: u64 = u64::MAX;
 
@@ -65,6 +68,14 @@ impl InFlight {
     /// It waits for an earlier message of its message group.
     pub(super) fn is_withheld(&self) -> bool {
         self.visible_at_ms == WITHHELD
+    }
+
+    /// Its time has come: it is extended if a living client holds it. False if not.
+    pub(super) fn renew(&mut self, now_ms: u64, is_alive: &dyn Fn(&str) -> bool) -> bool {
+        let renewal = self.renewed_for.as_ref().filter(|renewal| renewal.goes_on(now_ms, is_alive));
+        let Some(renewal) = renewal else { return false };
+        self.visible_at_ms = (now_ms + RENEWAL_MS).min(renewal.until_ms);
+        true
     }
 
     /// The message is dead and about to be copied; until when it is kept back. Its last handle is void: an

@@ -16,12 +16,12 @@ const SCAN_STEP: usize = 64;
 const ATTEMPTS_MAX: usize = 256;
 /// Dead messages found in one call; each is copied before the call is answered.
 const DEAD_MAX: usize = 32;
+/// And in one search for those that nobody asks for.
+const DEAD_SWEPT_MAX: usize = 256;
 /// Overtaken entries of the schedule that are not worth a clean-up.
 pub(super) const DUE_SLACK: usize = 4096;
 /// When something is tried again that could not be read.
 pub(crate) const UNREADABLE_MS: u64 = 1000;
-/// How long one renewal lasts.
-pub(crate) const RENEWAL_MS: u64 = 60_000;
 
 /// Who asks for messages, and how.
 #[derive(Debug)]
@@ -211,8 +211,9 @@ impl Pop {
         taken.more = true;
     }
 
-    /// Messages whose time has come and that were delivered often enough, at most `max`. They are invisible for a while
-    /// then, in which they are to be buried. At most `max` entries are looked at.
+    /// Messages whose time has come and that were delivered often enough. They are invisible for a while then, in which
+    /// they are to be buried. At most `max` are looked at, from where the last call ended: there may be any number of
+    /// others that nobody asks for.
     pub fn dead(
         &mut self,
         now_ms: u64,
@@ -220,21 +221,37 @@ impl Pop {
         max: usize,
         is_alive: &dyn Fn(&str) -> bool,
     ) -> Vec<Position> {
-        let (mut dead, mut others) = (Vec::new(), Vec::new());
-        for _ in 0..max {
-            let Some(position) = self.next_due(now_ms, is_alive) else { break };
-            let Some(entry) = self.queues[position.queue_id as usize].inflight.get_mut(&position.offset)
-            else {
-                continue;
-            };
-            if entry.attempt < attempts_max {
-                others.push(Reverse((entry.visible_at_ms, position)));
-                continue;
-            }
-            others.push(Reverse((entry.begin_burial(now_ms), position)));
-            dead.push(position);
+        if self.next_due_ms().is_none_or(|at_ms| at_ms > now_ms) {
+            return Vec::new();
         }
-        self.due.extend(others);
+        self.compact();
+        let (mut dead, mut left, count) = (Vec::new(), max, self.queues.len());
+        // Once round: the queue that the last call ended in comes in two parts.
+        for _ in 0..=count {
+            let Position { queue_id, offset: from } = self.swept;
+            let PopQueue { inflight, order, .. } = &mut self.queues[queue_id as usize];
+            for (&offset, entry) in inflight.range_mut(from..) {
+                let position = Position { queue_id, offset };
+                if left == 0 || dead.len() == DEAD_SWEPT_MAX {
+                    self.swept = position;
+                    return dead;
+                }
+                left -= 1;
+                if entry.visible_at_ms > now_ms {
+                    continue;
+                }
+                if entry.renew(now_ms, is_alive) {
+                    self.due.push(Reverse((entry.visible_at_ms, position)));
+                    continue;
+                }
+                let is_front = order.as_ref().is_none_or(|order| order.is_front(entry.message_group, offset));
+                if is_front && entry.attempt >= attempts_max {
+                    self.due.push(Reverse((entry.begin_burial(now_ms), position)));
+                    dead.push(position);
+                }
+            }
+            self.swept = Position { queue_id: (queue_id + 1) % count as u32, offset: 0 };
+        }
         dead
     }
 
@@ -248,8 +265,7 @@ impl Pop {
             let (is_stale, is_front) = (queue.is_stale(), queue.is_front(position.offset));
             let entry = queue.inflight.get_mut(&position.offset);
             let Some(entry) = entry.filter(|entry| entry.visible_at_ms <= now_ms) else { continue };
-            if let Some(renewal) = entry.renewed_for.as_ref().filter(|own| own.goes_on(now_ms, is_alive)) {
-                entry.visible_at_ms = (now_ms + RENEWAL_MS).min(renewal.until_ms);
+            if entry.renew(now_ms, is_alive) {
                 self.due.push(Reverse((entry.visible_at_ms, position)));
                 continue;
             }

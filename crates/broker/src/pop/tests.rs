@@ -2,8 +2,8 @@
 
 use karman_store::{Entry, PhysicalOffset, QueueOffset};
 
-use super::queue::{BURIAL_MS, RENEW_MAX_MS};
-use super::take::{DUE_SLACK, RENEWAL_MS, UNREADABLE_MS};
+use super::queue::{BURIAL_MS, RENEW_MAX_MS, RENEWAL_MS};
+use super::take::{DUE_SLACK, UNREADABLE_MS};
 use super::*;
 use crate::records::Later;
 
@@ -164,6 +164,24 @@ fn a_message_dies_after_its_last_attempt_also_when_nobody_asks() {
     let taken = pop.take(&ask(end + BURIAL_MS, 1), &stored);
     assert!(taken.deliveries.is_empty());
     assert_eq!(taken.dead, [position]);
+}
+
+#[test]
+fn a_dead_message_is_found_behind_any_number_of_live_ones() {
+    const LOOKED_AT: usize = 10;
+    let (mut pop, stored) = (Pop::new(&[0, 0]), stored(25, 25));
+    let deliveries = pop.take(&ask(0, 50), &stored).deliveries;
+    for last in [24, 49] {
+        let held = Held { attempt: ATTEMPTS_MAX, ..held(&deliveries[last]) };
+        pop.change(&held, 200);
+    }
+    let mut found = Vec::new();
+    for _ in 0..6 {
+        found.extend(pop.dead(200, ATTEMPTS_MAX, LOOKED_AT, &never));
+    }
+    found.sort();
+    assert_eq!(found, [24, 49].map(|last| deliveries[last].position));
+    assert_eq!(pop.take(&ask(200, 99), &stored).deliveries.len(), 48);
 }
 
 #[test]

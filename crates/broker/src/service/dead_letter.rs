@@ -41,7 +41,7 @@ pub enum Reason<'a> {
 }
 
 /// Looked at in one round of [`sweep`] for each group on each topic.
-const SWEEP_MAX: usize = 256;
+const SWEEP_MAX: usize = 4096;
 
 /// Buries what was found dead. What fails stays invisible and is tried again when its time comes. All of it is handed to
 /// the log before any of it is waited for: what came late would be found dead once more meanwhile.

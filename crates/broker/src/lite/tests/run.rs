@@ -10,7 +10,7 @@ use super::model::{Lite, Model};
 use super::{ATTEMPTS_MAX, ask, held};
 use crate::lite::pop::{Ask, Handed, LitePop, Start};
 use crate::lite::subscriptions::Claim;
-use crate::pop::take::RENEWAL_MS;
+use crate::pop::queue::RENEWAL_MS;
 use crate::pop::{Position, Renewal};
 use crate::records::QueueProgress;
 
