@@ -108,7 +108,21 @@ impl HeldTable {
 
     /// When the oldest half message was stored. Milliseconds since 1970.
     pub fn oldest_half_ms(&self) -> Option<u64> {
-        self.shared.lock().held.halves.oldest_stored_ms()
+        let mut oldest_ms: Option<u64> = None;
+        self.visit_halves(|half| {
+            oldest_ms = oldest_ms.into_iter().chain([half.stored_ms]).min();
+            true
+        });
+        oldest_ms
+    }
+
+    /// Shows half messages, a few under each lock, until it is told to stop.
+    fn visit_halves(&self, mut show: impl FnMut(&Half) -> bool) {
+        let (mut next, mut goes_on) = (Some(0), true);
+        while let Some(from) = next.filter(|_| goes_on) {
+            let shared = self.shared.lock();
+            next = shared.held.halves.visit(from, CHUNK, |_, half| goes_on = goes_on && show(half));
+        }
     }
 
     /// Where a delayed message lies, if it is held.
@@ -316,12 +330,10 @@ impl Projection for HeldTable {
 
     fn pinned(&self, below: PhysicalOffset, max: usize) -> Vec<PhysicalOffset> {
         let mut found = Vec::new();
-        {
-            let shared = self.shared.lock();
-            let mut take =
-                |_, half: &Half| found.extend((half.at < below && found.len() < max).then_some(half.at));
-            shared.held.halves.visit(0, usize::MAX, &mut take);
-        }
+        self.visit_halves(|half| {
+            found.extend((half.at < below && found.len() < max).then_some(half.at));
+            found.len() < max
+        });
         // Each call goes on where the last one ended: those in front of it have been moved by now, or come again later.
         let mut pin_from = self.pin_from.lock();
         let started = *pin_from;
