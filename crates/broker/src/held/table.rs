@@ -21,6 +21,8 @@ use crate::records::{HeldHead, Hold};
 
 /// Looked at under one lock.
 const CHUNK: usize = if cfg!(test) { 3 } else { 4096 };
+/// The wall clock may be set, or go on while this machine is suspended, which nobody is told of.
+const CLOCK_LOOK: Duration = Duration::from_secs(1);
 /// Upper bounds for lateness, in seconds; 0.1 is what is promised.
 const LATENESS_SECONDS: [f64; 12] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 60.0];
 
@@ -184,7 +186,7 @@ impl HeldTable {
             if shared.stopped {
                 return None;
             }
-            let due = shared.held.timers.claim_due(clock.now_ms(), max);
+            let due = shared.held.timers.claim_due(clock.latest_ms(), max);
             if !due.is_empty() {
                 shared.delivery_sleeps_until_ms = 0;
                 return Some(due);
@@ -192,7 +194,8 @@ impl HeldTable {
             match shared.held.timers.first_due() {
                 Some(first_ms) => {
                     shared.delivery_sleeps_until_ms = first_ms;
-                    self.delivery.wait_for(&mut shared, clock.until(first_ms));
+                    let time = Duration::from_millis(first_ms.saturating_sub(clock.latest_ms()));
+                    self.delivery.wait_for(&mut shared, time.min(CLOCK_LOOK));
                 }
                 None => {
                     shared.delivery_sleeps_until_ms = u64::MAX;
@@ -244,6 +247,11 @@ impl HeldTable {
         if due_ms < shared.checks_sleep_until_ms {
             self.checks.notify_one();
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_delivery_asleep(&self) -> bool {
+        self.shared.lock().delivery_sleeps_until_ms > 0
     }
 
     #[cfg(test)]

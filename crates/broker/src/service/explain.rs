@@ -135,8 +135,7 @@ impl Broker {
         } else if groups.is_empty() {
             said.push("no group reads the topic".to_owned());
         }
-        let now_ms = self.clock.now_ms();
-        if ttl::has_expired(&found.record, found.topic.ttl_ms(), now_ms) {
+        if ttl::has_expired(&found.record, found.topic.ttl_ms(), &self.clock) {
             said.push("it is older than its time to live and not delivered any more".to_owned());
         }
         if said.is_empty() { "visible".to_owned() } else { said.join("; ") }

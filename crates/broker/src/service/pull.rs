@@ -124,7 +124,6 @@ fn read(
     wanted: &Wanted,
 ) -> Result<Pulled, Rejection> {
     let mut pulled = Pulled { records: Vec::new(), next: from, more: true };
-    let (now_ms, ttl_ms) = (broker.clock.now_ms(), topic.ttl_ms());
     let (end, mut bytes) = (from + wanted.scan_max() as u64, 0);
     let mut entries = Vec::with_capacity(SCAN_STEP);
     while pulled.next < end {
@@ -148,7 +147,7 @@ fn read(
             }
             if entry.size > 0 && wanted.may_want(entry) {
                 match broker.store.record(entry.physical_offset, entry.size) {
-                    Ok(record) if ttl::has_expired(&record, ttl_ms, now_ms) => {}
+                    Ok(record) if ttl::has_expired(&record, topic.ttl_ms(), &broker.clock) => {}
                     Ok(record) if broker.wants(wanted, &record) => {
                         bytes += record.payload.len();
                         pulled.records.push(record);

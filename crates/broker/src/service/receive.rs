@@ -322,7 +322,7 @@ pub(super) enum Fetched {
 /// Reads the record of a delivery.
 pub(super) fn fetch(broker: &Broker, topic: &Topic, delivery: Delivery) -> Fetched {
     match broker.store.record(delivery.entry.physical_offset, delivery.entry.size) {
-        Ok(record) if ttl::has_expired(&record, topic.ttl_ms(), broker.clock.now_ms()) => {
+        Ok(record) if ttl::has_expired(&record, topic.ttl_ms(), &broker.clock) => {
             broker.counters.expired.fetch_add(1, Ordering::Relaxed);
             Fetched::Gone
         }

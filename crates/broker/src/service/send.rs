@@ -120,7 +120,7 @@ impl Broker {
         window_ms: u64,
     ) -> Option<v2::SendResultEntry> {
         let record = self.store.record_at(at).ok()?;
-        let is_recent = record.store_time_ms.saturating_add(window_ms) > self.clock.now_ms();
+        let is_recent = record.store_time_ms.saturating_add(window_ms) > self.clock.latest_ms();
         let stored = EncodedMessage::read(record.payload.slice_ref(message_of(&record))).ok()?;
         let message_id = &message.system_properties.message_id;
         if !is_recent || stored.system_properties.message_id != *message_id || stored.topic != message.topic {
