@@ -30,6 +30,8 @@ struct Batch {
     messages: Vec<EncodedMessage>,
     /// Of each message id.
     hashes: Vec<u64>,
+    /// Of each message, until it is handed to the log.
+    keys: Vec<Vec<u64>>,
     /// What is held back.
     holds: Vec<Option<HeldHead>>,
     entries: Vec<Option<v2::SendResultEntry>>,
@@ -153,7 +155,8 @@ impl Broker {
             let mut places = Vec::with_capacity(if claimed { indexes.len() } else { 0 });
             let mut bytes = 0;
             for &index in &indexes {
-                let record = record(&batch.messages[index], queue, topic.number);
+                let keys = std::mem::take(&mut batch.keys[index]);
+                let record = record_with(&batch.messages[index], queue, keys);
                 let record = match batch.holds[index] {
                     Some(head) => hold::held(record, head),
                     None => record,
@@ -226,8 +229,9 @@ impl Broker {
             holds.push(self.hold_of(index, &message, topic)?);
             whole.push(check::complete(index, message, topic)?);
         }
-        let id = |message: &EncodedMessage| id_hash(topic.number, &message.system_properties.message_id);
-        let hashes: Vec<u64> = whole.iter().map(id).collect();
+        let keys = |message: &EncodedMessage| keys_of(&message.system_properties, topic.number);
+        let keys: Vec<Vec<u64>> = whole.iter().map(keys).collect();
+        let hashes: Vec<u64> = keys.iter().map(|keys| keys[0]).collect();
         if count > 1 {
             let mut seen = std::collections::HashSet::with_capacity(count);
             if let Some(index) = hashes.iter().position(|hash| !seen.insert(hash)) {
@@ -235,7 +239,8 @@ impl Broker {
                 return Err(Rejection::IllegalMessageId { index, rule });
             }
         }
-        Ok(Batch { messages: whole, hashes, holds, entries: vec![None; count], lite_queues: Vec::new() })
+        let (entries, lite_queues) = (vec![None; count], Vec::new());
+        Ok(Batch { messages: whole, hashes, keys, holds, entries, lite_queues })
     }
 }
 
@@ -274,12 +279,16 @@ pub fn queue_of(topic: &Topic, system: &v2::SystemProperties) -> QueueNumber {
 
 /// The record of a message that is visible at once.
 pub fn record(message: &EncodedMessage, queue: QueueNumber, topic: u32) -> NewRecord {
+    record_with(message, queue, keys_of(&message.system_properties, topic))
+}
+
+fn record_with(message: &EncodedMessage, queue: QueueNumber, keys: Vec<u64>) -> NewRecord {
     NewRecord {
         kind: RecordKind::Message,
         queue: Some(queue),
         tag_hash: Label::of(&message.system_properties).0,
         mark: mark_of(message).0,
-        keys: keys_of(&message.system_properties, topic),
+        keys,
         payload: message.bytes.clone(),
     }
 }
@@ -290,7 +299,7 @@ pub fn mark_of(message: &EncodedMessage) -> Mark {
     Mark::of(&message.system_properties_field).with_ttl(has_ttl)
 }
 
-/// What a message of a topic is found by: its id and its keys.
+/// What a message of a topic is found by: its id, which comes first, and its keys.
 pub fn keys_of(system: &v2::SystemProperties, topic: u32) -> Vec<u64> {
     let mut keys = Vec::with_capacity(1 + system.keys.len());
     keys.push(id_hash(topic, &system.message_id));
