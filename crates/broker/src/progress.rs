@@ -39,6 +39,8 @@ pub struct GroupTopic {
     pop: Mutex<Pop>,
     /// Of what the log has a dead letter while the core was in use: the log writer never waits for it.
     buried: Mutex<Vec<Position>>,
+    /// When the next message becomes visible again; `u64::MAX` if none waits. Milliseconds since 1970.
+    due_ms: AtomicU64,
     /// When somebody received here last. Milliseconds since 1970; 0: not since the start of the process.
     seen_ms: AtomicU64,
     /// The log says where it begins.
@@ -54,7 +56,8 @@ impl GroupTopic {
         let RowKey { group, client, .. } = key;
         let pop = Mutex::new(Pop::new(starts));
         let (buried, seen_ms, is_recorded) = (Mutex::default(), AtomicU64::new(0), AtomicBool::new(false));
-        Arc::new(Self { group, topic, client, pop, buried, seen_ms, is_recorded, arrived })
+        let due_ms = AtomicU64::new(u64::MAX);
+        Arc::new(Self { group, topic, client, pop, buried, due_ms, seen_ms, is_recorded, arrived })
     }
 
     /// Somebody receives here.
@@ -72,7 +75,9 @@ impl GroupTopic {
         let result = {
             let mut pop = self.pop.lock();
             self.finish_buried(&mut pop);
-            command(&mut pop)
+            let result = command(&mut pop);
+            self.due_ms.store(pop.next_due_ms().unwrap_or(u64::MAX), Ordering::Release);
+            result
         };
         self.see_buried();
         result
@@ -90,7 +95,13 @@ impl GroupTopic {
         while !self.buried.lock().is_empty() {
             let Some(mut pop) = self.pop.try_lock() else { return };
             self.finish_buried(&mut pop);
+            self.due_ms.store(pop.next_due_ms().unwrap_or(u64::MAX), Ordering::Release);
         }
+    }
+
+    /// Whether the time of a message has come again. There may be a million rows, and most of them are idle.
+    pub fn is_due(&self, now_ms: u64) -> bool {
+        self.due_ms.load(Ordering::Acquire) <= now_ms
     }
 
     fn finish_buried(&self, pop: &mut Pop) {
@@ -177,11 +188,54 @@ struct RowKey {
     client: Option<Arc<str>>,
 }
 
+/// The rows of a group, by topic and client.
+type GroupRows = HashMap<(u32, Option<Arc<str>>), Arc<GroupTopic>>;
+
+#[derive(Debug, Default)]
+struct Rows {
+    of_group: HashMap<u32, GroupRows>,
+    count: usize,
+}
+
+impl Rows {
+    fn get(&self, key: &RowKey) -> Option<&Arc<GroupTopic>> {
+        self.of_group.get(&key.group)?.get(&(key.topic, key.client.clone()))
+    }
+
+    /// The key is free.
+    fn insert(&mut self, key: RowKey, row: Arc<GroupTopic>) {
+        self.of_group.entry(key.group).or_default().insert((key.topic, key.client), row);
+        self.count += 1;
+    }
+
+    fn remove(&mut self, key: &RowKey) -> Option<Arc<GroupTopic>> {
+        let of_group = self.of_group.get_mut(&key.group)?;
+        let removed = of_group.remove(&(key.topic, key.client.clone()))?;
+        if of_group.is_empty() {
+            self.of_group.remove(&key.group);
+        }
+        self.count -= 1;
+        Some(removed)
+    }
+
+    fn remove_topic(&mut self, topic: u32) {
+        self.of_group.retain(|_, rows| {
+            rows.retain(|(own, _), _| *own != topic);
+            !rows.is_empty()
+        });
+        self.count = self.of_group.values().map(HashMap::len).sum();
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Arc<GroupTopic>> {
+        self.of_group.values().flat_map(HashMap::values)
+    }
+}
+
 /// All groups on all topics.
 #[derive(Debug)]
 pub struct ProgressTable {
     catalog: Arc<Catalog>,
-    rows: RwLock<HashMap<RowKey, Arc<GroupTopic>>>,
+    rows: RwLock<Rows>,
     /// Set once recovery is over.
     live: AtomicBool,
 }
@@ -194,7 +248,7 @@ impl ProgressTable {
 
     /// Recovery is over: what waits is put on its time, and records are no longer applied.
     pub fn go_live(&self) {
-        for row in self.rows.read().values() {
+        for row in self.rows.read().iter() {
             row.run(Pop::schedule);
             // It follows from a record.
             row.is_recorded.store(true, Ordering::Release);
@@ -210,7 +264,12 @@ impl ProgressTable {
 
     /// Every group on every topic.
     pub fn all(&self) -> Vec<Arc<GroupTopic>> {
-        self.rows.read().values().cloned().collect()
+        self.rows.read().iter().cloned().collect()
+    }
+
+    /// A group on all its topics, with all its clients.
+    pub fn of_group(&self, group: u32) -> Vec<Arc<GroupTopic>> {
+        self.rows.read().of_group.get(&group).map_or_else(Vec::new, |rows| rows.values().cloned().collect())
     }
 
     /// A group on a topic; of a broadcasting group, one of its clients. At the first contact its start is fixed by a
@@ -252,7 +311,7 @@ impl ProgressTable {
         if let Some(row) = rows.get(&key) {
             return Ok((row.clone(), None));
         }
-        if rows.len() >= ROWS_MAX {
+        if rows.count >= ROWS_MAX {
             return Err(Rejection::TooManyRequests(format!(
                 "this broker keeps {ROWS_MAX} progresses of groups on topics, the most it can"
             )));
@@ -291,7 +350,12 @@ impl ProgressTable {
     fn insert(&self, key: RowKey, topic: &Arc<Topic>) -> Arc<GroupTopic> {
         let starts = vec![0; topic.queues.len()];
         let mut rows = self.rows.write();
-        rows.entry(key.clone()).or_insert_with(|| GroupTopic::new(key, topic.clone(), &starts)).clone()
+        if let Some(row) = rows.get(&key) {
+            return row.clone();
+        }
+        let row = GroupTopic::new(key.clone(), topic.clone(), &starts);
+        rows.insert(key, row.clone());
+        row
     }
 
     fn apply_progress(&self, progress: &Progress) {
@@ -364,7 +428,7 @@ impl Projection for ProgressTable {
             RecordKind::Metadata => {
                 let metadata = Metadata::decode(&record.payload[..]);
                 if let Ok(Metadata { change: Some(Change::TopicDeleted(topic)) }) = metadata {
-                    self.rows.write().retain(|key, _| key.topic != topic);
+                    self.rows.write().remove_topic(topic);
                 }
             }
             // Also while live: who asked for the copy may be gone before it is stored.
@@ -391,7 +455,7 @@ impl Projection for ProgressTable {
 
     fn restore(&self, bytes: &[u8]) -> Result<(), String> {
         let snapshot = Snapshot::decode(bytes).map_err(|error| error.to_string())?;
-        self.rows.write().clear();
+        *self.rows.write() = Rows::default();
         for progress in &snapshot.rows {
             self.apply_progress(progress);
         }

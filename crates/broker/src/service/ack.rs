@@ -183,7 +183,9 @@ impl Broker {
         let group = request.group.and_then(|group| self.catalog.group(&group.name));
         if let Some(group) = group {
             let visible_at_ms = self.clock.now_ms() + RELEASE_AFTER_MS;
-            for row in self.progress.all().iter().filter(|row| row.group == group.number) {
+            let mut rows = self.progress.of_group(group.number);
+            rows.retain(|row| row.client.as_deref().is_none_or(|own| *own == caller.client_id));
+            for row in rows {
                 row.run(|pop| pop.release(&caller.client_id, visible_at_ms));
                 row.arrived.notify_one();
             }

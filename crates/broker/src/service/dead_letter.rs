@@ -260,6 +260,9 @@ impl Dead<'_> {
 
 /// For messages that die while nobody receives: the sweep of [`crate::broker`] calls it every second.
 pub async fn sweep(broker: &Broker, row: &GroupTopic) {
+    if !row.is_due(broker.clock.now_ms()) {
+        return;
+    }
     let Some(group) = broker.catalog.group_numbered(row.group) else { return };
     let attempts_max = group.attempts_max();
     let is_alive = |client: &str| broker.clients.is_alive(client);

@@ -47,9 +47,9 @@ impl Broker {
         };
         let Some(group) = self.catalog.group(&request.name) else { return Ok(response) };
         response.groups.push(group.config.clone());
-        let mut rows = self.progress.all();
+        let mut rows = self.progress.of_group(group.number);
         let is_asked = |topic: &Topic| request.topic.is_empty() || topic.name() == request.topic;
-        rows.retain(|row| row.group == group.number && is_asked(&row.topic));
+        rows.retain(|row| is_asked(&row.topic));
         rows.sort_by(|a, b| (a.topic.name(), &a.client).cmp(&(b.topic.name(), &b.client)));
         let lite = self.lite.of_group(group.number);
         let lite = lite.iter().filter(|row| is_asked(&row.topic)).flat_map(|row| self.lite_states(row));

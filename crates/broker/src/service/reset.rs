@@ -91,9 +91,9 @@ impl Broker {
 
     /// What a group has of a topic: one progress, or of a broadcasting group one for each client.
     pub fn rows_of(&self, group: &GroupRecord, topic: &Topic) -> Vec<Arc<GroupTopic>> {
-        let mut rows = self.progress.all();
+        let mut rows = self.progress.of_group(group.number);
         let is_own = |row: &GroupTopic| row.client.is_some() == group.config.broadcast;
-        rows.retain(|row| row.group == group.number && row.topic.number == topic.number && is_own(row));
+        rows.retain(|row| row.topic.number == topic.number && is_own(row));
         rows.sort_by(|a, b| a.client.cmp(&b.client));
         rows
     }
