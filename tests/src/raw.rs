@@ -15,6 +15,8 @@ use tokio::runtime::Runtime;
 use tokio_stream::StreamExt as _;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::Cluster;
+
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
 const CLIENT_ID: &str = "raw@test";
 
@@ -267,6 +269,36 @@ impl Raw {
         assert!(matches!(answer, Command::Settings(_)), "{answer:?}");
         telemetry
     }
+}
+
+/// A client of the first broker.
+pub fn raw(cluster: &Cluster) -> Raw {
+    Raw::connect(&cluster.brokers[0].endpoint())
+}
+
+/// A status that must be there, and OK.
+pub fn is_ok(status: impl Into<Option<v2::Status>>) {
+    let status = status.into().unwrap();
+    assert_eq!(status.code, v2::Code::Ok as i32, "{status:?}");
+}
+
+/// The system properties, which every message has.
+pub fn system(message: &v2::Message) -> &v2::SystemProperties {
+    message.system_properties.as_ref().unwrap()
+}
+
+/// The message ids, sorted.
+pub fn ids(messages: &[v2::Message]) -> Vec<String> {
+    let mut ids: Vec<String> = messages.iter().map(|message| system(message).message_id.clone()).collect();
+    ids.sort();
+    ids
+}
+
+/// What a group is given of a topic of the first broker, without waiting.
+pub fn take(raw: &Raw, topic: &str, group: &str) -> Vec<v2::Message> {
+    let long_polling_timeout = Some(seconds(0));
+    let request = receive_request(topic, group, "broker-a");
+    raw.receive(v2::ReceiveMessageRequest { long_polling_timeout, ..request }).1
 }
 
 /// The name as the protocol carries it.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use karman_remoting::proto::karman::{ConsumeFromWhere, GroupConfig, TopicConfig};
 use karman_remoting::proto::v2::{self, Code, MessageType};
-use karman_tests::raw::{message, receive_request, resource, seconds};
+use karman_tests::raw::{ids, is_ok, message, raw, receive_request, resource, seconds, system, take};
 use karman_tests::{Cluster, Raw, until};
 
 const BROKER: &str = "broker-a";
@@ -16,18 +16,9 @@ fn broker() -> Cluster {
     Cluster::builder().brokers(1).start()
 }
 
-fn raw(cluster: &Cluster) -> Raw {
-    Raw::connect(&cluster.brokers[0].endpoint())
-}
-
-fn is_ok(status: Option<v2::Status>) {
-    let status = status.unwrap();
-    assert_eq!(status.code, Code::Ok as i32, "{status:?}");
-}
-
 fn topic(raw: &Raw, name: &str, kind: MessageType, more: TopicConfig) {
     let config = TopicConfig { name: name.into(), message_type: kind.into(), queue_nums: 4, ..more };
-    is_ok(Some(raw.make_topic(config)));
+    is_ok(raw.make_topic(config));
 }
 
 fn group(name: &str) -> GroupConfig {
@@ -40,25 +31,6 @@ fn fifo(topic: &str, id: &str, message_group: &str) -> v2::Message {
     system.message_type = MessageType::Fifo.into();
     system.message_group = Some(message_group.into());
     sent
-}
-
-fn system(message: &v2::Message) -> &v2::SystemProperties {
-    message.system_properties.as_ref().unwrap()
-}
-
-fn ids(messages: &[v2::Message]) -> Vec<String> {
-    let mut ids: Vec<String> = messages.iter().map(|message| system(message).message_id.clone()).collect();
-    ids.sort();
-    ids
-}
-
-/// What is there, without waiting.
-fn take(raw: &Raw, topic: &str, group: &str) -> Vec<v2::Message> {
-    let request = v2::ReceiveMessageRequest {
-        long_polling_timeout: Some(seconds(0)),
-        ..receive_request(topic, group, BROKER)
-    };
-    raw.receive(request).1
 }
 
 fn ack(raw: &Raw, group: &str, message: &v2::Message) {

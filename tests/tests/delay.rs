@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use karman_remoting::proto::v2::{self, Code, MessageType};
-use karman_tests::raw::{message, receive_request, resource, seconds};
+use karman_tests::raw::{is_ok, message, receive_request, resource, system, take};
 use karman_tests::{Cluster, Raw, until};
 use prost_types::Timestamp;
 
@@ -19,8 +19,7 @@ fn cluster() -> Cluster {
 }
 
 fn create(cluster: &Cluster, topic: &str, kind: MessageType) {
-    let status = Raw::connect(&cluster.brokers[0].endpoint()).create_topic(topic, kind);
-    assert_eq!(status.code, Code::Ok as i32, "{status:?}");
+    is_ok(Raw::connect(&cluster.brokers[0].endpoint()).create_topic(topic, kind));
     cluster.wait_route(topic);
 }
 
@@ -61,7 +60,7 @@ fn recall(raw: &Raw, topic: &str, handle: &str) -> v2::RecallMessageResponse {
 }
 
 fn id_of(message: &v2::Message) -> String {
-    message.system_properties.as_ref().unwrap().message_id.clone()
+    system(message).message_id.clone()
 }
 
 /// Receives until `count` messages have come.
@@ -75,11 +74,7 @@ fn receive(raw: &Raw, count: usize) -> Vec<v2::Message> {
 }
 
 fn assert_none_left(raw: &Raw) {
-    let request = v2::ReceiveMessageRequest {
-        long_polling_timeout: Some(seconds(0)),
-        ..receive_request(TOPIC, GROUP, "broker-a")
-    };
-    assert_eq!(raw.receive(request).1, []);
+    assert_eq!(take(raw, TOPIC, GROUP), []);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use karman_remoting::proto::v2::settings::PubSub;
 use karman_remoting::proto::v2::telemetry_command::Command;
 use karman_remoting::proto::v2::{self, ClientType, Code, LiteSubscriptionAction, MessageType};
 use karman_tests::cluster::Node;
-use karman_tests::raw::{message, receive_request, resource, seconds};
+use karman_tests::raw::{self, ids, is_ok, message, raw, receive_request, resource, seconds, system};
 use karman_tests::{Cluster, Raw, until};
 
 const PARENT: &str = "sessions";
@@ -31,14 +31,6 @@ fn prepare(raw: &Raw, group: GroupConfig) {
         TopicConfig { name: PARENT.into(), message_type: MessageType::Lite.into(), ..Default::default() };
     is_ok(raw.make_topic(topic));
     is_ok(raw.make_group(GroupConfig { name: GROUP.into(), lite_bind_topic: PARENT.into(), ..group }));
-}
-
-fn raw(cluster: &Cluster) -> Raw {
-    Raw::connect(&cluster.brokers[0].endpoint())
-}
-
-fn is_ok(status: v2::Status) {
-    assert_eq!(status.code, Code::Ok as i32, "{status:?}");
 }
 
 fn sync_request(action: LiteSubscriptionAction, lites: &[&str]) -> v2::SyncLiteSubscriptionRequest {
@@ -87,22 +79,12 @@ fn take_request(wait: i64) -> v2::ReceiveMessageRequest {
 
 /// What is there, without waiting.
 fn take(raw: &Raw) -> Vec<v2::Message> {
-    raw.receive(take_request(0)).1
+    raw::take(raw, PARENT, GROUP)
 }
 
 /// The next messages, waiting for them if need be.
 fn wait(raw: &Raw) -> Vec<v2::Message> {
     until("messages", DEADLINE, || Some(raw.receive(take_request(5)).1).filter(|taken| !taken.is_empty()))
-}
-
-fn system(message: &v2::Message) -> &v2::SystemProperties {
-    message.system_properties.as_ref().unwrap()
-}
-
-fn ids(messages: &[v2::Message]) -> Vec<String> {
-    let mut ids: Vec<String> = messages.iter().map(|message| system(message).message_id.clone()).collect();
-    ids.sort();
-    ids
 }
 
 /// As C# does it: without the lite topic.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use karman_remoting::proto::v2::telemetry_command::Command;
 use karman_remoting::proto::v2::{self, Code, MessageType, TransactionResolution};
 use karman_tests::cluster::Builder;
-use karman_tests::raw::{Telemetry, message, receive_request, resource, seconds};
+use karman_tests::raw::{Telemetry, ids, is_ok, message, receive_request, resource, seconds, take};
 use karman_tests::{Cluster, Raw, let_run, until};
 
 const TOPIC: &str = "payments";
@@ -27,8 +27,7 @@ fn start(builder: Builder) -> Cluster {
 }
 
 fn create(cluster: &Cluster, topic: &str, kind: MessageType) {
-    let status = Raw::connect(&cluster.brokers[0].endpoint()).create_topic(topic, kind);
-    assert_eq!(status.code, Code::Ok as i32, "{status:?}");
+    is_ok(Raw::connect(&cluster.brokers[0].endpoint()).create_topic(topic, kind));
     cluster.wait_route(topic);
 }
 
@@ -71,15 +70,6 @@ fn assert_code(status: &v2::Status, code: Code, named: &str) {
     assert!(status.message.contains(named), "{named:?} in {:?}", status.message);
 }
 
-fn ids_of(messages: &[v2::Message]) -> Vec<String> {
-    let mut ids: Vec<String> = messages
-        .iter()
-        .map(|message| message.system_properties.as_ref().unwrap().message_id.clone())
-        .collect();
-    ids.sort();
-    ids
-}
-
 /// Receives until `count` messages have come.
 fn receive(raw: &Raw, topic: &str, count: usize) -> Vec<v2::Message> {
     let mut received = Vec::new();
@@ -91,11 +81,7 @@ fn receive(raw: &Raw, topic: &str, count: usize) -> Vec<v2::Message> {
 }
 
 fn assert_none_left(raw: &Raw, topic: &str) {
-    let request = v2::ReceiveMessageRequest {
-        long_polling_timeout: Some(seconds(0)),
-        ..receive_request(topic, GROUP, "broker-a")
-    };
-    assert_eq!(raw.receive(request).1, []);
+    assert_eq!(take(raw, topic, GROUP), []);
 }
 
 /// A producer of the topic that can be asked.
@@ -137,7 +123,7 @@ fn a_commit_shows_the_message_once_and_a_rollback_never() {
         }
     }
     let received = receive(&broker, TOPIC, 3);
-    assert_eq!(ids_of(&received), ["id-0", "id-1", "id-2"]);
+    assert_eq!(ids(&received), ["id-0", "id-1", "id-2"]);
     for message in &received {
         let system = message.system_properties.as_ref().unwrap();
         assert_eq!((system.message_type, system.tag()), (MessageType::Transaction as i32, "tag"));
@@ -164,8 +150,8 @@ fn two_that_commit_at_once_show_one_message() {
             });
         }
     });
-    let ids: Vec<&str> = transactions.iter().map(|(id, _)| id.as_str()).collect();
-    assert_eq!(ids_of(&receive(&raw, TOPIC, 20)), ids);
+    let sent: Vec<&str> = transactions.iter().map(|(id, _)| id.as_str()).collect();
+    assert_eq!(ids(&receive(&raw, TOPIC, 20)), sent);
     assert_none_left(&raw, TOPIC);
 }
 
@@ -198,7 +184,7 @@ fn a_producer_is_asked_with_the_whole_message_until_it_answers() {
     let (_, again) = asked(&telemetry);
     assert_eq!(again, transaction);
     assert_code(&end(&other, "id-1", &again, Commit), Code::Ok, "");
-    assert_eq!(ids_of(&receive(&raw, TOPIC, 1)), ["id-1"]);
+    assert_eq!(ids(&receive(&raw, TOPIC, 1)), ["id-1"]);
     drop(telemetry.waiting());
     let_run(Duration::from_millis(1000));
     assert_eq!(telemetry.waiting(), [], "it is decided");
@@ -214,7 +200,7 @@ fn a_message_may_say_when_it_is_asked_about_first() {
     let system = impatient.system_properties.as_mut().unwrap();
     system.orphaned_transaction_recovery_duration = Some(seconds(1));
     begin(&raw, impatient);
-    assert_eq!(ids_of(&[asked(&telemetry).0]), ["impatient"]);
+    assert_eq!(ids(&[asked(&telemetry).0]), ["impatient"]);
 }
 
 #[test]
@@ -272,7 +258,7 @@ fn decided_and_undecided_transactions_survive_kill_9() {
         assert_code(&end(&raw, &id, &transaction, decision), Code::Ok, "");
     }
     let received = receive(&raw, TOPIC, 6);
-    assert_eq!(ids_of(&received), ["id-0", "id-1", "id-2", "id-5", "id-6", "id-7"]);
+    assert_eq!(ids(&received), ["id-0", "id-1", "id-2", "id-5", "id-6", "id-7"]);
     assert_none_left(&raw, TOPIC);
 }
 
@@ -284,7 +270,7 @@ fn a_repeated_send_of_a_half_message_is_the_same_transaction() {
     assert_eq!(begin(&raw, half(TOPIC, "id-1")), transaction);
     assert_code(&end(&raw, "id-1", &transaction, Commit), Code::Ok, "");
     assert_eq!(begin(&raw, half(TOPIC, "id-1")), transaction, "also when it is committed");
-    assert_eq!(ids_of(&receive(&raw, TOPIC, 1)), ["id-1"]);
+    assert_eq!(ids(&receive(&raw, TOPIC, 1)), ["id-1"]);
     assert_none_left(&raw, TOPIC);
 }
 

@@ -8,7 +8,7 @@
 use std::process::Command;
 use std::time::Instant;
 
-use karman_broker::pop::{Gone, Pop, Renewal, Surroundings, Take};
+use karman_broker::pop::{NoEntries, Pop, Renewal, Surroundings, Take};
 use karman_broker::process;
 use karman_store::{Entry, PhysicalOffset, QueueOffset};
 
@@ -31,7 +31,7 @@ impl Surroundings for Topic {
         from: QueueOffset,
         max: usize,
         out: &mut Vec<Entry>,
-    ) -> Result<(), Gone> {
+    ) -> Result<(), NoEntries> {
         let end = self.per_queue.min(from.0 + max as u64);
         out.extend((from.0..end).map(|offset| {
             let group =

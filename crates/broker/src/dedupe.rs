@@ -68,6 +68,12 @@ struct State {
     pending: Table<Option<watch::Sender<()>>>,
 }
 
+impl State {
+    fn place(&self, hash: u64) -> Option<PhysicalOffset> {
+        self.current.get(&hash).or_else(|| self.former.get(&hash)).copied()
+    }
+}
+
 /// See the module's comment.
 #[derive(Debug)]
 pub struct Dedupe {
@@ -99,7 +105,7 @@ impl Dedupe {
             if let Some(waiters) = state.pending.get_mut(hash) {
                 return Known::Pending(waiters.get_or_insert_with(|| watch::Sender::new(())).subscribe());
             }
-            if let Some(&at) = state.current.get(hash).or_else(|| state.former.get(hash)) {
+            if let Some(at) = state.place(*hash) {
                 return Known::Stored(at);
             }
             state.pending.insert(*hash, None);
@@ -108,11 +114,11 @@ impl Dedupe {
         hashes.iter().map(known).collect()
     }
 
-    /// What is stored under the hash is not what was sent, or too old: the id is claimed as if nothing were known. False
-    /// when another request has claimed it meanwhile.
-    pub fn claim_anyway(&self, hash: u64) -> bool {
+    /// What is stored under the hash, at `at`, is not what was sent, or too old: the id is claimed as if nothing were known.
+    /// False when another request has claimed it meanwhile, or stored it: then something else is known by now.
+    pub fn claim_anyway(&self, hash: u64, at: PhysicalOffset) -> bool {
         let mut state = self.state.lock();
-        let is_free = !state.pending.contains_key(&hash);
+        let is_free = !state.pending.contains_key(&hash) && state.place(hash) == Some(at);
         if is_free {
             state.pending.insert(hash, None);
         }
@@ -135,7 +141,10 @@ impl Dedupe {
     fn remember(&self, state: &mut State, hash: u64, at: PhysicalOffset, now_ms: u64) {
         let is_old = now_ms.saturating_sub(state.since_ms) > self.window_ms.load(Ordering::Relaxed).max(1);
         if state.current.len() >= self.generation_max || is_old && !state.current.is_empty() {
-            state.former = std::mem::take(&mut state.current);
+            // Both keep their memory: growing anew would hold up everyone who sends.
+            let State { current, former, .. } = state;
+            std::mem::swap(current, former);
+            current.clear();
         }
         if state.current.is_empty() {
             state.since_ms = now_ms;
@@ -229,6 +238,18 @@ mod tests {
         assert!(waiting.has_changed().is_err(), "whoever waits is told by the end of the channel");
         assert!(waiting.borrow_and_update().eq(&()));
         assert_eq!(stored(&dedupe, 7), Some(64));
+    }
+
+    #[test]
+    fn what_another_has_stored_since_it_was_looked_up_is_not_claimed() {
+        let dedupe = Dedupe::new(100);
+        dedupe.restore(7, PhysicalOffset(64), 1);
+        // Two that find the same and take it for too old.
+        assert!(dedupe.claim_anyway(7, PhysicalOffset(64)));
+        assert!(!dedupe.claim_anyway(7, PhysicalOffset(64)));
+        dedupe.settle(&[(7, 0)], PhysicalOffset(128), 5);
+        assert!(!dedupe.claim_anyway(7, PhysicalOffset(64)), "the other was faster");
+        assert_eq!(stored(&dedupe, 7), Some(128));
     }
 
     #[test]

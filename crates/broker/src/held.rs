@@ -116,32 +116,29 @@ impl Held {
         self.history.add(record.physical_offset, id, outcome);
     }
 
-    /// Begins a snapshot: everything but the delayed messages, which may be millions.
+    /// Begins a snapshot: what became of messages. What is held may be millions and follows bit by bit.
     fn save(&self) -> Saving {
-        let mut halves = Vec::with_capacity(self.halves.len());
-        self.halves.visit(0, usize::MAX, |id, half| {
-            halves.push(HalfSaved {
-                id,
-                at: half.at.0,
-                topic: half.topic,
-                checks: half.checks,
-                next_check_ms: half.next_check_ms,
-                stored_ms: half.stored_ms,
-            });
-        });
         let history =
             self.history.iter().map(|(at, id, outcome)| OutcomeSaved::of(at, id, outcome)).collect();
+        let halves = Vec::with_capacity(self.halves.len());
         let timers = Vec::with_capacity(3 * self.timers.len());
-        let snapshot = Snapshot { halves, history, timers };
-        Saving { snapshot, next: Some(TimerKey::default()) }
+        Saving { snapshot: Snapshot { halves, history, timers }, next: Some(Next::Half(0)) }
     }
 
-    /// Adds up to `max` delayed messages to a snapshot. `false`: it has all.
+    /// Adds up to `max` held messages to a snapshot. `false`: it has all.
     fn save_some(&self, saving: &mut Saving, max: usize) -> bool {
-        let Some(from) = saving.next else { return false };
-        let timers = &mut saving.snapshot.timers;
-        let show = |key: TimerKey, at: PhysicalOffset| timers.extend([key.due_ms, key.id, at.0]);
-        saving.next = self.timers.visit(from, max, show);
+        let Snapshot { halves, timers, .. } = &mut saving.snapshot;
+        saving.next = match saving.next {
+            Some(Next::Half(from)) => {
+                let next = self.halves.visit(from, max, |id, half| halves.push(HalfSaved::of(id, half)));
+                Some(next.map_or(Next::Timer(TimerKey::default()), Next::Half))
+            }
+            Some(Next::Timer(from)) => {
+                let show = |key: TimerKey, at: PhysicalOffset| timers.extend([key.due_ms, key.id, at.0]);
+                self.timers.visit(from, max, show).map(Next::Timer)
+            }
+            None => None,
+        };
         saving.next.is_some()
     }
 
@@ -166,13 +163,20 @@ impl Held {
     }
 }
 
-/// A snapshot that is being made, bit by bit: records are applied meanwhile. The delayed messages in it may then be newer
-/// than the rest; applying what came in between once more leads to the same.
+/// A snapshot that is being made, bit by bit: records are applied meanwhile. The messages in it may then be newer than the
+/// rest; applying what came in between once more leads to the same.
 #[derive(Debug)]
 struct Saving {
     snapshot: Snapshot,
     /// Where to go on; `None` at the end.
-    next: Option<TimerKey>,
+    next: Option<Next>,
+}
+
+/// The held messages from which on a snapshot does not have them: first the half messages, then the delayed ones.
+#[derive(Clone, Copy, Debug)]
+enum Next {
+    Half(u64),
+    Timer(TimerKey),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -200,6 +204,13 @@ struct HalfSaved {
     next_check_ms: u64,
     #[prost(uint64, tag = "6")]
     stored_ms: u64,
+}
+
+impl HalfSaved {
+    fn of(id: u64, half: &Half) -> Self {
+        let Half { at, topic, checks, next_check_ms, stored_ms } = *half;
+        Self { id, at: at.0, topic, checks, next_check_ms, stored_ms }
+    }
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

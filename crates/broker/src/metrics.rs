@@ -156,7 +156,7 @@ fn held(broker: &Broker, registry: &mut Registry) {
     );
     registry.register("half", "Messages of undecided transactions", ConstGauge::new(half as i64));
     let oldest_ms = broker.held.oldest_half_ms();
-    let age_ms = oldest_ms.map_or(0, |stored_ms| broker.clock.now_ms().saturating_sub(stored_ms));
+    let age_ms = oldest_ms.map_or(0, |stored_ms| broker.clock.latest_ms().saturating_sub(stored_ms));
     let (name, help) = ("half_oldest_age", "How long the oldest undecided transaction has been so");
     registry.register_with_unit(name, help, Unit::Seconds, ConstGauge::new(age_ms as f64 / 1000.0));
     let (name, help) = ("delayed_lateness", "How long after their time delayed messages became visible");

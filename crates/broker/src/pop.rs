@@ -20,7 +20,7 @@ use attempts::Attempts;
 pub use queue::Renewal;
 use queue::{InFlight, PopQueue};
 use recorded::Recorder;
-pub use take::{Delivery, Gone, Surroundings, Take, Taken};
+pub use take::{Delivery, NoEntries, Surroundings, Take, Taken};
 
 /// Where a message lies in its topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,6 +53,15 @@ pub struct Held {
     pub expires_ms: u64,
 }
 
+/// A message is about to be copied to the dead letters.
+#[derive(Debug)]
+pub struct Burial {
+    /// As it was.
+    before: InFlight,
+    /// As long as it has this one nothing else has happened to it.
+    revision: u32,
+}
+
 /// See the module's comment.
 #[derive(Debug)]
 pub struct Pop {
@@ -61,16 +70,15 @@ pub struct Pop {
     due: BinaryHeap<Reverse<(u64, Position)>>,
     /// The queue to begin with, so that none is preferred.
     turn: usize,
+    /// Where the search for dead messages that nobody asks for goes on.
+    swept: Position,
     /// What was passed over and is not in any record yet.
     recorder: Recorder,
     /// Of an orderly group: what may have to be handed out once more.
     attempts: Attempts,
-    /// Revisions of new deliveries are above: handles from before a reset are void.
-    revision_floor: u32,
+    /// The highest revision of a handle that this process gave out.
+    revision_max: u32,
 }
-
-/// More than the deliveries and changes of one message between two resets.
-const RESET_REVISIONS: u32 = 1 << 16;
 
 /// What the state knows of one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,9 +115,10 @@ impl Pop {
             queues,
             due: BinaryHeap::new(),
             turn: 0,
+            swept: Position { queue_id: 0, offset: 0 },
             recorder: Recorder::default(),
             attempts: Attempts::default(),
-            revision_floor: 0,
+            revision_max: 0,
         }
     }
 
@@ -118,6 +127,9 @@ impl Pop {
         let Some(queue) = self.queues.get(held.position.queue_id as usize) else { return Err(Void::Done) };
         if queue.is_done(held.position.offset) {
             return Err(Void::Done);
+        }
+        if held.revision <= queue.void_to {
+            return Err(Void::Superseded);
         }
         let entry = queue.inflight.get(&held.position.offset).filter(|entry| entry.revision > 0);
         let Some(entry) = entry else {
@@ -131,24 +143,26 @@ impl Pop {
         if entry.visible_at_ms <= now_ms && !renewed { Err(Void::Expired) } else { Ok(()) }
     }
 
-    /// A message is done. True when another may be delivered now that was withheld for it.
+    /// A message is done. True when another may be delivered now: one that was withheld for it, or those in front of it
+    /// that only the process before this one had handed out.
     pub fn finish(&mut self, position: Position) -> bool {
-        let queue = self.queues.get_mut(position.queue_id as usize);
-        let next = queue.and_then(|queue| queue.finish(position.offset));
-        let next = next.map(|offset| Reverse((0, Position { offset, ..position })));
-        self.due.extend(next);
-        next.is_some()
+        let Some(queue) = self.queues.get_mut(position.queue_id as usize) else { return false };
+        let missed = queue.pass_to(position.offset);
+        let next = queue.finish(position.offset);
+        let is_more = !missed.is_empty() || next.is_some();
+        self.due.extend(missed.chain(next).map(|offset| Reverse((0, Position { offset, ..position }))));
+        is_more
     }
 
     /// From now on everything below `offset` of a queue counts as done, and nothing else; handles of the queue are void.
     pub fn reset(&mut self, queue_id: u32, offset: u64, revision_base: u32) -> Vec<QueueProgress> {
         let Some(queue) = self.queues.get_mut(queue_id as usize) else { return Vec::new() };
-        let revisions = queue.inflight.values().map(|entry| entry.revision);
-        let highest = revisions.max().unwrap_or(0).max(revision_base).max(self.revision_floor);
-        self.revision_floor = highest.saturating_add(RESET_REVISIONS);
         queue.reset(offset);
+        // Those of the processes before this one are not above `revision_base`.
+        queue.void_to = queue.void_to.max(self.revision_max).max(revision_base);
         self.recorder.forget(queue_id);
-        vec![QueueProgress { queue_id, floor: offset, reset: true, ..QueueProgress::default() }]
+        let void_to = queue.void_to;
+        vec![QueueProgress { queue_id, floor: offset, reset: true, void_to, ..QueueProgress::default() }]
     }
 
     /// What is known of one message.
@@ -183,8 +197,45 @@ impl Pop {
 
     /// The holder wants the message to be visible at `visible_at_ms`; the revision of the new handle.
     pub fn change(&mut self, held: &Held, visible_at_ms: u64) -> u32 {
-        let Some(queue) = self.queues.get_mut(held.position.queue_id as usize) else { return 0 };
-        queue.pass_to(held.position.offset);
+        let Some(entry) = self.held_entry(held) else { return 0 };
+        entry.visible_at_ms = visible_at_ms;
+        entry.revision = entry.revision.max(held.revision) + 1;
+        entry.renewed_for = None;
+        let revision = entry.revision;
+        self.due.push(Reverse((visible_at_ms, held.position)));
+        self.revision_max = self.revision_max.max(revision);
+        revision
+    }
+
+    /// The holder gives the message up: it is kept back while it is copied, and its handles are void, so that it is copied
+    /// once. `held` has been checked under the same lock.
+    pub fn begin_burial(&mut self, held: &Held, now_ms: u64) -> Option<Burial> {
+        let entry = self.held_entry(held)?;
+        let before = entry.clone();
+        let until_ms = entry.begin_burial(now_ms);
+        entry.revision = entry.revision.max(held.revision + 1);
+        let revision = entry.revision;
+        self.due.push(Reverse((until_ms, held.position)));
+        Some(Burial { before, revision })
+    }
+
+    /// The copy could not be stored: the message is with its holder as before.
+    pub fn undo_burial(&mut self, position: Position, burial: Burial) {
+        let Some(queue) = self.queues.get_mut(position.queue_id as usize) else { return };
+        let entry = queue.inflight.get_mut(&position.offset);
+        if let Some(entry) = entry.filter(|entry| entry.revision == burial.revision) {
+            entry.revision = burial.before.revision;
+            entry.visible_at_ms = burial.before.visible_at_ms;
+            entry.renewed_for = burial.before.renewed_for;
+            self.due.push(Reverse((entry.visible_at_ms, position)));
+        }
+    }
+
+    /// The message that `held` speaks for; perhaps only the process before this one had handed it out.
+    fn held_entry(&mut self, held: &Held) -> Option<&mut InFlight> {
+        let queue = self.queues.get_mut(held.position.queue_id as usize)?;
+        let missed = queue.pass_to(held.position.offset);
+        self.due.extend(missed.map(|offset| Reverse((0, Position { offset, ..held.position }))));
         queue.next = queue.next.max(held.position.offset + 1);
         if !queue.inflight.contains_key(&held.position.offset)
             && let Some(order) = &mut queue.order
@@ -193,11 +244,7 @@ impl Pop {
         }
         let entry = queue.inflight.entry(held.position.offset).or_insert_with(InFlight::unseen);
         entry.attempt = entry.attempt.max(held.attempt);
-        entry.visible_at_ms = visible_at_ms;
-        entry.revision = entry.revision.max(held.revision) + 1;
-        entry.renewed_for = None;
-        self.due.push(Reverse((visible_at_ms, held.position)));
-        entry.revision
+        Some(entry)
     }
 
     /// A delivery did not leave this process: the message is as if it had not been taken.

@@ -1,8 +1,8 @@
 //! How far every group has come with every topic on this broker.
 //!
 //! The live state is ahead of the log: acknowledgements change it first and are recorded then, so on a running master
-//! progress records are not applied again. In recovery the same records rebuild it. Used from every data thread; a lock is held
-//! for one command of one group on one topic.
+//! progress records are not applied again. In recovery the same records rebuild it. Used from every data thread and by the log
+//! writer; a lock is held for one command of one group on one topic, and the log writer does not wait for it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -36,9 +36,15 @@ pub struct GroupTopic {
     /// Of a broadcasting group: the client whose progress this is.
     pub client: Option<Arc<str>>,
     /// Who has what.
-    pub pop: Mutex<Pop>,
+    pop: Mutex<Pop>,
+    /// Of what the log has a dead letter while the core was in use: the log writer never waits for it.
+    buried: Mutex<Vec<Position>>,
+    /// When the next message becomes visible again; `u64::MAX` if none waits. Milliseconds since 1970.
+    due_ms: AtomicU64,
     /// When somebody received here last. Milliseconds since 1970; 0: not since the start of the process.
     seen_ms: AtomicU64,
+    /// The log says where it begins.
+    is_recorded: AtomicBool,
     /// Told when a message may have become deliverable. One waiter is woken; it passes the word on if there is more.
     pub arrived: Arc<Notify>,
 }
@@ -49,7 +55,9 @@ impl GroupTopic {
         topic.add_reader(arrived.clone());
         let RowKey { group, client, .. } = key;
         let pop = Mutex::new(Pop::new(starts));
-        Arc::new(Self { group, topic, client, pop, seen_ms: AtomicU64::new(0), arrived })
+        let (buried, seen_ms, is_recorded) = (Mutex::default(), AtomicU64::new(0), AtomicBool::new(false));
+        let due_ms = AtomicU64::new(u64::MAX);
+        Arc::new(Self { group, topic, client, pop, buried, due_ms, seen_ms, is_recorded, arrived })
     }
 
     /// Somebody receives here.
@@ -62,6 +70,49 @@ impl GroupTopic {
         self.seen_ms.load(Ordering::Relaxed).max(started_ms)
     }
 
+    /// Runs one command of the core.
+    pub fn run<T>(&self, command: impl FnOnce(&mut Pop) -> T) -> T {
+        let result = {
+            let mut pop = self.pop.lock();
+            self.finish_buried(&mut pop);
+            let result = command(&mut pop);
+            self.due_ms.store(pop.next_due_ms().unwrap_or(u64::MAX), Ordering::Release);
+            result
+        };
+        self.see_buried();
+        result
+    }
+
+    /// The log has a dead letter of a message, which is done by that. Never waits: whoever uses the core, perhaps while he
+    /// reads messages for a filter, sees to it afterwards.
+    fn buried(&self, position: Position) {
+        self.buried.lock().push(position);
+        self.see_buried();
+    }
+
+    /// Who finds the core in use leaves it to the user, who comes here when he is done.
+    fn see_buried(&self) {
+        while !self.buried.lock().is_empty() {
+            let Some(mut pop) = self.pop.try_lock() else { return };
+            self.finish_buried(&mut pop);
+            self.due_ms.store(pop.next_due_ms().unwrap_or(u64::MAX), Ordering::Release);
+        }
+    }
+
+    /// Whether the time of a message has come again. There may be a million rows, and most of them are idle.
+    pub fn is_due(&self, now_ms: u64) -> bool {
+        self.due_ms.load(Ordering::Acquire) <= now_ms
+    }
+
+    fn finish_buried(&self, pop: &mut Pop) {
+        let buried = std::mem::take(&mut *self.buried.lock());
+        let mut is_more = false;
+        buried.into_iter().for_each(|position| is_more |= pop.finish(position));
+        if is_more {
+            self.arrived.notify_one();
+        }
+    }
+
     /// Runs one command, and appends what it wants recorded before another can run: a record says how far everything is,
     /// so one that came to lie behind that of a later reset would undo it.
     fn run_recorded<T>(
@@ -69,12 +120,13 @@ impl GroupTopic {
         store: &Store,
         command: impl FnOnce(&mut Pop) -> (T, Vec<QueueProgress>),
     ) -> (T, Result<Option<Append>, AppendError>) {
-        let mut pop = self.pop.lock();
-        let (result, queues) = command(&mut pop);
-        // It never waits: the log writer has an inbox.
-        let append =
-            (!queues.is_empty()).then(|| store.append(vec![self.record(queues)], Durability::Memory));
-        (result, append.transpose())
+        self.run(|pop| {
+            let (result, queues) = command(pop);
+            // It never waits: the log writer has an inbox.
+            let append =
+                (!queues.is_empty()).then(|| store.append(vec![self.record(queues)], Durability::Memory));
+            (result, append.transpose())
+        })
     }
 
     /// Runs one command; answered when the kernel has its record, so that it survives the end of this process.
@@ -136,11 +188,54 @@ struct RowKey {
     client: Option<Arc<str>>,
 }
 
+/// The rows of a group, by topic and client.
+type GroupRows = HashMap<(u32, Option<Arc<str>>), Arc<GroupTopic>>;
+
+#[derive(Debug, Default)]
+struct Rows {
+    of_group: HashMap<u32, GroupRows>,
+    count: usize,
+}
+
+impl Rows {
+    fn get(&self, key: &RowKey) -> Option<&Arc<GroupTopic>> {
+        self.of_group.get(&key.group)?.get(&(key.topic, key.client.clone()))
+    }
+
+    /// The key is free.
+    fn insert(&mut self, key: RowKey, row: Arc<GroupTopic>) {
+        self.of_group.entry(key.group).or_default().insert((key.topic, key.client), row);
+        self.count += 1;
+    }
+
+    fn remove(&mut self, key: &RowKey) -> Option<Arc<GroupTopic>> {
+        let of_group = self.of_group.get_mut(&key.group)?;
+        let removed = of_group.remove(&(key.topic, key.client.clone()))?;
+        if of_group.is_empty() {
+            self.of_group.remove(&key.group);
+        }
+        self.count -= 1;
+        Some(removed)
+    }
+
+    fn remove_topic(&mut self, topic: u32) {
+        self.of_group.retain(|_, rows| {
+            rows.retain(|(own, _), _| *own != topic);
+            !rows.is_empty()
+        });
+        self.count = self.of_group.values().map(HashMap::len).sum();
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Arc<GroupTopic>> {
+        self.of_group.values().flat_map(HashMap::values)
+    }
+}
+
 /// All groups on all topics.
 #[derive(Debug)]
 pub struct ProgressTable {
     catalog: Arc<Catalog>,
-    rows: RwLock<HashMap<RowKey, Arc<GroupTopic>>>,
+    rows: RwLock<Rows>,
     /// Set once recovery is over.
     live: AtomicBool,
 }
@@ -153,8 +248,10 @@ impl ProgressTable {
 
     /// Recovery is over: what waits is put on its time, and records are no longer applied.
     pub fn go_live(&self) {
-        for row in self.rows.read().values() {
-            row.pop.lock().schedule();
+        for row in self.rows.read().iter() {
+            row.run(Pop::schedule);
+            // It follows from a record.
+            row.is_recorded.store(true, Ordering::Release);
         }
         self.live.store(true, Ordering::Release);
     }
@@ -167,11 +264,17 @@ impl ProgressTable {
 
     /// Every group on every topic.
     pub fn all(&self) -> Vec<Arc<GroupTopic>> {
-        self.rows.read().values().cloned().collect()
+        self.rows.read().iter().cloned().collect()
+    }
+
+    /// A group on all its topics, with all its clients.
+    pub fn of_group(&self, group: u32) -> Vec<Arc<GroupTopic>> {
+        self.rows.read().of_group.get(&group).map_or_else(Vec::new, |rows| rows.values().cloned().collect())
     }
 
     /// A group on a topic; of a broadcasting group, one of its clients. At the first contact its start is fixed by a
-    /// record, which lies in the log in front of every other of this row.
+    /// record, which lies in the log in front of every other of this row. Whoever comes while the log does not have that,
+    /// or after the store refused it, records it once more.
     pub async fn open(
         &self,
         store: &Store,
@@ -179,29 +282,45 @@ impl ProgressTable {
         topic: &Arc<Topic>,
         client: Option<&str>,
     ) -> Result<Arc<GroupTopic>, Rejection> {
-        if let Some(row) = self.get(group.number, topic.number, client) {
+        let (row, append) = match self.get(group.number, topic.number, client) {
+            Some(row) => (row, None),
+            None => self.begin(store, group, topic, client)?,
+        };
+        if row.is_recorded.load(Ordering::Acquire) {
             return Ok(row);
         }
+        match append {
+            Some(append) => drop(append.await.map_err(refuse::append)?),
+            None => row.commit(store, |pop| ((), pop.floors())).await?,
+        }
+        row.is_recorded.store(true, Ordering::Release);
+        Ok(row)
+    }
+
+    /// A row that is not there yet, and its first record on its way into the log.
+    fn begin(
+        &self,
+        store: &Store,
+        group: &GroupRecord,
+        topic: &Arc<Topic>,
+        client: Option<&str>,
+    ) -> Result<(Arc<GroupTopic>, Option<Append>), Rejection> {
         let starts = starts(store, group, topic)?;
         let key = RowKey { group: group.number, topic: topic.number, client: client.map(Arc::from) };
-        let (row, append) = {
-            let mut rows = self.rows.write();
-            if let Some(row) = rows.get(&key) {
-                return Ok(row.clone());
-            }
-            if rows.len() >= ROWS_MAX {
-                return Err(Rejection::TooManyRequests(format!(
-                    "this broker keeps {ROWS_MAX} progresses of groups on topics, the most it can"
-                )));
-            }
-            let row = GroupTopic::new(key.clone(), topic.clone(), &starts);
-            let append = store.append(vec![row.record(floors(&starts))], Durability::Memory);
-            let append = append.map_err(refuse::append)?;
-            rows.insert(key, row.clone());
-            (row, append)
-        };
-        append.await.map_err(refuse::append)?;
-        Ok(row)
+        let mut rows = self.rows.write();
+        if let Some(row) = rows.get(&key) {
+            return Ok((row.clone(), None));
+        }
+        if rows.count >= ROWS_MAX {
+            return Err(Rejection::TooManyRequests(format!(
+                "this broker keeps {ROWS_MAX} progresses of groups on topics, the most it can"
+            )));
+        }
+        let row = GroupTopic::new(key.clone(), topic.clone(), &starts);
+        let first = row.record(row.run(|pop| pop.floors()));
+        let append = store.append(vec![first], Durability::Memory).map_err(refuse::append)?;
+        rows.insert(key, row.clone());
+        Ok((row, Some(append)))
     }
 
     /// Forgets the progress of a client of a broadcasting group.
@@ -231,7 +350,12 @@ impl ProgressTable {
     fn insert(&self, key: RowKey, topic: &Arc<Topic>) -> Arc<GroupTopic> {
         let starts = vec![0; topic.queues.len()];
         let mut rows = self.rows.write();
-        rows.entry(key.clone()).or_insert_with(|| GroupTopic::new(key, topic.clone(), &starts)).clone()
+        if let Some(row) = rows.get(&key) {
+            return row.clone();
+        }
+        let row = GroupTopic::new(key.clone(), topic.clone(), &starts);
+        rows.insert(key, row.clone());
+        row
     }
 
     fn apply_progress(&self, progress: &Progress) {
@@ -250,10 +374,7 @@ impl ProgressTable {
             return;
         }
         let row = self.insert(key, &topic);
-        let mut pop = row.pop.lock();
-        for queue in &progress.queues {
-            pop.apply(queue);
-        }
+        row.run(|pop| progress.queues.iter().for_each(|queue| pop.apply(queue)));
     }
 }
 
@@ -271,11 +392,6 @@ pub fn starts(store: &Store, group: &GroupRecord, topic: &Topic) -> Result<Vec<u
         }
     };
     topic.queues.iter().map(start).collect()
-}
-
-fn floors(starts: &[u64]) -> Vec<QueueProgress> {
-    let floor = |(queue_id, &floor)| QueueProgress { queue_id, floor, ..QueueProgress::default() };
-    (0..).zip(starts).map(floor).collect()
 }
 
 /// Moves a row: everything in front of each new offset counts as done, and nothing else. Answered like
@@ -312,16 +428,15 @@ impl Projection for ProgressTable {
             RecordKind::Metadata => {
                 let metadata = Metadata::decode(&record.payload[..]);
                 if let Ok(Metadata { change: Some(Change::TopicDeleted(topic)) }) = metadata {
-                    self.rows.write().retain(|key, _| key.topic != topic);
+                    self.rows.write().remove_topic(topic);
                 }
             }
             // Also while live: who asked for the copy may be gone before it is stored.
             RecordKind::DeadLetter => {
                 if let Some(origin) = Origin::of(&record.payload)
                     && let Some(row) = self.get(origin.group, origin.topic, None)
-                    && row.pop.lock().finish(Position { queue_id: origin.queue_id, offset: origin.offset })
                 {
-                    row.arrived.notify_one();
+                    row.buried(Position { queue_id: origin.queue_id, offset: origin.offset });
                 }
             }
             RecordKind::Progress if !self.live.load(Ordering::Acquire) => {
@@ -334,13 +449,13 @@ impl Projection for ProgressTable {
     }
 
     fn snapshot(&self) -> Vec<u8> {
-        let rows = self.all().into_iter().map(|row| row.progress(row.pop.lock().snapshot()));
+        let rows = self.all().into_iter().map(|row| row.progress(row.run(|pop| pop.snapshot())));
         Snapshot { rows: rows.collect() }.encode_to_vec()
     }
 
     fn restore(&self, bytes: &[u8]) -> Result<(), String> {
         let snapshot = Snapshot::decode(bytes).map_err(|error| error.to_string())?;
-        self.rows.write().clear();
+        *self.rows.write() = Rows::default();
         for progress in &snapshot.rows {
             self.apply_progress(progress);
         }
@@ -349,21 +464,4 @@ impl Projection for ProgressTable {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::catalog_writer::topic_named;
-
-    #[test]
-    fn the_end_of_a_client_leaves_nothing_behind_in_recovery() {
-        let catalog = Arc::new(Catalog::default());
-        catalog.change(Change::Topic(catalog.next_topic(topic_named("a", 2)).unwrap()));
-        let topic = catalog.topic("a").unwrap().number;
-        let table = ProgressTable::new(catalog);
-        let of_client = Progress { group: 1, topic, client: Some("c".to_owned()), ..Progress::default() };
-        table.apply_progress(&of_client);
-        let reader = table.get(1, topic, Some("c")).unwrap().arrived.clone();
-        table.apply_progress(&Progress { ended: true, ..of_client });
-        assert!(table.all().is_empty());
-        assert_eq!(Arc::strong_count(&reader), 1, "neither the table nor the topic knows it any more");
-    }
-}
+mod tests;

@@ -117,6 +117,9 @@ pub struct QueueProgress {
     /// The floor was set: what was done or delivered above it is not any more, and it may lie lower than before.
     #[prost(bool, tag = "5")]
     pub reset: bool,
+    /// Handles with revisions up to this one were given out before a reset.
+    #[prost(uint32, tag = "6")]
+    pub void_to: u32,
 }
 
 /// A message that was delivered and waits for another delivery.

@@ -22,3 +22,6 @@ pub mod reset;
 pub mod send;
 pub mod transaction;
 pub mod verify;
+
+#[cfg(test)]
+mod tests;

@@ -211,6 +211,11 @@ impl Running {
         self.failed.clone()
     }
 
+    #[cfg(test)]
+    pub(crate) fn broker(&self) -> Arc<Broker> {
+        self.broker.clone()
+    }
+
     /// Makes a topic if it is not there, with the broker's defaults where `queue_nums` is 0.
     pub async fn make_topic(&self, topic: v1::TopicConfig) -> Result<(), Rejection> {
         let request = v1::CreateTopicRequest { topic: Some(topic), if_not_exists: true };

@@ -2,6 +2,7 @@
 //! it, and removes it. Also shortens the queues that are kept for a shorter time than the rest, and says when the disk is
 //! too full for messages. On the maintenance thread, which has more to do: one segment at a time.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::thread;
@@ -13,7 +14,7 @@ use jiff::tz::TimeZone;
 use crate::Durability;
 use crate::commit_log::CommitLog;
 use crate::cursor::Promise;
-use crate::error::AppendError;
+use crate::error::{AppendError, ReadError};
 use crate::index::sealed::SealedIndex;
 use crate::record::{NewRecord, PhysicalOffset, QueueNumber};
 use crate::retention::{self, Oldest, Reason, Situation, Space, Verdict};
@@ -39,6 +40,8 @@ pub(crate) struct Cleanup {
     leaving: Vec<Leaving>,
     /// Where the last segment ends that could not go because of what it holds.
     stuck: u64,
+    /// What projections need and nothing is left of: no segment stays for that.
+    given_up: BTreeSet<PhysicalOffset>,
 }
 
 #[derive(Debug)]
@@ -83,7 +86,7 @@ enum Pinned {
 
 impl Cleanup {
     pub(crate) fn new(log: Arc<CommitLog>) -> Self {
-        Self { log, due: Instant::now(), leaving: Vec::new(), stuck: 0 }
+        Self { log, due: Instant::now(), leaving: Vec::new(), stuck: 0, given_up: BTreeSet::new() }
     }
 
     /// Does what is due. `covered`: what lies below is contained in both kept snapshots. `true`: a segment waits for
@@ -245,13 +248,16 @@ impl Cleanup {
     }
 
     /// Appends what the projections need of a segment once more, at the end of the log.
-    fn move_pinned(&self, segment: &Segment) -> Result<Pinned, AppendError> {
+    fn move_pinned(&mut self, segment: &Segment) -> Result<Pinned, AppendError> {
         let started = Instant::now();
         let mut before = Vec::new();
         loop {
             let below = PhysicalOffset(segment.end());
             let projections = self.log.projections.iter();
-            let mut pinned: Vec<_> = projections.flat_map(|part| part.pinned(below, PINNED_MAX)).collect();
+            // So many that those which cannot be moved do not hide the others.
+            let max = PINNED_MAX + self.given_up.len();
+            let mut pinned: Vec<_> = projections.flat_map(|part| part.pinned(below, max)).collect();
+            pinned.retain(|at| !self.given_up.contains(at));
             pinned.sort_unstable();
             pinned.dedup();
             if pinned.is_empty() {
@@ -279,8 +285,8 @@ impl Cleanup {
         }
     }
 
-    /// Durable when this returns, and shown to the projections.
-    fn append_again(&self, pinned: &[PhysicalOffset]) -> Result<(), AppendError> {
+    /// Durable when this returns, and shown to the projections; but for what is damaged for good.
+    fn append_again(&mut self, pinned: &[PhysicalOffset]) -> Result<(), AppendError> {
         let mut batch = Vec::new();
         let mut bytes = 0;
         let limit_bytes = PINNED_BYTES.min(self.log.config.max_append_bytes() as usize);
@@ -288,6 +294,11 @@ impl Cleanup {
             let copy = match self.log.copy_of(at.0) {
                 Ok(copy) if copy.queue.is_none() => NewRecord { kind: copy.kind.again(), ..copy },
                 Ok(_) => return Err(AppendError::Invalid("a record of a queue keeps its place in it")),
+                Err(error) if error.is_final() || matches!(error, ReadError::Corrupt { .. }) => {
+                    tracing::error!(at = at.0, %error, "what a projection needs is lost");
+                    self.given_up.insert(*at);
+                    continue;
+                }
                 Err(error) => {
                     tracing::error!(at = at.0, %error, "what a projection needs cannot be read");
                     return Err(AppendError::Invalid("it cannot be read"));
@@ -299,7 +310,7 @@ impl Cleanup {
             bytes += copy.encoded_bytes();
             batch.push(copy);
         }
-        self.append(batch, bytes)
+        if batch.is_empty() { Ok(()) } else { self.append(batch, bytes) }
     }
 
     fn append(&self, records: Vec<NewRecord>, bytes: usize) -> Result<(), AppendError> {

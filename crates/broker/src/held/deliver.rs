@@ -185,7 +185,7 @@ impl Deliverer {
     }
 
     fn delivered(&self, keys: &[TimerKey]) {
-        let (counters, now_ms) = (&self.held.counters, self.clock.now_ms());
+        let (counters, now_ms) = (&self.held.counters, self.clock.latest_ms());
         counters.delivered.fetch_add(keys.len() as u64, Ordering::Relaxed);
         for key in keys {
             counters.lateness.observe(now_ms.saturating_sub(key.due_ms) as f64 / 1000.0);

@@ -98,11 +98,6 @@ impl Halves {
         self.by_id.is_empty()
     }
 
-    /// When the oldest was stored. Looks at all of them.
-    pub fn oldest_stored_ms(&self) -> Option<u64> {
-        self.by_id.values().map(|half| half.stored_ms).min()
-    }
-
     /// Shows up to `max` of those from `from` on, claimed or not, and returns where to go on; `None` behind the last.
     pub fn visit(&self, from: u64, max: usize, mut show: impl FnMut(u64, &Half)) -> Option<u64> {
         let mut rest = self.by_id.range(from..);

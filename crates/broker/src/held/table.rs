@@ -21,6 +21,8 @@ use crate::records::{HeldHead, Hold};
 
 /// Looked at under one lock.
 const CHUNK: usize = if cfg!(test) { 3 } else { 4096 };
+/// The wall clock may be set, or go on while this machine is suspended, which nobody is told of.
+const CLOCK_LOOK: Duration = Duration::from_secs(1);
 /// Upper bounds for lateness, in seconds; 0.1 is what is promised.
 const LATENESS_SECONDS: [f64; 12] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 60.0];
 
@@ -108,7 +110,21 @@ impl HeldTable {
 
     /// When the oldest half message was stored. Milliseconds since 1970.
     pub fn oldest_half_ms(&self) -> Option<u64> {
-        self.shared.lock().held.halves.oldest_stored_ms()
+        let mut oldest_ms: Option<u64> = None;
+        self.visit_halves(|half| {
+            oldest_ms = oldest_ms.into_iter().chain([half.stored_ms]).min();
+            true
+        });
+        oldest_ms
+    }
+
+    /// Shows half messages, a few under each lock, until it is told to stop.
+    fn visit_halves(&self, mut show: impl FnMut(&Half) -> bool) {
+        let (mut next, mut goes_on) = (Some(0), true);
+        while let Some(from) = next.filter(|_| goes_on) {
+            let shared = self.shared.lock();
+            next = shared.held.halves.visit(from, CHUNK, |_, half| goes_on = goes_on && show(half));
+        }
     }
 
     /// Where a delayed message lies, if it is held.
@@ -170,7 +186,7 @@ impl HeldTable {
             if shared.stopped {
                 return None;
             }
-            let due = shared.held.timers.claim_due(clock.now_ms(), max);
+            let due = shared.held.timers.claim_due(clock.latest_ms(), max);
             if !due.is_empty() {
                 shared.delivery_sleeps_until_ms = 0;
                 return Some(due);
@@ -178,7 +194,8 @@ impl HeldTable {
             match shared.held.timers.first_due() {
                 Some(first_ms) => {
                     shared.delivery_sleeps_until_ms = first_ms;
-                    self.delivery.wait_for(&mut shared, clock.until(first_ms));
+                    let time = Duration::from_millis(first_ms.saturating_sub(clock.latest_ms()));
+                    self.delivery.wait_for(&mut shared, time.min(CLOCK_LOOK));
                 }
                 None => {
                     shared.delivery_sleeps_until_ms = u64::MAX;
@@ -230,6 +247,11 @@ impl HeldTable {
         if due_ms < shared.checks_sleep_until_ms {
             self.checks.notify_one();
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_delivery_asleep(&self) -> bool {
+        self.shared.lock().delivery_sleeps_until_ms > 0
     }
 
     #[cfg(test)]
@@ -320,12 +342,10 @@ impl Projection for HeldTable {
 
     fn pinned(&self, below: PhysicalOffset, max: usize) -> Vec<PhysicalOffset> {
         let mut found = Vec::new();
-        {
-            let shared = self.shared.lock();
-            let mut take =
-                |_, half: &Half| found.extend((half.at < below && found.len() < max).then_some(half.at));
-            shared.held.halves.visit(0, usize::MAX, &mut take);
-        }
+        self.visit_halves(|half| {
+            found.extend((half.at < below && found.len() < max).then_some(half.at));
+            found.len() < max
+        });
         // Each call goes on where the last one ended: those in front of it have been moved by now, or come again later.
         let mut pin_from = self.pin_from.lock();
         let started = *pin_from;

@@ -432,3 +432,19 @@ proptest! {
         history.check();
     }
 }
+
+#[test]
+fn the_log_writer_waits_for_a_few_messages_of_a_snapshot_not_for_all() {
+    let mut history = History::new();
+    (0..10).for_each(|_| history.step(Step::Half));
+    (0..10).for_each(|due_ms| history.step(Step::Delay { due_ms }));
+    let mut saving = history.table.save();
+    let saved = |saving: &Saving| saving.snapshot.halves.len() + saving.snapshot.timers.len() / 3;
+    let mut before = saved(&saving);
+    assert_eq!(before, 0);
+    while history.table.save_some(&mut saving) {
+        assert!(saved(&saving) - before <= 3, "that is a chunk here");
+        before = saved(&saving);
+    }
+    assert_eq!((saving.snapshot.halves.len(), saving.snapshot.timers.len()), (10, 30));
+}

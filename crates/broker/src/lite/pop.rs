@@ -14,8 +14,7 @@ use std::sync::Arc;
 
 use super::cursor::Cursor;
 use super::subscriptions::{Claim, Subscriptions};
-use crate::pop::queue::BURIAL_MS;
-use crate::pop::take::RENEWAL_MS;
+use crate::pop::queue::{BURIAL_MS, RENEWAL_MS};
 use crate::pop::{Held, Position, Renewal, Void};
 use crate::records::QueueProgress;
 
@@ -79,12 +78,23 @@ pub struct Subscribed {
     pub lost: Vec<(Arc<str>, u32)>,
 }
 
+/// A message is about to be copied to the dead letters.
+#[derive(Debug)]
+pub struct Burial {
+    /// As it was.
+    before: Cursor,
+    /// As long as the cursor has this one nothing else has happened to it.
+    revision: u32,
+}
+
 /// See the module's comment.
 #[derive(Debug, Default)]
 pub struct LitePop {
     cursors: HashMap<u32, Cursor>,
     /// Every cursor whose message may not be delivered yet, by its time.
     due: BTreeSet<(u64, u32)>,
+    /// Whose beginning the log may not have: subscribing says it again.
+    unrecorded: HashSet<u32>,
     /// Who wants what.
     pub subscriptions: Subscriptions,
 }
@@ -113,15 +123,25 @@ impl LitePop {
             let floor = start.floor(known, &range);
             if known.is_none() {
                 self.cursors.insert(queue, Cursor::at(floor));
+                self.unrecorded.insert(queue);
                 done.records.push(QueueProgress { queue_id: queue, floor, ..QueueProgress::default() });
             } else if start != Start::Last {
                 done.records.push(self.reset(queue, floor, revision_base));
+            } else if self.unrecorded.contains(&queue) {
+                done.records.extend(self.record(queue));
             }
             if self.cursors[&queue].visible_at_ms == 0 && floor < range.end {
                 self.subscriptions.ready_for(client, queue);
             }
         }
         done
+    }
+
+    /// The log has where the group begins with these lite topics.
+    pub fn recorded(&mut self, queues: &[u32]) {
+        for queue in queues {
+            self.unrecorded.remove(queue);
+        }
     }
 
     fn reset(&mut self, queue: u32, floor: u64, revision_base: u32) -> QueueProgress {
@@ -249,6 +269,33 @@ impl LitePop {
         cursor.revision
     }
 
+    /// The holder gives the message up: it is kept back while it is copied, and its handles are void, so that it is copied
+    /// once. `held` has been checked under the same lock.
+    pub fn begin_burial(&mut self, held: &Held, now_ms: u64) -> Option<Burial> {
+        let queue = held.position.queue_id;
+        let before = self.cursors.get(&queue)?.clone();
+        self.show_at(queue, now_ms + BURIAL_MS);
+        let cursor = self.cursors.get_mut(&queue)?;
+        cursor.attempt = cursor.attempt.max(held.attempt);
+        cursor.revision = cursor.next_revision(held.revision);
+        cursor.renewed_for = None;
+        Some(Burial { before, revision: cursor.revision })
+    }
+
+    /// The copy could not be stored: the message is with its holder as before.
+    pub fn undo_burial(&mut self, queue: u32, burial: Burial) {
+        let Some(cursor) = self.cursors.get_mut(&queue) else { return };
+        if cursor.floor != burial.before.floor || cursor.revision != burial.revision {
+            return;
+        }
+        cursor.revision = burial.before.revision;
+        cursor.renewed_for = burial.before.renewed_for;
+        self.show_at(queue, burial.before.visible_at_ms);
+        if burial.before.visible_at_ms == 0 {
+            self.subscriptions.ready(queue);
+        }
+    }
+
     /// A delivery did not leave this process: the message is as if it had not been taken.
     pub fn put_back(&mut self, position: Position, revision: u32) {
         let Some(cursor) = self.cursors.get_mut(&position.queue_id) else { return };
@@ -328,6 +375,7 @@ impl LitePop {
     pub fn forget(&mut self, queue: u32) {
         self.show_at(queue, 0);
         self.cursors.remove(&queue);
+        self.unrecorded.remove(&queue);
         self.subscriptions.drop_queue(queue);
     }
 

@@ -19,6 +19,9 @@ pub const SYNC_TIMEOUT_MS: u64 = 180_000;
 /// Clients of one group on one parent.
 const CLIENTS_MAX: usize = 100_000;
 
+/// Places in a line of lite topics that its client lost, or had twice, which are not worth a clean-up.
+const LINE_SLACK: usize = 64;
+
 /// What a new subscriber does to those who are there already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
@@ -99,11 +102,11 @@ impl Subscriptions {
         }
         if claim == Claim::Yield && !lost.is_empty() {
             // It may be one of several from before the lite topic was to have one only.
-            self.remove(client, |own| own == queue);
+            self.remove_one(client, queue);
             return None;
         }
         for other in &lost {
-            self.remove(other, |own| own == queue);
+            self.remove_one(other, queue);
         }
         let subscriber = self.clients.get_mut(client)?;
         if let Entry::Vacant(new) = subscriber.lites.entry(queue) {
@@ -128,6 +131,14 @@ impl Subscriptions {
             subscriber.line.retain(|queue| lites.contains_key(queue));
         }
         self.forget(client, gone);
+    }
+
+    /// The same for one of them. What is in the line of it is passed over when its turn comes: nothing is searched for.
+    fn remove_one(&mut self, client: &str, queue: u32) {
+        let subscriber = self.clients.get_mut(client);
+        if subscriber.is_some_and(|subscriber| subscriber.lites.remove(&queue).is_some()) {
+            self.forget(client, vec![queue]);
+        }
     }
 
     /// A client does not want any but these.
@@ -158,7 +169,7 @@ impl Subscriptions {
     /// A lite topic is no more.
     pub fn drop_queue(&mut self, queue: u32) {
         for client in self.by_queue.get(&queue).cloned().unwrap_or_default() {
-            self.remove(&client, |own| own == queue);
+            self.remove_one(&client, queue);
         }
     }
 
@@ -224,6 +235,34 @@ impl Subscriber {
             *in_line = true;
             self.line.push_back(queue);
             self.arrived.notify_one();
+            if self.line.len() > 2 * self.lites.len() + LINE_SLACK {
+                let mut seen = HashSet::with_capacity(self.lites.len());
+                self.line.retain(|queue| self.lites.get(queue) == Some(&true) && seen.insert(*queue));
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_does_not_grow_by_what_its_client_loses_and_gets_again() {
+        let (mut all, me) = (Subscriptions::default(), Arc::from("me"));
+        assert!(all.synced(&me, 0));
+        for queue in 0..3 {
+            all.add(&me, queue, Claim::Share);
+        }
+        for _ in 0..1000 {
+            (0..3).for_each(|queue| all.ready(queue));
+            all.remove_one(&me, 1);
+            all.add(&me, 1, Claim::Share);
+        }
+        assert!(all.clients[&me].line.len() <= 2 * 3 + LINE_SLACK);
+        (0..3).for_each(|queue| all.ready(queue));
+        let mut given: Vec<u32> = std::iter::from_fn(|| all.next("me")).collect();
+        given.sort_unstable();
+        assert_eq!((given, all.count()), (vec![0, 1, 2], 3));
     }
 }

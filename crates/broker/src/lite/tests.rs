@@ -58,6 +58,22 @@ fn positions(taken: &(Vec<Handed>, bool)) -> Vec<(u32, u64)> {
 }
 
 #[test]
+fn a_place_is_recorded_until_the_log_has_it() {
+    let mut pop = LitePop::default();
+    let (me, you): (Arc<str>, Arc<str>) = ("me".into(), "you".into());
+    assert!(pop.subscriptions.synced(&me, 0) && pop.subscriptions.synced(&you, 0));
+    let subscribe = |pop: &mut LitePop, client, end| {
+        let records = pop.subscribe(client, &[(0, Start::Last)], Claim::Share, 0, &|_| 0..end).records;
+        records.iter().map(|record| (record.queue_id, record.floor)).collect::<Vec<_>>()
+    };
+    assert_eq!(subscribe(&mut pop, &me, 5), [(0, 5)]);
+    // The store refused that one. Whoever subscribes next is promised the place as well.
+    assert_eq!(subscribe(&mut pop, &you, 7), [(0, 5)]);
+    pop.recorded(&[0]);
+    assert_eq!(subscribe(&mut pop, &me, 9), []);
+}
+
+#[test]
 fn each_lite_topic_gives_one_message_at_a_time_and_all_of_them_take_turns() {
     let (mut pop, range) = subscribed(&[2, 0, 3]);
     let first = pop.take(&ask("me", 1, 32), &range);

@@ -11,7 +11,7 @@ use super::subscriptions::SYNC_TIMEOUT_MS;
 use super::topics::LiteTopic;
 use super::{LiteGroup, LiteTable};
 use crate::broker::Broker;
-use crate::service::dead_letter::{self, Reason};
+use crate::service::dead_letter;
 
 /// How often silent clients are looked for.
 const CLIENTS_EVERY: Duration = Duration::from_secs(5);
@@ -64,11 +64,7 @@ async fn tick(broker: &Broker) -> Option<u64> {
         };
         row.see_arrivals();
         next_ms = due_ms.into_iter().chain(next_ms).min();
-        for position in dead {
-            if let Err(error) = dead_letter::bury_lite(broker, &row, position, Reason::Attempts).await {
-                tracing::error!(?position, %error, "dead letter was not stored; it is tried again");
-            }
-        }
+        dead_letter::bury_all_lite(broker, &row, &dead).await;
     }
     shared.alarm_ms.fetch_min(next_ms.unwrap_or(u64::MAX), Ordering::AcqRel);
     next_ms

@@ -43,14 +43,23 @@ enum Step {
     Repeat,
     /// The group becomes orderly, or is it no more.
     Turn,
+    /// The index can be read, or not.
+    Device {
+        fails: bool,
+    },
+    /// An operator moves the group on a queue, back or ahead.
+    Reset {
+        queue: usize,
+        to: u64,
+    },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         2 => (0..2_usize, 1..8_u64).prop_map(|(queue, count)| Step::Store { queue, count }),
         4 => (1..6_usize).prop_map(|max| Step::Take { max }),
-        4 => (0..8_usize).prop_map(|nth| Step::Ack { nth }),
-        1 => (0..8_usize, 0..300_u64).prop_map(|(nth, delay_ms)| Step::Nack { nth, delay_ms }),
+        4 => (0..12_usize).prop_map(|nth| Step::Ack { nth }),
+        1 => (0..12_usize, 0..300_u64).prop_map(|(nth, delay_ms)| Step::Nack { nth, delay_ms }),
         1 => (0..8_usize).prop_map(|nth| Step::PutBack { nth }),
         2 => (1..150_u64).prop_map(|millis| Step::Pass { millis }),
         1 => (0..2_usize, 1..12_u64).prop_map(|(queue, count)| Step::Retire { queue, count }),
@@ -58,6 +67,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Snapshot),
         1 => Just(Step::Repeat),
         1 => Just(Step::Turn),
+        1 => any::<bool>().prop_map(|fails| Step::Device { fails }),
+        1 => (0..2_usize, 0..40_u64).prop_map(|(queue, to)| Step::Reset { queue, to }),
     ];
     prop::collection::vec(step, 0..120)
 }
@@ -70,6 +81,12 @@ struct Run {
     log: Vec<Vec<QueueProgress>>,
     acked: BTreeSet<Position>,
     holding: Vec<Delivery>,
+    /// From before a restart: as good as ever, while nobody else was given the message.
+    old: Vec<Delivery>,
+    /// From before a reset of their queue.
+    void: Vec<Delivery>,
+    /// Revisions of this process are above.
+    revision_base: u32,
     invisible_until: BTreeMap<Position, u64>,
     attempts: BTreeMap<Position, u32>,
     orderly: bool,
@@ -86,7 +103,7 @@ impl Run {
             }
             Step::Take { max } => self.take(max)?,
             Step::Ack { nth } => {
-                if let Some(delivery) = self.pick(nth) {
+                if let Some(delivery) = self.pick_any(nth) {
                     let valid = self.pop.check(self.now_ms, &held(&delivery), &never);
                     if valid.is_ok() {
                         self.pop.finish(delivery.position);
@@ -96,7 +113,7 @@ impl Run {
                 }
             }
             Step::Nack { nth, delay_ms } => {
-                if let Some(delivery) = self.pick(nth)
+                if let Some(delivery) = self.pick_any(nth)
                     && self.pop.check(self.now_ms, &held(&delivery), &never).is_ok()
                 {
                     let visible_at_ms = self.now_ms + delay_ms;
@@ -119,6 +136,8 @@ impl Run {
                 }
             }
             Step::Repeat => self.repeat()?,
+            Step::Device { fails } => self.stored.unreadable = fails,
+            Step::Reset { queue, to } => self.reset(queue, to),
             Step::Turn => self.orderly = !self.orderly,
             Step::Pass { millis } => self.now_ms += millis,
             Step::Retire { queue, count } => {
@@ -139,15 +158,40 @@ impl Run {
                 self.restart(pop);
             }
         }
+        for delivery in &self.void {
+            let checked = self.pop.check(self.now_ms, &held(delivery), &never);
+            prop_assert!(checked.is_err(), "{delivery:?} is from before a reset");
+        }
         Ok(())
     }
 
     fn restart(&mut self, pop: Pop) {
         self.pop = pop;
         self.pop.schedule();
-        self.holding.clear();
+        self.revision_base += 1000;
+        self.old.append(&mut self.holding);
         self.invisible_until.clear();
         self.attempts.clear();
+    }
+
+    /// Everything in front of `to` is done, and nothing else.
+    fn reset(&mut self, queue: usize, to: u64) {
+        let to = to.clamp(self.stored.minimums[queue], self.stored.queues[queue].len() as u64);
+        let queue_id = queue as u32;
+        self.log.push(self.pop.reset(queue_id, to, self.revision_base));
+        self.acked.retain(|at| at.queue_id != queue_id);
+        self.acked.extend((0..to).map(|offset| Position { queue_id, offset }));
+        self.invisible_until.retain(|at, _| at.queue_id != queue_id);
+        self.attempts.retain(|at, _| at.queue_id != queue_id);
+        for handles in [&mut self.holding, &mut self.old] {
+            self.void.extend(handles.extract_if(.., |delivery| delivery.position.queue_id == queue_id));
+        }
+    }
+
+    /// Of what is held, and behind it what was before a restart.
+    fn pick_any(&mut self, nth: usize) -> Option<Delivery> {
+        let old = nth.checked_sub(self.holding.len()).filter(|nth| *nth < self.old.len());
+        old.map(|nth| self.old.swap_remove(nth)).or_else(|| self.pick(nth))
     }
 
     fn pick(&mut self, nth: usize) -> Option<Delivery> {
@@ -157,7 +201,8 @@ impl Run {
     fn take(&mut self, max: usize) -> Result<(), TestCaseError> {
         self.key += 1;
         let attempt_key = self.orderly.then_some(self.key);
-        let ask = Take { orderly: self.orderly, attempt_key, ..ask(self.now_ms, max) };
+        let revision_base = self.revision_base;
+        let ask = Take { orderly: self.orderly, attempt_key, revision_base, ..ask(self.now_ms, max) };
         let taken = self.pop.take(&ask, &self.stored);
         prop_assert!(taken.deliveries.len() <= max);
         let redelivered = self.pop.redelivered(&taken.deliveries);
@@ -204,7 +249,8 @@ impl Run {
 
     /// Nobody else has had what the last receive was answered with, so its client gets just that, as the same delivery.
     fn repeat(&mut self) -> Result<(), TestCaseError> {
-        let ask = Take { orderly: self.orderly, attempt_key: Some(self.key), ..ask(self.now_ms, 0) };
+        let (attempt_key, revision_base) = (Some(self.key), self.revision_base);
+        let ask = Take { orderly: self.orderly, attempt_key, revision_base, ..ask(self.now_ms, 0) };
         for delivery in self.pop.take(&ask, &self.stored).deliveries {
             let position = delivery.position;
             prop_assert!(!self.acked.contains(&position));
@@ -218,6 +264,7 @@ impl Run {
 
     /// Whoever goes on asking and acknowledging gets all the rest.
     fn drain(&mut self) -> Result<(), TestCaseError> {
+        self.stored.unreadable = false;
         for _ in 0..2000 {
             self.now_ms += 1000;
             self.take(100)?;
@@ -242,7 +289,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(12_000))]
 
     /// Nothing acknowledged comes back, nothing invisible is handed out, attempts grow by one, and nothing is lost:
-    /// over nacks, expiries, crashes and snapshots. While the group is orderly no message is handed out in front of an
+    /// over nacks, expiries, crashes, snapshots, resets, handles from before all of these, and an index that
+    /// cannot be read for a while. While the group is orderly no message is handed out in front of an
     /// earlier one of its message group that is not done.
     #[test]
     fn deliveries_keep_the_promises(steps in steps()) {
@@ -253,6 +301,9 @@ proptest! {
             log: vec![],
             acked: BTreeSet::new(),
             holding: vec![],
+            old: vec![],
+            void: vec![],
+            revision_base: 0,
             invisible_until: BTreeMap::new(),
             attempts: BTreeMap::new(),
             orderly: false,

@@ -4,6 +4,7 @@
 //! else is. There is no list of acknowledged offsets: being done is being absent.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::order::Order;
@@ -48,11 +49,15 @@ impl Renewal {
 /// What a client holds is renewed for at most this long.
 pub(crate) const RENEW_MAX_MS: u64 = 3 * 3_600_000;
 
+/// How long one renewal lasts.
+pub(crate) const RENEWAL_MS: u64 = 60_000;
+
 /// The time of a message that waits for an earlier one of its message group: never, until its turn comes.
 pub const WITHHELD: u64 = u64::MAX;
 
-/// How long a dead message is kept from being delivered while it is copied.
-pub(crate) const BURIAL_MS: u64 = 10_000;
+/// How long a dead message is kept from being delivered while it is copied. Longer than a log writer that still answers
+/// takes for anything: who tries again while the first copy is under way copies twice.
+pub(crate) const BURIAL_MS: u64 = 60_000;
 
 impl InFlight {
     /// Not delivered yet, and deliverable.
@@ -63,6 +68,14 @@ impl InFlight {
     /// It waits for an earlier message of its message group.
     pub(super) fn is_withheld(&self) -> bool {
         self.visible_at_ms == WITHHELD
+    }
+
+    /// Its time has come: it is extended if a living client holds it. False if not.
+    pub(super) fn renew(&mut self, now_ms: u64, is_alive: &dyn Fn(&str) -> bool) -> bool {
+        let renewal = self.renewed_for.as_ref().filter(|renewal| renewal.goes_on(now_ms, is_alive));
+        let Some(renewal) = renewal else { return false };
+        self.visible_at_ms = (now_ms + RENEWAL_MS).min(renewal.until_ms);
+        true
     }
 
     /// The message is dead and about to be copied; until when it is kept back. Its last handle is void: an
@@ -84,6 +97,8 @@ pub struct PopQueue {
     pub inflight: BTreeMap<u64, InFlight>,
     /// Of an orderly group: which of them may be delivered.
     pub order: Option<Order>,
+    /// Handles with revisions up to this one are from before a reset, and void.
+    pub void_to: u32,
 }
 
 impl PopQueue {
@@ -112,15 +127,22 @@ impl PopQueue {
         Some(front)
     }
 
-    /// Makes everything from `next` up to `offset` wait for delivery.
-    pub fn pass_to(&mut self, offset: u64) {
-        for missed in self.next..offset {
+    /// Makes everything from `next` up to `offset` wait for delivery, and says what that is: who is live schedules it.
+    pub fn pass_to(&mut self, offset: u64) -> Range<u64> {
+        let all_missed = self.next..offset.max(self.next);
+        for missed in all_missed.clone() {
             self.inflight.insert(missed, InFlight::unseen());
             if let Some(order) = &mut self.order {
                 order.is_stale = true;
             }
         }
         self.next = self.next.max(offset);
+        all_missed
+    }
+
+    /// It is not known which message of each message group is the front.
+    pub fn is_stale(&self) -> bool {
+        self.order.as_ref().is_some_and(|order| order.is_stale)
     }
 
     /// Whether the message may be delivered as far as its message group goes.
@@ -131,12 +153,11 @@ impl PopQueue {
         }
     }
 
-    /// Puts everything in flight into the line of its message group, which `message_group` tells by the offset; offsets
-    /// are asked for in order.
-    pub fn put_in_order(&mut self, mut message_group: impl FnMut(u64) -> u32) {
+    /// Puts everything in flight into the line of its message group; these are in the order of the offsets.
+    pub fn put_in_order(&mut self, message_groups: Vec<u32>) {
         let mut order = Order::default();
-        for (&offset, entry) in &mut self.inflight {
-            entry.message_group = message_group(offset);
+        for ((&offset, entry), message_group) in self.inflight.iter_mut().zip(message_groups) {
+            entry.message_group = message_group;
             let is_front = order.join(entry.message_group, offset);
             if is_front && entry.is_withheld() {
                 entry.visible_at_ms = 0;
@@ -168,6 +189,7 @@ impl PopQueue {
         if progress.reset {
             self.reset(progress.floor);
         }
+        self.void_to = self.void_to.max(progress.void_to);
         if progress.floor > self.floor() {
             self.inflight = self.inflight.split_off(&progress.floor);
             self.next = self.next.max(progress.floor);
@@ -218,7 +240,8 @@ impl PopQueue {
             },
             attempt: entry.attempt,
         });
-        QueueProgress { queue_id, floor, done, later: later.collect(), reset: false }
+        let (later, void_to) = (later.collect(), self.void_to);
+        QueueProgress { queue_id, floor, done, later, reset: false, void_to }
     }
 }
 

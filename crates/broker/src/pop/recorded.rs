@@ -73,6 +73,16 @@ impl Pop {
         queues
     }
 
+    /// The record that says how far each queue is.
+    pub fn floors(&self) -> Vec<QueueProgress> {
+        let floor = |(queue_id, queue): (u32, &PopQueue)| QueueProgress {
+            queue_id,
+            floor: queue.floor(),
+            ..QueueProgress::default()
+        };
+        (0..).zip(&self.queues).map(floor).collect()
+    }
+
     /// The record of a message that waits for another delivery.
     pub fn later_record(&self, queue_id: u32, later: Later) -> Vec<QueueProgress> {
         let mut queues = Vec::new();

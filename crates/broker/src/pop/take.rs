@@ -6,7 +6,7 @@ use std::sync::Arc;
 use karman_store::{Entry, QueueOffset};
 
 use super::order::Order;
-use super::queue::{InFlight, Renewal, WITHHELD};
+use super::queue::{InFlight, PopQueue, Renewal, WITHHELD};
 use super::{Pop, Position};
 use crate::label::Label;
 
@@ -16,10 +16,12 @@ const SCAN_STEP: usize = 64;
 const ATTEMPTS_MAX: usize = 256;
 /// Dead messages found in one call; each is copied before the call is answered.
 const DEAD_MAX: usize = 32;
+/// And in one search for those that nobody asks for.
+const DEAD_SWEPT_MAX: usize = 256;
 /// Overtaken entries of the schedule that are not worth a clean-up.
 pub(super) const DUE_SLACK: usize = 4096;
-/// How long one renewal lasts.
-pub(crate) const RENEWAL_MS: u64 = 60_000;
+/// When something is tried again that could not be read.
+pub(crate) const UNREADABLE_MS: u64 = 1000;
 
 /// Who asks for messages, and how.
 #[derive(Debug)]
@@ -51,19 +53,29 @@ pub struct Take {
 /// What the core needs to know and cannot hold.
 pub trait Surroundings {
     /// The index entries of a queue from an offset on, at most `max`, appended to `out`. Confirmed ones only.
-    fn entries(&self, queue_id: u32, from: QueueOffset, max: usize, out: &mut Vec<Entry>)
-    -> Result<(), Gone>;
+    fn entries(
+        &self,
+        queue_id: u32,
+        from: QueueOffset,
+        max: usize,
+        out: &mut Vec<Entry>,
+    ) -> Result<(), NoEntries>;
     /// Whether the filter of the caller may want a message.
     fn wants(&self, entry: &Entry) -> bool;
     /// Whether a client is alive.
     fn is_alive(&self, client_id: &str) -> bool;
 }
 
-/// The message asked for was deleted when its time had come.
+/// Why there are no entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gone {
-    /// The first offset of the queue that is still there; above the one asked for.
-    pub minimum: u64,
+pub enum NoEntries {
+    /// The message asked for was deleted when its time had come.
+    Gone {
+        /// The first offset of the queue that is still there; above the one asked for.
+        minimum: u64,
+    },
+    /// What is there cannot be read at the moment.
+    Unreadable,
 }
 
 /// A message handed out.
@@ -85,6 +97,8 @@ pub struct Taken {
     pub dead: Vec<Position>,
     /// The scan ended before the end of the queues: ask again at once.
     pub more: bool,
+    /// Something could not be read: ask again after [`UNREADABLE_MS`].
+    pub unreadable: bool,
 }
 
 impl Pop {
@@ -95,15 +109,16 @@ impl Pop {
         self.compact();
         if let Some(key) = ask.attempt_key {
             self.repeat(key, ask, around, &mut taken);
-            if !taken.deliveries.is_empty() {
-                return taken;
+        }
+        if taken.deliveries.is_empty() {
+            self.take_due(ask, around, &mut taken);
+            self.take_new(ask, around, &mut taken);
+            if let Some(key) = ask.attempt_key {
+                self.attempts.remember(key, answered(&taken.deliveries), ATTEMPTS_MAX);
             }
         }
-        self.take_due(ask, around, &mut taken);
-        self.take_new(ask, around, &mut taken);
-        if let Some(key) = ask.attempt_key {
-            self.attempts.remember(key, answered(&taken.deliveries), ATTEMPTS_MAX);
-        }
+        let revisions = taken.deliveries.iter().map(|delivery| delivery.revision);
+        self.revision_max = revisions.fold(self.revision_max, u32::max);
         taken
     }
 
@@ -120,17 +135,9 @@ impl Pop {
             }
             if queue.order.get_or_insert_with(Order::stale).is_stale {
                 let queue_id = u32::try_from(queue_id).expect("queue numbers are u32");
-                let (mut from, mut entries) = (0, Vec::new());
-                queue.put_in_order(|offset| {
-                    if offset >= from + entries.len() as u64 {
-                        from = offset;
-                        entries.clear();
-                        // Of what is gone nobody has to know the message group: it is never delivered.
-                        let _ = around.entries(queue_id, QueueOffset(from), SCAN_STEP, &mut entries);
-                    }
-                    let entry = entries.get((offset - from) as usize);
-                    entry.map_or(0, |entry| Label::in_entry(entry).message_group())
-                });
+                // Until they can be read nothing of the queue is handed out.
+                let Some(message_groups) = message_groups(queue_id, queue, around) else { continue };
+                queue.put_in_order(message_groups);
                 changed = true;
             }
         }
@@ -151,11 +158,11 @@ impl Pop {
     /// since. It counts as the same delivery.
     fn repeat(&mut self, key: u64, ask: &Take, around: &impl Surroundings, taken: &mut Taken) {
         for (position, revision) in self.attempts.forget(key) {
-            let Some(entry) = entry_at(position, around) else { continue };
+            let Ok(Some(entry)) = entry_at(position, around) else { continue };
             let queue = &mut self.queues[position.queue_id as usize];
             let held = queue.inflight.get_mut(&position.offset).filter(|held| held.revision == revision);
             if let Some(inflight) = held {
-                taken.deliveries.push(deliver(position, entry, inflight, ask, self.revision_floor));
+                taken.deliveries.push(deliver(position, entry, inflight, ask, queue.void_to));
             }
         }
         self.due.extend(taken.deliveries.iter().map(|delivery| Reverse(delivery.due())));
@@ -171,33 +178,42 @@ impl Pop {
                 break;
             }
             let Some(position) = self.next_due(ask.now_ms, &|client| around.is_alive(client)) else { return };
-            let Some(entry) = entry_at(position, around) else {
-                // Gone from the log: nobody can have it any more.
-                self.finish(position);
-                continue;
+            let entry = match entry_at(position, around) {
+                Ok(Some(entry)) => entry,
+                Ok(None) => {
+                    // Gone from the log: nobody can have it any more.
+                    self.finish(position);
+                    continue;
+                }
+                Err(Unreadable) => {
+                    self.due.push(Reverse((ask.now_ms + UNREADABLE_MS, position)));
+                    taken.unreadable = true;
+                    continue;
+                }
             };
             if !around.wants(&entry) {
                 self.finish(position);
                 self.recorder.pass(position);
                 continue;
             }
-            let inflight = self.queues[position.queue_id as usize].inflight.get_mut(&position.offset);
-            let Some(inflight) = inflight else { continue };
+            let queue = &mut self.queues[position.queue_id as usize];
+            let Some(inflight) = queue.inflight.get_mut(&position.offset) else { continue };
             if inflight.attempt >= ask.attempts_max {
                 self.due.push(Reverse((inflight.begin_burial(ask.now_ms), position)));
                 taken.dead.push(position);
                 continue;
             }
             inflight.attempt += 1;
-            let delivery = deliver(position, entry, inflight, ask, self.revision_floor);
+            let delivery = deliver(position, entry, inflight, ask, queue.void_to);
             self.due.push(Reverse(delivery.due()));
             taken.deliveries.push(delivery);
         }
         taken.more = true;
     }
 
-    /// Messages whose time has come and that were delivered often enough, at most `max`. They are invisible for a while
-    /// then, in which they are to be buried. At most `max` entries are looked at.
+    /// Messages whose time has come and that were delivered often enough. They are invisible for a while then, in which
+    /// they are to be buried. At most `max` are looked at, from where the last call ended: there may be any number of
+    /// others that nobody asks for.
     pub fn dead(
         &mut self,
         now_ms: u64,
@@ -205,21 +221,37 @@ impl Pop {
         max: usize,
         is_alive: &dyn Fn(&str) -> bool,
     ) -> Vec<Position> {
-        let (mut dead, mut others) = (Vec::new(), Vec::new());
-        for _ in 0..max {
-            let Some(position) = self.next_due(now_ms, is_alive) else { break };
-            let Some(entry) = self.queues[position.queue_id as usize].inflight.get_mut(&position.offset)
-            else {
-                continue;
-            };
-            if entry.attempt < attempts_max {
-                others.push(Reverse((entry.visible_at_ms, position)));
-                continue;
-            }
-            others.push(Reverse((entry.begin_burial(now_ms), position)));
-            dead.push(position);
+        if self.next_due_ms().is_none_or(|at_ms| at_ms > now_ms) {
+            return Vec::new();
         }
-        self.due.extend(others);
+        self.compact();
+        let (mut dead, mut left, count) = (Vec::new(), max, self.queues.len());
+        // Once round: the queue that the last call ended in comes in two parts.
+        for _ in 0..=count {
+            let Position { queue_id, offset: from } = self.swept;
+            let PopQueue { inflight, order, .. } = &mut self.queues[queue_id as usize];
+            for (&offset, entry) in inflight.range_mut(from..) {
+                let position = Position { queue_id, offset };
+                if left == 0 || dead.len() == DEAD_SWEPT_MAX {
+                    self.swept = position;
+                    return dead;
+                }
+                left -= 1;
+                if entry.visible_at_ms > now_ms {
+                    continue;
+                }
+                if entry.renew(now_ms, is_alive) {
+                    self.due.push(Reverse((entry.visible_at_ms, position)));
+                    continue;
+                }
+                let is_front = order.as_ref().is_none_or(|order| order.is_front(entry.message_group, offset));
+                if is_front && entry.attempt >= attempts_max {
+                    self.due.push(Reverse((entry.begin_burial(now_ms), position)));
+                    dead.push(position);
+                }
+            }
+            self.swept = Position { queue_id: (queue_id + 1) % count as u32, offset: 0 };
+        }
         dead
     }
 
@@ -230,12 +262,15 @@ impl Pop {
         {
             self.due.pop();
             let queue = self.queues.get_mut(position.queue_id as usize)?;
-            let is_front = queue.is_front(position.offset);
+            let (is_stale, is_front) = (queue.is_stale(), queue.is_front(position.offset));
             let entry = queue.inflight.get_mut(&position.offset);
             let Some(entry) = entry.filter(|entry| entry.visible_at_ms <= now_ms) else { continue };
-            if let Some(renewal) = entry.renewed_for.as_ref().filter(|own| own.goes_on(now_ms, is_alive)) {
-                entry.visible_at_ms = (now_ms + RENEWAL_MS).min(renewal.until_ms);
+            if entry.renew(now_ms, is_alive) {
                 self.due.push(Reverse((entry.visible_at_ms, position)));
+                continue;
+            }
+            if is_stale {
+                self.due.push(Reverse((now_ms + UNREADABLE_MS, position)));
                 continue;
             }
             if !is_front {
@@ -275,17 +310,22 @@ impl Pop {
     ) {
         let number = u32::try_from(queue_id).expect("queue numbers are u32");
         let queue = &mut self.queues[queue_id];
+        if queue.is_stale() {
+            taken.unreadable = true;
+            return;
+        }
         let mut entries = Vec::with_capacity(SCAN_STEP);
         while *scan_left > 0 && taken.deliveries.len() < ask.max && queue.inflight.len() < ask.inflight_max {
             let want = (ask.max - taken.deliveries.len()).clamp(16, SCAN_STEP).min(*scan_left);
             entries.clear();
-            let found = around.entries(number, QueueOffset(queue.next), want, &mut entries);
-            if let Err(Gone { minimum }) = found
-                && minimum > queue.next
-            {
-                self.recorder.skip(number, queue.next..minimum);
-                queue.next = minimum;
-                continue;
+            match around.entries(number, QueueOffset(queue.next), want, &mut entries) {
+                Err(NoEntries::Gone { minimum }) if minimum > queue.next => {
+                    self.recorder.skip(number, queue.next..minimum);
+                    queue.next = minimum;
+                    continue;
+                }
+                Err(NoEntries::Unreadable) => taken.unreadable = true,
+                Ok(()) | Err(NoEntries::Gone { .. }) => {}
             }
             if entries.is_empty() {
                 return;
@@ -311,7 +351,7 @@ impl Pop {
                     }
                 }
                 inflight.attempt = 1;
-                let delivery = deliver(position, entry, &mut inflight, ask, self.revision_floor);
+                let delivery = deliver(position, entry, &mut inflight, ask, queue.void_to);
                 queue.inflight.insert(position.offset, inflight);
                 self.due.push(Reverse(delivery.due()));
                 taken.deliveries.push(delivery);
@@ -331,21 +371,40 @@ fn answered(deliveries: &[Delivery]) -> Vec<(Position, u32)> {
     deliveries.iter().map(|delivery| (delivery.position, delivery.revision)).collect()
 }
 
-fn entry_at(position: Position, around: &impl Surroundings) -> Option<Entry> {
+/// It cannot be read at the moment.
+struct Unreadable;
+
+/// The entry of a message; `None` when it is gone.
+fn entry_at(position: Position, around: &impl Surroundings) -> Result<Option<Entry>, Unreadable> {
     let mut entries = Vec::with_capacity(1);
-    around.entries(position.queue_id, QueueOffset(position.offset), 1, &mut entries).ok()?;
-    entries.pop()
+    match around.entries(position.queue_id, QueueOffset(position.offset), 1, &mut entries) {
+        Err(NoEntries::Unreadable) => Err(Unreadable),
+        Ok(()) | Err(NoEntries::Gone { .. }) => Ok(entries.pop()),
+    }
 }
 
-fn deliver(
-    position: Position,
-    entry: Entry,
-    inflight: &mut InFlight,
-    ask: &Take,
-    revision_floor: u32,
-) -> Delivery {
+/// The message group of everything that is in flight; `None` when not all of them can be read at the moment.
+fn message_groups(queue_id: u32, queue: &PopQueue, around: &impl Surroundings) -> Option<Vec<u32>> {
+    let (mut from, mut entries) = (0, Vec::new());
+    let message_group = |&offset: &u64| {
+        if offset >= from + entries.len() as u64 {
+            from = offset;
+            entries.clear();
+            match around.entries(queue_id, QueueOffset(from), SCAN_STEP, &mut entries) {
+                Err(NoEntries::Unreadable) => return None,
+                // Of what is gone nobody has to know the message group: it is never delivered.
+                Ok(()) | Err(NoEntries::Gone { .. }) => {}
+            }
+        }
+        let entry = entries.get((offset - from) as usize);
+        Some(entry.map_or(0, |entry| Label::in_entry(entry).message_group()))
+    };
+    queue.inflight.keys().map(message_group).collect()
+}
+
+fn deliver(position: Position, entry: Entry, inflight: &mut InFlight, ask: &Take, void_to: u32) -> Delivery {
     inflight.visible_at_ms = ask.now_ms + ask.invisible_ms;
-    inflight.revision = inflight.revision.max(ask.revision_base).max(revision_floor) + 1;
+    inflight.revision = inflight.revision.max(ask.revision_base).max(void_to) + 1;
     inflight.renewed_for.clone_from(&ask.renewal);
     Delivery {
         position,

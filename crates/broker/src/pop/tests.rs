@@ -2,8 +2,8 @@
 
 use karman_store::{Entry, PhysicalOffset, QueueOffset};
 
-use super::queue::{BURIAL_MS, RENEW_MAX_MS};
-use super::take::{DUE_SLACK, RENEWAL_MS};
+use super::queue::{BURIAL_MS, RENEW_MAX_MS, RENEWAL_MS};
+use super::take::{DUE_SLACK, UNREADABLE_MS};
 use super::*;
 use crate::records::Later;
 
@@ -16,6 +16,8 @@ pub(super) struct Stored {
     pub(super) minimums: [u64; 2],
     only_even: bool,
     alive: bool,
+    /// The index cannot be read at the moment.
+    pub(super) unreadable: bool,
 }
 
 impl Surroundings for Stored {
@@ -25,10 +27,13 @@ impl Surroundings for Stored {
         from: QueueOffset,
         max: usize,
         out: &mut Vec<Entry>,
-    ) -> Result<(), Gone> {
+    ) -> Result<(), NoEntries> {
+        if self.unreadable {
+            return Err(NoEntries::Unreadable);
+        }
         let (queue, minimum) = (&self.queues[queue_id as usize], self.minimums[queue_id as usize]);
         if from.0 < minimum {
-            return Err(Gone { minimum });
+            return Err(NoEntries::Gone { minimum });
         }
         let rest = queue.iter().enumerate().skip(from.0 as usize).take(max);
         out.extend(rest.map(|(offset, &tag_hash)| Entry {
@@ -50,7 +55,8 @@ impl Surroundings for Stored {
 
 pub(super) fn stored(first: usize, second: usize) -> Stored {
     let tags = |count: usize| (0..count as u64).collect();
-    Stored { queues: [tags(first), tags(second)], minimums: [0, 0], only_even: false, alive: true }
+    let (queues, minimums) = ([tags(first), tags(second)], [0, 0]);
+    Stored { queues, minimums, only_even: false, alive: true, unreadable: false }
 }
 
 pub(super) fn ask(now_ms: u64, max: usize) -> Take {
@@ -161,6 +167,40 @@ fn a_message_dies_after_its_last_attempt_also_when_nobody_asks() {
 }
 
 #[test]
+fn a_dead_message_is_found_behind_any_number_of_live_ones() {
+    const LOOKED_AT: usize = 10;
+    let (mut pop, stored) = (Pop::new(&[0, 0]), stored(25, 25));
+    let deliveries = pop.take(&ask(0, 50), &stored).deliveries;
+    for last in [24, 49] {
+        let held = Held { attempt: ATTEMPTS_MAX, ..held(&deliveries[last]) };
+        pop.change(&held, 200);
+    }
+    let mut found = Vec::new();
+    for _ in 0..6 {
+        found.extend(pop.dead(200, ATTEMPTS_MAX, LOOKED_AT, &never));
+    }
+    found.sort();
+    assert_eq!(found, [24, 49].map(|last| deliveries[last].position));
+    assert_eq!(pop.take(&ask(200, 99), &stored).deliveries.len(), 48);
+}
+
+#[test]
+fn a_message_that_could_not_be_buried_is_with_its_holder_as_before() {
+    let (mut pop, stored) = (Pop::new(&[0, 0]), stored(3, 0));
+    let delivery = pop.take(&ask(0, 1), &stored).deliveries.remove(0);
+    // Also one that only the process before this one had handed out.
+    let old = Held { position: Position { offset: 2, ..delivery.position }, ..held(&delivery) };
+    for held in [held(&delivery), old] {
+        let burial = pop.begin_burial(&held, 10).unwrap();
+        assert_eq!(pop.check(10, &held, &never), Err(Void::Superseded));
+        pop.undo_burial(held.position, burial);
+        assert_eq!(pop.check(10, &held, &never), Ok(()));
+    }
+    assert_eq!(offsets(&pop.take(&ask(50, 9), &stored)), [1, 2]);
+    assert_eq!(offsets(&pop.take(&ask(100, 1), &stored)), [0]);
+}
+
+#[test]
 fn what_did_not_leave_is_delivered_with_the_same_attempt() {
     let (mut pop, stored) = (Pop::new(&[0, 0]), stored(1, 0));
     let delivery = pop.take(&ask(0, 1), &stored).deliveries.remove(0);
@@ -201,6 +241,24 @@ fn a_handle_from_before_a_restart_is_none_of_the_new_delivery() {
 }
 
 #[test]
+fn what_lies_in_front_of_a_handle_from_before_a_crash_is_delivered() {
+    for nacked in [false, true] {
+        let stored = stored(6, 0);
+        let old = Pop::new(&[0, 0]).take(&ask(0, 9), &stored).deliveries;
+        let mut restarted = Pop::new(&[0, 0]);
+        restarted.schedule();
+        assert_eq!(restarted.check(1, &held(&old[3]), &never), Ok(()));
+        if nacked {
+            restarted.change(&held(&old[3]), 500);
+        } else {
+            assert!(restarted.finish(old[3].position), "there is something for others");
+        }
+        assert_eq!(restarted.next_due_ms(), Some(0));
+        assert_eq!(offsets(&restarted.take(&ask(1, 9), &stored)), [0, 1, 2, 4, 5]);
+    }
+}
+
+#[test]
 fn acknowledged_messages_do_not_pile_up_in_the_schedule() {
     let (mut pop, stored) = (Pop::new(&[0, 0]), stored(4 * DUE_SLACK, 0));
     for _ in 0..4 * DUE_SLACK {
@@ -231,6 +289,32 @@ fn a_group_behind_what_was_deleted_goes_on_at_what_there_is() {
         pop.take(&ask(100, 64), &stored).deliveries.iter().all(|delivery| delivery.position.offset >= 30)
     );
     assert_eq!(pop.check(101, &held(&held_one), &never), Err(Void::Done), "nobody can have it again");
+}
+
+#[test]
+fn what_cannot_be_read_at_the_moment_is_not_taken_for_deleted() {
+    let (mut pop, mut stored) = (Pop::new(&[0, 0]), stored(3, 0));
+    pop.take(&ask(0, 2), &stored);
+    stored.unreadable = true;
+    let taken = pop.take(&ask(100, 9), &stored);
+    assert!(taken.deliveries.is_empty() && taken.unreadable);
+    assert_eq!(pop.next_due_ms(), Some(100 + UNREADABLE_MS), "it is not asked for all the time");
+    stored.unreadable = false;
+    assert_eq!(offsets(&pop.take(&ask(100 + UNREADABLE_MS, 9), &stored)), [0, 1, 2]);
+}
+
+#[test]
+fn order_is_kept_while_the_message_groups_cannot_be_read() {
+    let mut stored = of_groups(&[1, 1, 2]);
+    let old = Pop::new(&[0, 0]).take(&orderly(0, 9), &stored).deliveries;
+    let mut pop = Pop::new(&[0, 0]);
+    pop.take(&orderly(0, 1), &stored);
+    pop.finish(old[1].position);
+    stored.unreadable = true;
+    assert!(pop.take(&orderly(1, 9), &stored).deliveries.is_empty());
+    assert!(pop.take(&orderly(200, 9), &stored).deliveries.is_empty());
+    stored.unreadable = false;
+    assert_eq!(offsets(&pop.take(&orderly(1200, 9), &stored)), [0], "1 stands behind it");
 }
 
 #[test]
@@ -326,12 +410,29 @@ fn after_a_reset_everything_behind_it_comes_again_and_old_handles_are_void() {
     pop.finish(before[5].position);
     let mut log = vec![pop.done_record(&[before[5].position])];
     log.push(pop.reset(0, 4, 0));
+    assert_eq!(pop.check(1, &held(&before[6]), &never), Err(Void::Superseded), "nobody has it yet");
     assert_eq!(offsets(&pop.take(&ask(1, 32), &stored)), [4, 5, 6, 7, 8, 9]);
     assert_eq!(pop.check(2, &held(&before[6]), &never), Err(Void::Superseded));
     assert_eq!(pop.check(2, &held(&before[2]), &never), Err(Void::Done));
     let mut restarted = Pop::new(&[0, 0]);
     log.iter().flatten().for_each(|progress| restarted.apply(progress));
+    restarted.snapshot().iter().for_each(|progress| restarted.apply(progress));
+    assert_eq!(restarted.check(1, &held(&before[6]), &never), Err(Void::Superseded), "also after a restart");
     assert_eq!(offsets(&restarted.take(&ask(1, 32), &stored)), [4, 5, 6, 7, 8, 9]);
+}
+
+#[test]
+fn a_queue_can_be_reset_as_often_as_anyone_likes() {
+    let (mut pop, stored) = (Pop::new(&[0, 0]), stored(1, 0));
+    let at_start = Take { revision_base: 1_800_000_000, ..ask(0, 1) };
+    let mut former = pop.take(&at_start, &stored).deliveries.remove(0);
+    for _ in 0..100_000 {
+        pop.reset(0, 0, at_start.revision_base);
+        let delivery = pop.take(&at_start, &stored).deliveries.remove(0);
+        assert_eq!(pop.check(1, &held(&former), &never), Err(Void::Superseded));
+        assert_eq!(pop.check(1, &held(&delivery), &never), Ok(()));
+        former = delivery;
+    }
 }
 
 #[test]

@@ -150,15 +150,21 @@ impl Broker {
             Reader::Queues(row) => row,
         };
         let held = self.held(row.group, &row.topic, &request.receipt_handle)?;
-        let checked = {
-            let alive = |client: &str| self.clients.is_alive(client);
-            row.pop.lock().check(self.clock.now_ms(), &held, &alive)
-        };
-        match checked {
-            Ok(()) if row.client.is_some() => dead_letter::give_up(self, &row, held.position),
-            Ok(()) => {
+        let alive = |client: &str| self.clients.is_alive(client);
+        let now_ms = self.clock.now_ms();
+        let begun = row.run(|pop| {
+            pop.check(now_ms, &held, &alive)?;
+            Ok(pop.begin_burial(&held, now_ms))
+        });
+        match begun {
+            Ok(_) if row.client.is_some() => dead_letter::give_up(self, &row, held.position),
+            Ok(burial) => {
                 let reason = dead_letter::Reason::GivenUpBy(&caller.client_id);
-                dead_letter::bury(self, &row, held.position, reason).await?;
+                let buried = dead_letter::bury(self, &row, held.position, reason).await;
+                if let (Err(_), Some(burial)) = (&buried, burial) {
+                    row.run(|pop| pop.undo_burial(held.position, burial));
+                }
+                buried?;
             }
             Err(Void::Done) => {}
             Err(void) => return Err(refused(void)),
@@ -177,8 +183,10 @@ impl Broker {
         let group = request.group.and_then(|group| self.catalog.group(&group.name));
         if let Some(group) = group {
             let visible_at_ms = self.clock.now_ms() + RELEASE_AFTER_MS;
-            for row in self.progress.all().iter().filter(|row| row.group == group.number) {
-                row.pop.lock().release(&caller.client_id, visible_at_ms);
+            let mut rows = self.progress.of_group(group.number);
+            rows.retain(|row| row.client.as_deref().is_none_or(|own| *own == caller.client_id));
+            for row in rows {
+                row.run(|pop| pop.release(&caller.client_id, visible_at_ms));
                 row.arrived.notify_one();
             }
             for row in self.lite.of_group(group.number) {

@@ -278,7 +278,7 @@ impl Broker {
         check_group(&config)?;
         let group = self.catalog_writer.update_group(config).await?;
         // Who waits looks at the new settings.
-        for row in self.progress.all().iter().filter(|row| row.group == group.number) {
+        for row in self.progress.of_group(group.number) {
             row.arrived.notify_one();
         }
         self.lite.of_group(group.number).iter().for_each(|row| row.settings_changed());

@@ -2,13 +2,14 @@
 //!
 //! Copy and acknowledgement are one record, so a crash leaves both or neither.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use karman_remoting::message::EncodedMessage;
 use karman_remoting::proto::v2;
 use karman_remoting::status::Rejection;
 use karman_remoting::validate;
-use karman_store::{NewRecord, QueueOffset, RecordKind};
+use karman_store::{Append, NewRecord, QueueOffset, RecordKind};
 use prost::Message as _;
 
 use crate::broker::Broker;
@@ -40,15 +41,36 @@ pub enum Reason<'a> {
 }
 
 /// Looked at in one round of [`sweep`] for each group on each topic.
-const SWEEP_MAX: usize = 256;
+const SWEEP_MAX: usize = 4096;
 
-/// Buries what was found dead. What fails stays invisible and is tried again when its time comes.
+/// Buries what was found dead. What fails stays invisible and is tried again when its time comes. All of it is handed to
+/// the log before any of it is waited for: what came late would be found dead once more meanwhile.
 pub async fn bury_all(broker: &Broker, row: &GroupTopic, dead: &[Position]) {
-    for &position in dead {
-        // Nobody sends a broadcast again: a client that could not take it so often goes on without.
-        if row.client.is_some() {
-            give_up(broker, row, position);
-        } else if let Err(error) = bury(broker, row, position, Reason::Attempts).await {
+    if dead.is_empty() {
+        return;
+    }
+    // Nobody sends a broadcast again: a client that could not take it so often goes on without.
+    if row.client.is_some() {
+        return dead.iter().for_each(|&position| give_up(broker, row, position));
+    }
+    let letters = letters_of(broker, row.group).await;
+    let begun = |&position| (position, begin(broker, row, position, &letters, Reason::Attempts));
+    for (position, begun) in dead.iter().map(begun).collect::<Vec<_>>() {
+        if let Err(error) = end(broker, row, position, begun).await {
+            tracing::error!(?position, %error, "dead letter was not stored; it is tried again");
+        }
+    }
+}
+
+/// The same for messages of lite topics.
+pub async fn bury_all_lite(broker: &Broker, row: &LiteGroup, dead: &[Position]) {
+    if dead.is_empty() {
+        return;
+    }
+    let letters = letters_of(broker, row.group).await;
+    let begun = |&position| (position, begin_lite(broker, row, position, &letters, Reason::Attempts));
+    for (position, begun) in dead.iter().map(begun).collect::<Vec<_>>() {
+        if let Err(error) = end_lite(broker, row, position, begun).await {
             tracing::error!(?position, %error, "dead letter was not stored; it is tried again");
         }
     }
@@ -69,24 +91,16 @@ pub fn give_up(broker: &Broker, row: &GroupTopic, position: Position) {
     row.arrived.notify_one();
 }
 
-/// Copies one message to the dead letters of the group; that also acknowledges it.
+/// A consumer gives a message up: it is copied to the dead letters of the group; that also acknowledges it. Its handles are
+/// void already.
 pub async fn bury(
     broker: &Broker,
     row: &GroupTopic,
     position: Position,
     reason: Reason<'_>,
 ) -> Result<(), Rejection> {
-    let attempts = match row.pop.lock().message_state(position) {
-        MessageState::InFlight { attempt, .. } => attempt,
-        _ => 0,
-    };
-    let dead = Dead { group: row.group, topic: &row.topic, position, attempts, reason };
-    if !dead.store(broker).await? {
-        // Trying again would not bring it back.
-        row.pop.lock().finish(position);
-        row.arrived.notify_one();
-    }
-    Ok(())
+    let letters = letters_of(broker, row.group).await;
+    end(broker, row, position, begin(broker, row, position, &letters, reason)).await
 }
 
 /// The same for a message of a lite topic.
@@ -96,12 +110,80 @@ pub async fn bury_lite(
     position: Position,
     reason: Reason<'_>,
 ) -> Result<(), Rejection> {
+    let letters = letters_of(broker, row.group).await;
+    end_lite(broker, row, position, begin_lite(broker, row, position, &letters, reason)).await
+}
+
+/// The topic of the dead letters of a group, which is made when it is needed first.
+async fn letters_of(broker: &Broker, group: u32) -> Result<Arc<Topic>, Rejection> {
+    let group = broker.catalog.group_numbered(group);
+    let group = group.ok_or_else(|| Rejection::Internal("the group is not in the catalog".into()))?;
+    let name = validate::dead_letter_topic(group.name());
+    match broker.catalog.topic(&name) {
+        Some(topic) => Ok(topic),
+        None => Ok(broker.catalog_writer.topic(topic_named(&name, 1)).await?.0),
+    }
+}
+
+/// A copy on its way into the log; `None`: there is nothing left to copy.
+type Begun = Result<Option<Append>, Rejection>;
+
+fn begin(
+    broker: &Broker,
+    row: &GroupTopic,
+    position: Position,
+    letters: &Result<Arc<Topic>, Rejection>,
+    reason: Reason<'_>,
+) -> Begun {
+    let attempts = match row.run(|pop| pop.message_state(position)) {
+        MessageState::InFlight { attempt, .. } => attempt,
+        _ => 0,
+    };
+    Dead { group: row.group, topic: &row.topic, position, attempts, reason }.begin(broker, letters)
+}
+
+async fn end(broker: &Broker, row: &GroupTopic, position: Position, begun: Begun) -> Result<(), Rejection> {
+    if !stored(broker, &row.topic, position, begun).await? {
+        // Trying again would not bring it back.
+        row.run(|pop| pop.finish(position));
+        row.arrived.notify_one();
+    }
+    Ok(())
+}
+
+fn begin_lite(
+    broker: &Broker,
+    row: &LiteGroup,
+    position: Position,
+    letters: &Result<Arc<Topic>, Rejection>,
+    reason: Reason<'_>,
+) -> Begun {
     let attempts = row.run(|pop| pop.cursor(position.queue_id).map_or(0, |cursor| cursor.attempt));
-    let dead = Dead { group: row.group, topic: &row.topic, position, attempts, reason };
-    if !dead.store(broker).await? {
+    Dead { group: row.group, topic: &row.topic, position, attempts, reason }.begin(broker, letters)
+}
+
+async fn end_lite(
+    broker: &Broker,
+    row: &LiteGroup,
+    position: Position,
+    begun: Begun,
+) -> Result<(), Rejection> {
+    if !stored(broker, &row.topic, position, begun).await? {
         row.run(|pop| pop.finish(position, u64::MAX));
     }
     Ok(())
+}
+
+/// Waits for the copy. The projection has finished the original then. `false`: there was nothing left to copy.
+async fn stored(broker: &Broker, topic: &Topic, position: Position, begun: Begun) -> Result<bool, Rejection> {
+    let Some(append) = begun? else {
+        tracing::warn!(topic = topic.name(), ?position, "a dead message was no more before it was copied");
+        return Ok(false);
+    };
+    append.await.map_err(refuse::append)?;
+    broker.counters.dead_letters.fetch_add(1, Ordering::Relaxed);
+    tracing::info!(topic = topic.name(), ?position, "message is a dead letter");
+    Ok(true)
 }
 
 /// A message on its way to the dead letters of its group.
@@ -114,21 +196,11 @@ struct Dead<'a> {
 }
 
 impl Dead<'_> {
-    /// Stores the copy. `false`: there is nothing left to copy.
-    async fn store(&self, broker: &Broker) -> Result<bool, Rejection> {
+    /// Hands the copy to the log.
+    fn begin(&self, broker: &Broker, letters: &Result<Arc<Topic>, Rejection>) -> Begun {
+        let letters = letters.as_ref().map_err(Clone::clone)?;
         let position = self.position;
-        let group = broker.catalog.group_numbered(self.group);
-        let group = group.ok_or_else(|| Rejection::Internal("the group is not in the catalog".into()))?;
-        let dead_letters = topic_named(&validate::dead_letter_topic(group.name()), 1);
-        let (topic, _) = broker.catalog_writer.topic(dead_letters).await?;
-        let Some(message) = self.copy(broker, topic.name())? else {
-            tracing::warn!(
-                group = group.name(),
-                ?position,
-                "a dead message was no more before it was copied"
-            );
-            return Ok(false);
-        };
+        let Some(message) = self.copy(broker, letters.name())? else { return Ok(None) };
         let origin = Origin {
             group: self.group,
             topic: self.topic.number,
@@ -137,23 +209,13 @@ impl Dead<'_> {
         };
         let record = NewRecord {
             kind: RecordKind::DeadLetter,
-            queue: Some(topic.next_queue().1),
+            queue: Some(letters.next_queue().1),
             tag_hash: Label::of(&message.system_properties).0,
             mark: Mark::of(&message.system_properties_field).0,
-            keys: send::keys_of(&message.system_properties, topic.number),
+            keys: send::keys_of(&message.system_properties, letters.number),
             payload: origin.before(&message.bytes),
         };
-        let append = broker.store.append(vec![record], broker.durability).map_err(refuse::append)?;
-        // The projection has finished the original when this is answered.
-        append.await.map_err(refuse::append)?;
-        broker.counters.dead_letters.fetch_add(1, Ordering::Relaxed);
-        tracing::info!(
-            group = group.name(),
-            topic = self.topic.name(),
-            ?position,
-            "message is a dead letter"
-        );
-        Ok(true)
+        broker.store.append(vec![record], broker.durability).map(Some).map_err(refuse::append)
     }
 
     /// The message as it goes to the dead letters: it says where it came from. `None`: it is no more.
@@ -198,9 +260,12 @@ impl Dead<'_> {
 
 /// For messages that die while nobody receives: the sweep of [`crate::broker`] calls it every second.
 pub async fn sweep(broker: &Broker, row: &GroupTopic) {
+    if !row.is_due(broker.clock.now_ms()) {
+        return;
+    }
     let Some(group) = broker.catalog.group_numbered(row.group) else { return };
     let attempts_max = group.attempts_max();
     let is_alive = |client: &str| broker.clients.is_alive(client);
-    let dead = row.pop.lock().dead(broker.clock.now_ms(), attempts_max, SWEEP_MAX, &is_alive);
+    let dead = row.run(|pop| pop.dead(broker.clock.now_ms(), attempts_max, SWEEP_MAX, &is_alive));
     bury_all(broker, row, &dead).await;
 }

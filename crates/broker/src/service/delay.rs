@@ -65,7 +65,7 @@ impl Broker {
         };
         loop {
             let settled = self.held.settled();
-            if key.due_ms <= self.clock.now_ms() {
+            if key.due_ms <= self.clock.latest_ms() {
                 return gone("its delivery time has come");
             }
             match self.held.claim_timer(key) {

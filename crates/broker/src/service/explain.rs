@@ -135,8 +135,7 @@ impl Broker {
         } else if groups.is_empty() {
             said.push("no group reads the topic".to_owned());
         }
-        let now_ms = self.clock.now_ms();
-        if ttl::has_expired(&found.record, found.topic.ttl_ms(), now_ms) {
+        if ttl::has_expired(&found.record, found.topic.ttl_ms(), &self.clock) {
             said.push("it is older than its time to live and not delivered any more".to_owned());
         }
         if said.is_empty() { "visible".to_owned() } else { said.join("; ") }
@@ -151,7 +150,7 @@ impl Broker {
         let row = row.and_then(|group| self.progress.get(group.number, found.topic.number, None));
         let went_back = row
             .zip(found.position())
-            .is_some_and(|(row, position)| row.pop.lock().message_state(position) == MessageState::Done);
+            .is_some_and(|(row, position)| row.run(|pop| pop.message_state(position)) == MessageState::Done);
         let back = if went_back { "; it was sent back" } else { "" };
         format!("dead letter from topic {topic}: {reason}{back}")
     }

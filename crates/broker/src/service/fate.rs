@@ -100,16 +100,17 @@ impl<'a> Fate<'a> {
         position: Position,
     ) -> Self {
         let start = broker.store.queue_range(queue).start;
-        let pop = row.pop.lock();
-        let state = pop.message_state(position);
-        let next = pop.queue_state(position.queue_id).map_or(0, |state| state.next);
-        let front = match state {
-            MessageState::Withheld { front } => {
-                Some((front, pop.message_state(Position { offset: front, ..position })))
-            }
-            _ => None,
-        };
-        drop(pop);
+        let (state, next, front) = row.run(|pop| {
+            let state = pop.message_state(position);
+            let next = pop.queue_state(position.queue_id).map_or(0, |state| state.next);
+            let front = match state {
+                MessageState::Withheld { front } => {
+                    Some((front, pop.message_state(Position { offset: front, ..position })))
+                }
+                _ => None,
+            };
+            (state, next, front)
+        });
         Self {
             broker,
             found,

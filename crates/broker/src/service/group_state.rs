@@ -47,9 +47,9 @@ impl Broker {
         };
         let Some(group) = self.catalog.group(&request.name) else { return Ok(response) };
         response.groups.push(group.config.clone());
-        let mut rows = self.progress.all();
+        let mut rows = self.progress.of_group(group.number);
         let is_asked = |topic: &Topic| request.topic.is_empty() || topic.name() == request.topic;
-        rows.retain(|row| row.group == group.number && is_asked(&row.topic));
+        rows.retain(|row| is_asked(&row.topic));
         rows.sort_by(|a, b| (a.topic.name(), &a.client).cmp(&(b.topic.name(), &b.client)));
         let lite = self.lite.of_group(group.number);
         let lite = lite.iter().filter(|row| is_asked(&row.topic)).flat_map(|row| self.lite_states(row));
@@ -123,7 +123,7 @@ impl Broker {
     pub fn group_summaries(&self) -> Vec<v1::GroupSummary> {
         let mut topics: HashMap<u32, BTreeMap<String, (u64, u64)>> = HashMap::new();
         for row in self.progress.all() {
-            let (inflight, next) = row.pop.lock().counts();
+            let (inflight, next) = row.run(|pop| pop.counts());
             let ranges = row.topic.queues.iter().map(|&queue| self.store.queue_range(QueueNumber(queue)));
             // What was deleted unread is not ready any more.
             let ready = ranges.zip(next).map(|(range, next)| range.end.saturating_sub(next.max(range.start)));
@@ -165,10 +165,8 @@ impl Broker {
 
     /// How far a group is with each queue of a topic.
     pub fn queue_states(&self, row: &GroupTopic) -> Vec<v1::QueueProgressState> {
-        let states: Vec<QueueState> = {
-            let pop = row.pop.lock();
-            (0..row.topic.queue_nums()).filter_map(|queue_id| pop.queue_state(queue_id)).collect()
-        };
+        let all = 0..row.topic.queue_nums();
+        let states: Vec<QueueState> = row.run(|pop| all.filter_map(|id| pop.queue_state(id)).collect());
         let of_queue = |(queue_id, (state, &queue)): (u32, (&QueueState, &u32))| {
             let range = self.store.queue_range(QueueNumber(queue));
             // What was deleted unread is not ready any more.

@@ -50,7 +50,7 @@ impl Broker {
         // Rounded up: it must not appear early.
         let millis = (i64::from(at.nanos) + 999_999) / 1_000_000;
         let at_ms = at.seconds.saturating_mul(1000).saturating_add(millis);
-        let (due_ms, now_ms) = (u64::try_from(at_ms).unwrap_or(0), self.clock.now_ms());
+        let (due_ms, now_ms) = (u64::try_from(at_ms).unwrap_or(0), self.clock.latest_ms());
         let millis_ahead = due_ms.saturating_sub(now_ms);
         if millis_ahead > self.limits.delay_max_ms {
             let limit = self.limits.delay_max_ms;

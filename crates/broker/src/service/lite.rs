@@ -128,7 +128,7 @@ impl Broker {
             (true, true) => Claim::Yield,
         };
         let (now_ms, base) = (self.clock.now_ms(), self.revision_base);
-        let lost = sync.row.commit(&self.store, |pop| {
+        let commit = sync.row.commit(&self.store, |pop| {
             if !pop.subscriptions.synced(&sync.client, now_ms) {
                 let why = format!("group {:?} has too many clients", sync.group.name());
                 return (Err(Rejection::TooManyRequests(why)), Vec::new());
@@ -138,9 +138,14 @@ impl Broker {
             }
             let range = |queue| self.store.queue_range(QueueNumber(queue));
             let done = pop.subscribe(&sync.client, &starts, claim, base, &range);
-            (Ok(done.lost), done.records)
+            let recorded: Vec<u32> = done.records.iter().map(|record| record.queue_id).collect();
+            (Ok((done.lost, recorded)), done.records)
         });
-        for (client, queue) in lost.await?? {
+        let (lost, recorded) = commit.await??;
+        if !recorded.is_empty() {
+            sync.row.run(|pop| pop.recorded(&recorded));
+        }
+        for (client, queue) in lost {
             self.notify_unsubscribe_lite(&client, QueueNumber(queue));
         }
         Ok(())
@@ -367,10 +372,18 @@ impl Broker {
     ) -> Result<v2::ForwardMessageToDeadLetterQueueResponse, Rejection> {
         let held = self.held(row.group, &row.topic, &request.receipt_handle)?;
         let now_ms = self.clock.now_ms();
-        match row.run(|pop| pop.check(now_ms, &held, &|client| self.clients.is_alive(client))) {
-            Ok(()) => {
+        let begun = row.run(|pop| {
+            pop.check(now_ms, &held, &|client| self.clients.is_alive(client))?;
+            Ok(pop.begin_burial(&held, now_ms))
+        });
+        match begun {
+            Ok(burial) => {
                 let reason = Reason::GivenUpBy(&caller.client_id);
-                dead_letter::bury_lite(self, row, held.position, reason).await?;
+                let buried = dead_letter::bury_lite(self, row, held.position, reason).await;
+                if let (Err(_), Some(burial)) = (&buried, burial) {
+                    row.run(|pop| pop.undo_burial(held.position.queue_id, burial));
+                }
+                buried?;
             }
             Err(Void::Done) => {}
             Err(void) => return Err(ack::refused(void)),

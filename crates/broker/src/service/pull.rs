@@ -29,6 +29,9 @@ use crate::wanted::Wanted;
 /// Bodies of one answer, unless the first message alone has more.
 const ANSWER_MAX_BYTES: usize = 4 << 20;
 
+/// Entries read from the index at once.
+const SCAN_STEP: usize = 64;
+
 /// What a pull has come to.
 struct Pulled {
     records: Vec<Record>,
@@ -95,6 +98,10 @@ pub async fn pull(
             return Ok(stream(ok(), messages, Some(from)));
         }
         if pulled.more {
+            // The client goes on from where this call has come to.
+            if Instant::now() >= deadline || broker.stopping.is_cancelled() {
+                break;
+            }
             tokio::task::yield_now().await;
             continue;
         }
@@ -116,36 +123,44 @@ fn read(
     max: usize,
     wanted: &Wanted,
 ) -> Result<Pulled, Rejection> {
-    let (mut entries, mut bytes) = (Vec::new(), 0);
-    match broker.store.entries(queue, QueueOffset(from), wanted.scan_max(), &mut entries) {
-        Ok(()) => {}
-        Err(ReadError::BelowMinimum { minimum, .. }) => {
-            // Deleted since it was checked: what there is begins there.
-            return Ok(Pulled { records: Vec::new(), next: minimum, more: true });
+    let mut pulled = Pulled { records: Vec::new(), next: from, more: true };
+    let (end, mut bytes) = (from + wanted.scan_max() as u64, 0);
+    let mut entries = Vec::with_capacity(SCAN_STEP);
+    while pulled.next < end {
+        entries.clear();
+        let step = SCAN_STEP.min((end - pulled.next) as usize);
+        match broker.store.entries(queue, QueueOffset(pulled.next), step, &mut entries) {
+            Ok(()) => {}
+            Err(ReadError::BelowMinimum { minimum, .. }) => {
+                // Deleted since it was checked: what there is begins there.
+                return Ok(Pulled { next: minimum, ..pulled });
+            }
+            Err(error) => return Err(refuse::read(&error)),
         }
-        Err(error) => return Err(refuse::read(&error)),
-    }
-    let mut pulled = Pulled { records: Vec::new(), next: from, more: entries.len() == wanted.scan_max() };
-    let (now_ms, ttl_ms) = (broker.clock.now_ms(), topic.ttl_ms());
-    for entry in entries {
-        if pulled.records.len() == max || bytes >= ANSWER_MAX_BYTES {
+        if entries.is_empty() {
+            pulled.more = false;
             break;
         }
-        if entry.size > 0 && wanted.may_want(&entry) {
-            match broker.store.record(entry.physical_offset, entry.size) {
-                Ok(record) if ttl::has_expired(&record, ttl_ms, now_ms) => {}
-                Ok(record) if broker.wants(wanted, &record) => {
-                    bytes += record.payload.len();
-                    pulled.records.push(record);
-                }
-                Ok(_) => {}
-                Err(error) if error.is_final() => {
-                    tracing::warn!(?queue, offset = pulled.next, %error, "message is no more and passed over");
-                }
-                Err(error) => return Err(refuse::read(&error)),
+        for entry in &entries {
+            if pulled.records.len() == max || bytes >= ANSWER_MAX_BYTES {
+                return Ok(pulled);
             }
+            if entry.size > 0 && wanted.may_want(entry) {
+                match broker.store.record(entry.physical_offset, entry.size) {
+                    Ok(record) if ttl::has_expired(&record, topic.ttl_ms(), &broker.clock) => {}
+                    Ok(record) if broker.wants(wanted, &record) => {
+                        bytes += record.payload.len();
+                        pulled.records.push(record);
+                    }
+                    Ok(_) => {}
+                    Err(error) if error.is_final() => {
+                        tracing::warn!(?queue, offset = pulled.next, %error, "message is no more and passed over");
+                    }
+                    Err(error) => return Err(refuse::read(&error)),
+                }
+            }
+            pulled.next += 1;
         }
-        pulled.next += 1;
     }
     Ok(pulled)
 }
@@ -199,7 +214,7 @@ impl Broker {
             let client = group.config.broadcast.then_some(caller.client_id.as_str());
             self.progress.get(group.number, topic.number, client)
         });
-        let state = row.and_then(|row| row.pop.lock().queue_state(queue_id));
+        let state = row.and_then(|row| row.run(|pop| pop.queue_state(queue_id)));
         let state = state.ok_or_else(|| Rejection::OffsetNotFound {
             group: name.to_owned(),
             topic: topic.name().to_owned(),

@@ -4,6 +4,7 @@
 //! whose time has come again, by the end of the polling time or by the end of the broker. Whatever has been taken and
 //! does not leave with the stream is put back when the stream is dropped.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -28,7 +29,8 @@ use tonic::codegen::BoxStream;
 use crate::broker::Broker;
 use crate::catalog::Topic;
 use crate::clock::timestamp;
-use crate::pop::{Delivery, Gone, Position, Renewal, Surroundings, Take};
+use crate::pop::take::UNREADABLE_MS;
+use crate::pop::{Delivery, NoEntries, Position, Renewal, Surroundings, Take};
 use crate::progress::GroupTopic;
 use crate::records::GroupRecord;
 use crate::service::{dead_letter, delivery, lite, lite_receive};
@@ -68,6 +70,8 @@ struct Around<'a> {
     broker: &'a Broker,
     row: &'a GroupTopic,
     wanted: &'a Wanted,
+    /// One word for all that cannot be read.
+    reported: Cell<bool>,
 }
 
 impl Surroundings for Around<'_> {
@@ -77,14 +81,18 @@ impl Surroundings for Around<'_> {
         from: QueueOffset,
         max: usize,
         out: &mut Vec<Entry>,
-    ) -> Result<(), Gone> {
+    ) -> Result<(), NoEntries> {
         let Some(queue) = self.row.topic.queue(queue_id) else { return Ok(()) };
         match self.broker.store.entries(queue, from, max, out) {
-            Ok(()) => {}
-            Err(ReadError::BelowMinimum { minimum, .. }) => return Err(Gone { minimum }),
-            Err(error) => tracing::warn!(?queue, ?from, %error, "index cannot be read"),
+            Ok(()) => Ok(()),
+            Err(ReadError::BelowMinimum { minimum, .. }) => Err(NoEntries::Gone { minimum }),
+            Err(error) => {
+                if !self.reported.replace(true) {
+                    tracing::warn!(?queue, ?from, %error, "index cannot be read");
+                }
+                Err(NoEntries::Unreadable)
+            }
         }
-        Ok(())
     }
 
     fn wants(&self, entry: &Entry) -> bool {
@@ -255,7 +263,7 @@ fn take(broker: &Broker, row: &GroupTopic, poll: &Polling, group: &GroupRecord) 
         last_queue_first: row.topic.message_type() == MessageType::Priority,
         attempt_key: poll.attempt_key.filter(|_| orderly),
     };
-    let around = Around { broker, row, wanted: &poll.wanted };
+    let around = Around { broker, row, wanted: &poll.wanted, reported: Cell::new(false) };
     let (taken, next_due_ms) = row.commit_later(&broker.store, |pop| {
         let taken = pop.take(&ask, &around);
         let mut queues = pop.passed_record();
@@ -266,7 +274,8 @@ fn take(broker: &Broker, row: &GroupTopic, poll: &Polling, group: &GroupRecord) 
     let messages = read(broker, row, &poll.wanted, taken.deliveries);
     // When none of them was wanted after all, others behind them may be.
     let again = taken.more || some && messages.is_empty();
-    Round { messages, dead: taken.dead, again, next_due_ms }
+    let again_ms = taken.unreadable.then_some(now_ms + UNREADABLE_MS);
+    Round { messages, dead: taken.dead, again, next_due_ms: again_ms.into_iter().chain(next_due_ms).min() }
 }
 
 /// Reads the records of what was taken. What turns out not to be wanted, or to be no more, is finished; what cannot be
@@ -313,7 +322,7 @@ pub(super) enum Fetched {
 /// Reads the record of a delivery.
 pub(super) fn fetch(broker: &Broker, topic: &Topic, delivery: Delivery) -> Fetched {
     match broker.store.record(delivery.entry.physical_offset, delivery.entry.size) {
-        Ok(record) if ttl::has_expired(&record, topic.ttl_ms(), broker.clock.now_ms()) => {
+        Ok(record) if ttl::has_expired(&record, topic.ttl_ms(), &broker.clock) => {
             broker.counters.expired.fetch_add(1, Ordering::Relaxed);
             Fetched::Gone
         }
@@ -349,9 +358,7 @@ impl Holder for GroupTopic {
     }
 
     fn put_back(&self, undelivered: &VecDeque<(Delivery, Record)>) {
-        let mut pop = self.pop.lock();
-        undelivered.iter().for_each(|(delivery, _)| pop.put_back(delivery));
-        drop(pop);
+        self.run(|pop| undelivered.iter().for_each(|(delivery, _)| pop.put_back(delivery)));
         self.arrived.notify_one();
     }
 }

@@ -141,13 +141,14 @@ impl Redrive<'_> {
     /// Letters that were deleted need not be remembered any more.
     fn forget_deleted(&self) {
         let Some(row) = self.row.filter(|_| !self.dry_run) else { return };
-        let mut pop = row.pop.lock();
         for queue_id in 0..self.letters.queue_nums() {
             let start = self.range(queue_id).start;
-            let floor = pop.queue_state(queue_id).map_or(start, |state| state.floor);
-            for offset in floor..start {
-                pop.finish(Position { queue_id, offset });
-            }
+            row.run(|pop| {
+                let floor = pop.queue_state(queue_id).map_or(start, |state| state.floor);
+                for offset in floor..start {
+                    pop.finish(Position { queue_id, offset });
+                }
+            });
         }
     }
 
@@ -158,13 +159,13 @@ impl Redrive<'_> {
     /// The offsets of a queue that are looked at: from the first letter that did not go back.
     fn window(&self, queue_id: u32) -> Range<u64> {
         let range = self.range(queue_id);
-        let state = self.row.and_then(|row| row.pop.lock().queue_state(queue_id));
+        let state = self.row.and_then(|row| row.run(|pop| pop.queue_state(queue_id)));
         let from = state.map_or(range.start, |state| state.floor.max(range.start));
         from..range.end.min(from + LOOKED_AT_MAX)
     }
 
     fn went_back(&self, position: Position) -> bool {
-        self.row.is_some_and(|row| row.pop.lock().message_state(position) == MessageState::Done)
+        self.row.is_some_and(|row| row.run(|pop| pop.message_state(position)) == MessageState::Done)
     }
 
     /// All letters of a queue, in their order.

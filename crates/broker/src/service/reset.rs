@@ -91,9 +91,9 @@ impl Broker {
 
     /// What a group has of a topic: one progress, or of a broadcasting group one for each client.
     pub fn rows_of(&self, group: &GroupRecord, topic: &Topic) -> Vec<Arc<GroupTopic>> {
-        let mut rows = self.progress.all();
+        let mut rows = self.progress.of_group(group.number);
         let is_own = |row: &GroupTopic| row.client.is_some() == group.config.broadcast;
-        rows.retain(|row| row.group == group.number && row.topic.number == topic.number && is_own(row));
+        rows.retain(|row| row.topic.number == topic.number && is_own(row));
         rows.sort_by(|a, b| a.client.cmp(&b.client));
         rows
     }
@@ -186,9 +186,8 @@ impl Broker {
     }
 
     fn moves_of(&self, row: &GroupTopic, targets: &[Target]) -> Vec<v1::OffsetMove> {
-        let pop = row.pop.lock();
         let one = |&(queue_id, to): &Target| {
-            let state = pop.queue_state(queue_id)?;
+            let state = row.run(|pop| pop.queue_state(queue_id))?;
             let range = self.store.queue_range(row.topic.queue(queue_id)?);
             Some(v1::OffsetMove {
                 broker_name: self.name.to_string(),
@@ -204,6 +203,6 @@ impl Broker {
 }
 
 fn floors_of(row: &GroupTopic) -> Vec<u64> {
-    let pop = row.pop.lock();
-    (0..row.topic.queue_nums()).map(|id| pop.queue_state(id).map_or(0, |state| state.floor)).collect()
+    let floor = |queue_id| row.run(|pop| pop.queue_state(queue_id)).map_or(0, |state| state.floor);
+    (0..row.topic.queue_nums()).map(floor).collect()
 }

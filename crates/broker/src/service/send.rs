@@ -22,11 +22,16 @@ use crate::refuse;
 use crate::service::{check, hold};
 use crate::ttl;
 
+/// How often it is looked whether what was stored can be read by now; that takes one flush.
+const CONFIRMED_LOOK: Duration = Duration::from_millis(1);
+
 /// Messages on their way into the log, and what each was answered.
 struct Batch {
     messages: Vec<EncodedMessage>,
     /// Of each message id.
     hashes: Vec<u64>,
+    /// Of each message, until it is handed to the log.
+    keys: Vec<Vec<u64>>,
     /// What is held back.
     holds: Vec<Option<HeldHead>>,
     entries: Vec<Option<v2::SendResultEntry>>,
@@ -66,13 +71,18 @@ impl Broker {
         while !undecided.is_empty() {
             let hashes: Vec<u64> = undecided.iter().map(|&index| batch.hashes[index]).collect();
             let (mut new, mut pending, mut again) = (Vec::new(), Vec::new(), Vec::new());
+            let mut unconfirmed = PhysicalOffset(0);
             for (index, known) in undecided.iter().copied().zip(self.dedupe.claim(&hashes, window_ms)) {
                 match known {
                     Known::Unknown => new.push(index),
                     Known::Pending(waiting) => pending.push((index, waiting)),
+                    Known::Stored(at) if !self.is_confirmed(at) => {
+                        unconfirmed = unconfirmed.max(at);
+                        again.push(index);
+                    }
                     Known::Stored(at) => match self.earlier_result(&batch.messages[index], at, window_ms) {
                         Some(entry) => batch.entries[index] = Some(entry),
-                        None if self.dedupe.claim_anyway(batch.hashes[index]) => new.push(index),
+                        None if self.dedupe.claim_anyway(batch.hashes[index], at) => new.push(index),
                         None => again.push(index),
                     },
                 }
@@ -86,9 +96,23 @@ impl Broker {
                 decided.map(drop).map_err(|_| self.timed_out(durability))?;
                 again.push(index);
             }
+            let confirmed = async {
+                while !self.is_confirmed(unconfirmed) {
+                    tokio::time::sleep(CONFIRMED_LOOK).await;
+                }
+            };
+            if !again.is_empty() {
+                let in_time = tokio::time::timeout(self.flush_timeout, confirmed).await;
+                in_time.map_err(|_| self.flush_timed_out())?;
+            }
             undecided = again;
         }
         Ok(())
+    }
+
+    /// Whether what was stored at `at` can be read: class `memory` is answered a little earlier.
+    fn is_confirmed(&self, at: PhysicalOffset) -> bool {
+        at.0 < self.store.watermarks().confirmed
     }
 
     /// What the message was answered with when it was stored at `at`; `None` when something else lies there, or too old.
@@ -99,7 +123,7 @@ impl Broker {
         window_ms: u64,
     ) -> Option<v2::SendResultEntry> {
         let record = self.store.record_at(at).ok()?;
-        let is_recent = record.store_time_ms.saturating_add(window_ms) > self.clock.now_ms();
+        let is_recent = record.store_time_ms.saturating_add(window_ms) > self.clock.latest_ms();
         let stored = EncodedMessage::read(record.payload.slice_ref(message_of(&record))).ok()?;
         let message_id = &message.system_properties.message_id;
         if !is_recent || stored.system_properties.message_id != *message_id || stored.topic != message.topic {
@@ -134,7 +158,8 @@ impl Broker {
             let mut places = Vec::with_capacity(if claimed { indexes.len() } else { 0 });
             let mut bytes = 0;
             for &index in &indexes {
-                let record = record(&batch.messages[index], queue, topic.number);
+                let keys = std::mem::take(&mut batch.keys[index]);
+                let record = record_with(&batch.messages[index], queue, keys);
                 let record = match batch.holds[index] {
                     Some(head) => hold::held(record, head),
                     None => record,
@@ -216,8 +241,9 @@ impl Broker {
             holds.push(self.hold_of(index, &message, topic)?);
             whole.push(check::complete(index, message, topic)?);
         }
-        let id = |message: &EncodedMessage| id_hash(topic.number, &message.system_properties.message_id);
-        let hashes: Vec<u64> = whole.iter().map(id).collect();
+        let keys = |message: &EncodedMessage| keys_of(&message.system_properties, topic.number);
+        let keys: Vec<Vec<u64>> = whole.iter().map(keys).collect();
+        let hashes: Vec<u64> = keys.iter().map(|keys| keys[0]).collect();
         if count > 1 {
             let mut seen = std::collections::HashSet::with_capacity(count);
             if let Some(index) = hashes.iter().position(|hash| !seen.insert(hash)) {
@@ -225,7 +251,8 @@ impl Broker {
                 return Err(Rejection::IllegalMessageId { index, rule });
             }
         }
-        Ok(Batch { messages: whole, hashes, holds, entries: vec![None; count], lite_queues: Vec::new() })
+        let (entries, lite_queues) = (vec![None; count], Vec::new());
+        Ok(Batch { messages: whole, hashes, keys, holds, entries, lite_queues })
     }
 }
 
@@ -264,12 +291,16 @@ pub fn queue_of(topic: &Topic, system: &v2::SystemProperties) -> QueueNumber {
 
 /// The record of a message that is visible at once.
 pub fn record(message: &EncodedMessage, queue: QueueNumber, topic: u32) -> NewRecord {
+    record_with(message, queue, keys_of(&message.system_properties, topic))
+}
+
+fn record_with(message: &EncodedMessage, queue: QueueNumber, keys: Vec<u64>) -> NewRecord {
     NewRecord {
         kind: RecordKind::Message,
         queue: Some(queue),
         tag_hash: Label::of(&message.system_properties).0,
         mark: mark_of(message).0,
-        keys: keys_of(&message.system_properties, topic),
+        keys,
         payload: message.bytes.clone(),
     }
 }
@@ -280,7 +311,7 @@ pub fn mark_of(message: &EncodedMessage) -> Mark {
     Mark::of(&message.system_properties_field).with_ttl(has_ttl)
 }
 
-/// What a message of a topic is found by: its id and its keys.
+/// What a message of a topic is found by: its id, which comes first, and its keys.
 pub fn keys_of(system: &v2::SystemProperties, topic: u32) -> Vec<u64> {
     let mut keys = Vec::with_capacity(1 + system.keys.len());
     keys.push(id_hash(topic, &system.message_id));

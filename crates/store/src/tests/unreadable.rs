@@ -1,6 +1,7 @@
 //! A device that does not give back what was written, under a running store: what the store reads on its own ends neither
 //! the process nor the store.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -117,9 +118,9 @@ fn a_time_is_not_told_while_the_device_does_not_give_the_record_that_has_it() {
     assert_eq!(store.offset_by_time(QUEUE, 1010).unwrap(), QueueOffset(10));
 }
 
-/// Needs the one record that is not a message, wherever it lies.
+/// Needs the records that are not messages, by their lengths, wherever they lie.
 #[derive(Debug, Default)]
-struct Needy(parking_lot::Mutex<Option<PhysicalOffset>>);
+struct Needy(parking_lot::Mutex<BTreeMap<usize, PhysicalOffset>>);
 
 impl Projection for Needy {
     fn name(&self) -> &'static str {
@@ -128,7 +129,7 @@ impl Projection for Needy {
 
     fn apply(&self, record: &Record) {
         if record.kind == RecordKind::Metadata {
-            *self.0.lock() = Some(record.physical_offset);
+            self.0.lock().insert(record.payload.len(), record.physical_offset);
         }
     }
 
@@ -141,8 +142,15 @@ impl Projection for Needy {
     }
 
     fn pinned(&self, below: PhysicalOffset, _max: usize) -> Vec<PhysicalOffset> {
-        self.0.lock().iter().copied().filter(|at| *at < below).collect()
+        self.0.lock().values().copied().filter(|at| *at < below).collect()
     }
+}
+
+/// The segment that holds what is needed goes, and the intact record of 5000 bytes is there all the same.
+fn check_moved(store: &Store, needy: &Needy) {
+    eventually_gone("the first segment", store, || store.watermarks().log_start > 0);
+    let at = needy.0.lock()[&5000];
+    assert!(store.record_at(at).unwrap().payload == vec![7; 5000]);
 }
 
 #[test]
@@ -158,8 +166,31 @@ fn a_segment_stays_while_the_device_does_not_give_what_is_needed_of_it() {
     assert_eq!(store.watermarks().log_start, 0);
     assert!(store.poisoned().borrow().is_none());
     disk.heal();
-    eventually_gone("the first segment", &store, || store.watermarks().log_start > 0);
-    let at = needy.0.lock().unwrap();
-    assert!(store.record_at(at).unwrap().payload == vec![7; 5000]);
+    check_moved(&store, &needy);
+    store.close().unwrap();
+}
+
+#[test]
+fn what_is_damaged_for_good_does_not_hold_its_segment_up() {
+    let scratch = scratch();
+    let (disk, needy) = (Arc::new(FaultDisk::default()), Arc::new(Needy::default()));
+    let config = || quick(scratch.path(), by_size(3));
+    let open = || Store::open_on(disk.clone(), config(), vec![needy.clone()], Arc::new(Silent)).unwrap();
+    let store = open();
+    for bytes in [4000, 5000] {
+        let note = other(RecordKind::Metadata, vec![7; bytes]);
+        store.append(vec![note], Durability::Disk).unwrap().wait().unwrap();
+    }
+    let log = OpenOptions::new().write(true).open(segment_path(scratch.path(), 0)).unwrap();
+    log.write_all_at(&[8], 2000).unwrap();
+    fill(&store, QUEUE, 8);
+    check_moved(&store, &needy);
+    let log_start = store.watermarks().log_start;
+    store.close().unwrap();
+    drop(store);
+    // The projection still names the place.
+    let store = open();
+    fill(&store, QUEUE, 2);
+    eventually_gone("another segment", &store, || store.watermarks().log_start > log_start);
     store.close().unwrap();
 }

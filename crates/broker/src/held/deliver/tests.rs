@@ -1,7 +1,7 @@
 //! Delayed messages over a real store: in time, once, and across crashes and retention.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -245,6 +245,23 @@ fn retention_moves_pending_messages_and_they_are_delivered_once_from_where_they_
     node.deliver();
     until("all are delivered", || node.held.counts() == (0, 0));
     assert_eq!(node.visible_ids(&topic), ids(0..20));
+}
+
+#[test]
+fn a_wall_clock_that_is_set_ahead_makes_messages_due() {
+    const HOUR_MS: u64 = 3_600_000;
+    static SET_AHEAD_MS: AtomicU64 = AtomicU64::new(0);
+    let directory = tempfile::tempdir().unwrap();
+    let mut node = open(config(directory.path()));
+    node.clock = Clock::beside(|| Clock::default().now_ms() + SET_AHEAD_MS.load(Ordering::Relaxed));
+    let topic = node.topic("delayed");
+    node.hold(&topic, 1, node.clock.now_ms() + HOUR_MS);
+    node.deliver();
+    let sleeps = || node.held.is_delivery_asleep();
+    until("the thread sleeps", sleeps);
+    SET_AHEAD_MS.store(2 * HOUR_MS, Ordering::Relaxed);
+    until("it is delivered", || node.held.counts() == (0, 0));
+    assert_eq!(node.visible_ids(&topic), ids(1..2));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use super::{ATTEMPTS_MAX, INVISIBLE_MS};
 use crate::lite::pop::Handed;
 use crate::pop::Position;
 use crate::pop::queue::RENEW_MAX_MS;
-use crate::pop::take::RENEWAL_MS;
+use crate::pop::queue::RENEWAL_MS;
 
 /// What the model knows of one lite topic.
 #[derive(Clone, Debug, Default, PartialEq)]

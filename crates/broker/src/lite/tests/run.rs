@@ -10,7 +10,7 @@ use super::model::{Lite, Model};
 use super::{ATTEMPTS_MAX, ask, held};
 use crate::lite::pop::{Ask, Handed, LitePop, Start};
 use crate::lite::subscriptions::Claim;
-use crate::pop::take::RENEWAL_MS;
+use crate::pop::queue::RENEWAL_MS;
 use crate::pop::{Position, Renewal};
 use crate::records::QueueProgress;
 
@@ -197,6 +197,7 @@ impl Run {
         let (name, range) = (Arc::from(CLIENTS[client]), self.range());
         self.pop.subscriptions.synced(&name, self.now_ms);
         let done = self.pop.subscribe(&name, &[(queue, start)], claim, self.base, &range);
+        self.pop.recorded(&[queue]);
         let others: Vec<usize> = (0..CLIENTS.len())
             .filter(|other| *other != client && self.model.wants.contains(&(*other, queue)))
             .collect();

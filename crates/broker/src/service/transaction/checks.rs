@@ -101,7 +101,7 @@ async fn round(broker: &Arc<Broker>, due: Vec<(u64, Half)>) -> Result<(), Reject
 }
 
 async fn look_at(broker: &Arc<Broker>, topic: &Topic, id: u64, half: Half) -> Result<Looked, Unreadable> {
-    let age_ms = broker.clock.now_ms().saturating_sub(half.stored_ms);
+    let age_ms = broker.clock.latest_ms().saturating_sub(half.stored_ms);
     if half.checks >= broker.limits.checks_max || age_ms > broker.limits.half_age_max_ms {
         give_up(broker, topic, id, half).await
     } else {
