@@ -212,8 +212,11 @@ impl Running {
     }
 
     #[cfg(test)]
-    pub(crate) fn broker(&self) -> Arc<Broker> {
-        self.broker.clone()
+    pub(crate) fn broker(&self) -> Arc<crate::broker::Broker> {
+        match &self.role {
+            Role::Master(master) => master.broker.clone(),
+            Role::Slave(_) => panic!("a slave has no such parts"),
+        }
     }
 
     /// Makes a topic if it is not there, with the broker's defaults where `queue_nums` is 0.

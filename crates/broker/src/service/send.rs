@@ -89,9 +89,9 @@ impl Broker {
             }
             // The own ones first: two requests that wait for each other's would wait for ever.
             self.store_all(topic, batch, new, true).await?;
+            let durability = self.durability_of(topic);
             for (index, mut waiting) in pending {
                 // It ends with an error, when the claim is gone.
-                let durability = self.durability_of(topic);
                 let decided = tokio::time::timeout(self.timeout_of(durability), waiting.changed()).await;
                 decided.map(drop).map_err(|_| self.timed_out(durability))?;
                 again.push(index);
@@ -102,8 +102,8 @@ impl Broker {
                 }
             };
             if !again.is_empty() {
-                let in_time = tokio::time::timeout(self.flush_timeout, confirmed).await;
-                in_time.map_err(|_| self.flush_timed_out())?;
+                let in_time = tokio::time::timeout(self.timeout_of(durability), confirmed).await;
+                in_time.map_err(|_| self.timed_out(durability))?;
             }
             undecided = again;
         }
