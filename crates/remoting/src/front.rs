@@ -33,7 +33,7 @@ mod tokens;
 pub use self::send::home_weight;
 
 /// Less than clients wait for an answer, and more than brokers need to come back to a namesrv.
-const UNKNOWN_TOPIC_WAIT: Duration = Duration::from_secs(2);
+const UNKNOWN_WAIT: Duration = Duration::from_secs(2);
 
 /// The broker in the same process.
 #[derive(Clone)]
@@ -95,10 +95,11 @@ impl Front {
     }
 
     /// The owner of what names its broker.
-    fn owner_named(&self, broker: &str, relayed: bool) -> Result<Owner<'_>, Rejection> {
+    async fn owner_named(&self, broker: &str, relayed: bool) -> Result<Owner<'_>, Rejection> {
         if let Some(local) = self.local.as_ref().filter(|local| relayed || local.broker_name == broker) {
             return Ok(Owner::Here(&*local.service));
         }
+        self.until_known(relayed, |routes| routes.broker(broker).is_some()).await;
         let routes = self.routes.read();
         match routes.broker(broker) {
             Some(identity) if !relayed => Ok(Owner::There(identity.clone())),
@@ -113,12 +114,17 @@ impl Front {
         }
     }
 
-    /// Before it is said that nobody has `topic`: a node that has just started waits a while for those who may.
-    async fn until_known(&self, topic: &str, relayed: bool) {
-        let is_known = self.routes.read().message_type(topic).is_some();
+    /// Before it is said that nobody has `topic`: see [`Self::until_known`].
+    async fn until_topic_known(&self, topic: &str, relayed: bool) {
+        self.until_known(relayed, |routes| routes.message_type(topic).is_some()).await;
+    }
+
+    /// A node that has just started waits a while for what it does not know yet.
+    async fn until_known(&self, relayed: bool, is_known: impl FnOnce(&RouteTable) -> bool) {
+        let is_known = is_known(&self.routes.read());
         if !is_known && !relayed {
             // Where it is not known by then, that is the answer.
-            let _ = tokio::time::timeout(UNKNOWN_TOPIC_WAIT, self.routes.learnt()).await;
+            let _ = tokio::time::timeout(UNKNOWN_WAIT, self.routes.learnt()).await;
         }
     }
 
@@ -194,7 +200,7 @@ impl Front {
         let relayed = self.heard(&request)?.relayed;
         let topic = request.get_ref().topic.clone().unwrap_or_default();
         validate::topic(&topic.name)?;
-        self.until_known(&topic.name, relayed).await;
+        self.until_topic_known(&topic.name, relayed).await;
         let mut message_queues = self.routes.read().queues_of(&topic);
         if message_queues.is_empty() {
             message_queues = self.create_topic_by_asking(request).await;
@@ -214,7 +220,7 @@ impl Front {
         validate::group_of(request.group.as_ref())?;
         let topic = request.topic.unwrap_or_default();
         validate::topic(&topic.name)?;
-        self.until_known(&topic.name, relayed).await;
+        self.until_topic_known(&topic.name, relayed).await;
         let routes = self.routes.read();
         let assignments = routes.assignments_of(&topic);
         if assignments.is_empty() {

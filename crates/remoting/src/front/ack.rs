@@ -44,7 +44,7 @@ impl Front {
     ) -> Result<Response<v2::AckMessageResponse>, Rejection> {
         let result = match broker {
             None => Err(Rejection::InvalidReceiptHandle { why: NOT_A_HANDLE }),
-            Some(broker) => self.owner_named(broker, relayed),
+            Some(broker) => self.owner_named(broker, relayed).await,
         };
         match result {
             Ok(owner) => call!(self, owner, ack_message, request),

@@ -17,7 +17,7 @@ impl Front {
         let relayed = self.heard(&request)?.relayed;
         let topic = validate::topic_of(request.get_ref().topic.as_ref())?;
         validate::group_of(request.get_ref().group.as_ref())?;
-        self.until_known(topic, relayed).await;
+        self.until_topic_known(topic, relayed).await;
         let owners: Vec<Owner<'_>> = if relayed {
             self.local.iter().map(|local| Owner::Here(&*local.service)).collect()
         } else {

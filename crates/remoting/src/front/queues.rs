@@ -35,11 +35,11 @@ impl Front {
         let owner = match broker_of(queue) {
             "" => {
                 let topic = validate::topic_of(queue.and_then(|queue| queue.topic.as_ref()))?;
-                self.until_known(topic, relayed).await;
+                self.until_topic_known(topic, relayed).await;
                 let owner = self.owners_of_topic(topic, relayed).pop();
                 owner.ok_or_else(|| Rejection::TopicNotFound { topic: topic.to_owned() })?
             }
-            broker => self.owner_named(broker, relayed)?,
+            broker => self.owner_named(broker, relayed).await?,
         };
         if matches!(owner, Owner::Here(_)) {
             self.note_subscription(&caller.client_id, request.get_ref())?;
@@ -113,10 +113,10 @@ impl Front {
     ) -> Result<Owner<'_>, Rejection> {
         let broker = broker_of(queue);
         if relayed || !broker.is_empty() {
-            return self.owner_named(broker, relayed);
+            return self.owner_named(broker, relayed).await;
         }
         let topic = validate::topic_of(queue.and_then(|queue| queue.topic.as_ref()))?;
-        self.until_known(topic, relayed).await;
+        self.until_topic_known(topic, relayed).await;
         let routes = self.routes.read();
         let mut masters = routes.masters_of(topic);
         match (masters.next(), masters.count()) {

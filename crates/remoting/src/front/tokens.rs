@@ -17,7 +17,7 @@ impl Front {
         request: Request<v2::ChangeInvisibleDurationRequest>,
     ) -> Result<Response<v2::ChangeInvisibleDurationResponse>, Rejection> {
         let relayed = self.heard(&request)?.relayed;
-        let owner = self.owner_of_handle(&request.get_ref().receipt_handle, relayed)?;
+        let owner = self.owner_of_handle(&request.get_ref().receipt_handle, relayed).await?;
         call!(self, owner, change_invisible_duration, request)
     }
 
@@ -26,14 +26,14 @@ impl Front {
         request: Request<v2::ForwardMessageToDeadLetterQueueRequest>,
     ) -> Result<Response<v2::ForwardMessageToDeadLetterQueueResponse>, Rejection> {
         let relayed = self.heard(&request)?.relayed;
-        let owner = self.owner_of_handle(&request.get_ref().receipt_handle, relayed)?;
+        let owner = self.owner_of_handle(&request.get_ref().receipt_handle, relayed).await?;
         call!(self, owner, forward_message_to_dead_letter_queue, request)
     }
 
-    fn owner_of_handle(&self, handle: &str, relayed: bool) -> Result<Owner<'_>, Rejection> {
+    async fn owner_of_handle(&self, handle: &str, relayed: bool) -> Result<Owner<'_>, Rejection> {
         let broker =
             token::broker_name_of(handle).ok_or(Rejection::InvalidReceiptHandle { why: NOT_A_HANDLE })?;
-        self.owner_named(&broker, relayed)
+        self.owner_named(&broker, relayed).await
     }
 
     pub(super) async fn end(
@@ -47,7 +47,7 @@ impl Front {
         }
         let broker = token::broker_name_of(id)
             .ok_or(Rejection::InvalidTransactionId { why: "it is not an id of this cluster" })?;
-        let owner = self.owner_named(&broker, relayed)?;
+        let owner = self.owner_named(&broker, relayed).await?;
         call!(self, owner, end_transaction, request)
     }
 
@@ -58,7 +58,7 @@ impl Front {
         let relayed = self.heard(&request)?.relayed;
         let broker = token::broker_name_of(&request.get_ref().recall_handle)
             .ok_or(Rejection::InvalidRecallHandle { why: NOT_A_HANDLE })?;
-        let owner = self.owner_named(&broker, relayed)?;
+        let owner = self.owner_named(&broker, relayed).await?;
         call!(self, owner, recall_message, request)
     }
 }

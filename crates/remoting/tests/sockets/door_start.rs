@@ -37,6 +37,18 @@ async fn a_broker_that_is_expected_back_is_out_of_reach_and_not_unknown() {
     assert_eq!(end_transaction_at(&namesrv, "c").await, Code::BadRequest);
 }
 
+#[tokio::test]
+async fn a_node_that_has_just_started_waits_for_the_broker_of_a_call() {
+    let (broker, namesrv) = (Node::start(Some("a")), Node::start(None));
+    namesrv.routes.begin_to_learn();
+    let mut ending = std::pin::pin!(end_transaction_at(&namesrv, "a"));
+    let early = tokio::time::timeout(Duration::from_millis(100), &mut ending).await;
+    assert!(early.is_err(), "answered without waiting: {early:?}");
+    namesrv.routes.apply(state("a", &broker));
+    namesrv.routes.end_to_learn();
+    assert_eq!(ending.await, Code::Ok);
+}
+
 fn route() -> v2::QueryRouteRequest {
     v2::QueryRouteRequest { topic: resource("normal"), endpoints: None }
 }
