@@ -28,6 +28,12 @@ pub struct BrokerConfig {
     pub broker_role: String,
     /// Where a slave's master is, `host:port` of its internal address; empty: where the namesrvs say.
     pub ha_master_address: String,
+    /// Controllers say which broker of the set is its master; `brokerRole` says nothing then, and sends ask for replicas.
+    pub enable_controller_mode: bool,
+    /// Where the controllers are: `host:port;host:port;host:port`, all of them.
+    pub controller_addr: String,
+    /// Of two brokers whose logs are as long the one with the lower number becomes master.
+    pub broker_election_priority: i32,
     /// So many must have a send before it is answered that asks for replicas, the master included. 0: 2 for a
     /// `SYNC_MASTER`, else 1.
     pub in_sync_replicas: u32,
@@ -130,6 +136,9 @@ impl Default for BrokerConfig {
             broker_id: 0,
             broker_role: "ASYNC_MASTER".into(),
             ha_master_address: String::new(),
+            enable_controller_mode: false,
+            controller_addr: String::new(),
+            broker_election_priority: i32::MAX,
             in_sync_replicas: 0,
             min_in_sync_replicas: 1,
             all_ack_in_sync_state_set: false,
@@ -179,6 +188,10 @@ impl Default for BrokerConfig {
 
 /// A topic's messages are kept for at most this long.
 pub const RESERVED_HOURS_MAX: u32 = 87_600;
+
+fn is_host_and_port(address: &str) -> bool {
+    address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+}
 
 fn delete_hours(text: &str) -> Option<Vec<u8>> {
     let hour = |hour: &str| hour.trim().parse().ok().filter(|hour| *hour < 24);
@@ -290,11 +303,18 @@ impl BrokerConfig {
         self.broker_role == "SLAVE"
     }
 
+    /// Where the controllers are.
+    pub fn controllers(&self) -> Vec<String> {
+        let addresses = self.controller_addr.split(';').map(str::trim);
+        addresses.filter(|address| !address.is_empty()).map(str::to_owned).collect()
+    }
+
     /// When a send is answered to a topic that does not say it itself.
     pub fn durability(&self) -> Durability {
         match (self.default_durability.as_str(), self.broker_role.as_str(), self.flush_disk_type.as_str()) {
             ("memory", ..) => Durability::Memory,
             ("replicated", ..) | ("", "SYNC_MASTER", _) => Durability::Replicated,
+            ("", ..) if self.enable_controller_mode => Durability::Replicated,
             ("replicated_disk", ..) => Durability::ReplicatedDisk,
             ("", _, "ASYNC_FLUSH") => Durability::Memory,
             _ => Durability::Disk,
@@ -305,6 +325,7 @@ impl BrokerConfig {
     pub fn demands(&self) -> Demands {
         let asked = match (self.in_sync_replicas, self.broker_role.as_str()) {
             (0, "SYNC_MASTER") => 2,
+            (0, _) if self.enable_controller_mode => 2,
             (asked, _) => asked.max(1),
         };
         Demands {
@@ -318,7 +339,20 @@ impl BrokerConfig {
         let role = self.broker_role.as_str();
         let known = matches!(role, "ASYNC_MASTER" | "SYNC_MASTER" | "SLAVE");
         check("brokerRole", role.to_owned(), "ASYNC_MASTER, SYNC_MASTER or SLAVE is allowed", known);
-        let (id, allowed) = match self.is_slave() {
+        let controlled = self.enable_controller_mode;
+        let addresses = self.controllers();
+        let all = !controlled
+            || (!addresses.is_empty() && addresses.iter().all(|address| is_host_and_port(address)));
+        check(
+            "controllerAddr",
+            self.controller_addr.clone(),
+            "host:port;host:port of all controllers is needed",
+            all,
+        );
+        let (id, allowed) = match self.is_slave() || controlled {
+            true if controlled => {
+                (self.broker_id > 0, "with controllers each broker of a set has a number from 1 up")
+            }
             true => (self.broker_id > 0, "a SLAVE has a number from 1 up, its own in the broker set"),
             false => (self.broker_id == 0, "a master has 0; slaves set brokerRole=SLAVE"),
         };

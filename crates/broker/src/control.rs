@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::broker::Broker;
+use crate::replication::attend::Attending;
 use crate::service::dead_letter;
 
 /// How often dead messages are looked for that nobody asks for, and silent clients.
@@ -79,6 +80,32 @@ pub async fn sweep_followers(broker: Arc<Broker>) {
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while broker.stopping.run_until_cancelled(tick.tick()).await.is_some() {
         broker.followers.expire();
+    }
+}
+
+/// Agrees with the controllers on which slaves of this master, which is `own`, count.
+pub async fn agree(broker: Arc<Broker>, own: i32, attending: Arc<Attending>) {
+    let (mut states, mut doubts) = (attending.state.subscribe(), attending.doubt.subscribe());
+    let mut tick = tokio::time::interval(FOLLOWERS_INTERVAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let epoch = broker.store.epoch();
+    let mut known = states.borrow_and_update().clone();
+    loop {
+        if let Some(state) = known.take().filter(|state| state.epoch == epoch && state.master == Some(own)) {
+            broker.followers.control(own, &state);
+        }
+        if let Some((version, in_sync)) = broker.followers.propose() {
+            tracing::info!(?in_sync, version, "proposes who counts");
+            if !attending.sync(epoch, version, in_sync) {
+                broker.followers.propose_again();
+            }
+        }
+        tokio::select! {
+            () = broker.stopping.cancelled() => return,
+            _ = tick.tick() => {}
+            Ok(()) = states.changed() => known = states.borrow_and_update().clone(),
+            Ok(()) = doubts.changed() => broker.followers.propose_again(),
+        }
     }
 }
 

@@ -33,4 +33,4 @@ pub mod ttl;
 pub mod wanted;
 
 pub use config::BrokerConfig;
-pub use start::{Running, StartError, start};
+pub use start::{Member, Running, StartError, start};

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Parser;
-use karman_broker::{BrokerConfig, start};
+use karman_broker::{BrokerConfig, Member, Running, start};
 use karman_remoting::{config, logging, signals};
 
 /// Buffers are made on a data thread and freed on the log writer; glibc's arenas contend for that.
@@ -38,12 +38,16 @@ fn main() -> anyhow::Result<()> {
         return Ok(());
     }
     logging::init()?;
-    let broker = start(&loaded.config)?;
-    let namesrv = if loaded.config.namesrv_addr.is_empty() { "-" } else { &loaded.config.namesrv_addr };
-    let (endpoint, metrics) = (broker.clients_address(), broker.metrics_address());
-    let internal = broker.internal_address();
-    println!("karman ready endpoint={endpoint} namesrv={namesrv} metrics={metrics} internal={internal}");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if loaded.config.enable_controller_mode {
+        let member = Member::start(&loaded.config)?;
+        print_ready(&loaded.config, member.running());
+        let stop =
+            async { signals::stop().await.unwrap_or_else(|error| tracing::error!(%error, "no signals")) };
+        return runtime.block_on(member.run(stop)).map_err(anyhow::Error::msg);
+    }
+    let broker = start(&loaded.config)?;
+    print_ready(&loaded.config, &broker);
     runtime.block_on(async {
         let mut failed = broker.failed();
         tokio::select! {
@@ -55,4 +59,11 @@ fn main() -> anyhow::Result<()> {
         }
         broker.shutdown().await.map_err(anyhow::Error::msg)
     })
+}
+
+fn print_ready(config: &BrokerConfig, broker: &Running) {
+    let namesrv = if config.namesrv_addr.is_empty() { "-" } else { &config.namesrv_addr };
+    let (endpoint, metrics, internal) =
+        (broker.clients_address(), broker.metrics_address(), broker.internal_address());
+    println!("karman ready endpoint={endpoint} namesrv={namesrv} metrics={metrics} internal={internal}");
 }

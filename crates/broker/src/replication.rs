@@ -4,10 +4,12 @@
 //! [`Followers`] is what the master's parts share: the service that hears acknowledgements, and sends that ask for
 //! replicas. Any thread; its lock is held for one step of the pure core.
 
+pub mod attend;
 pub mod in_sync;
 pub mod master;
 pub mod slave;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -100,6 +102,28 @@ impl Followers {
         if let Some(marks) = marks {
             self.store.replicated(marks.written, marks.flushed);
         }
+    }
+
+    /// What the controllers say of who counts; this master is `own`.
+    pub fn control(&self, own: i32, state: &v1::SetState) {
+        let marks = {
+            let mut set = self.set.lock();
+            set.control(own, state.in_sync.iter().copied().collect(), state.version);
+            set.marks()
+        };
+        if let Some(marks) = marks {
+            self.store.replicated(marks.written, marks.flushed);
+        }
+    }
+
+    /// What should count from now on, see [`InSync::propose`].
+    pub fn propose(&self) -> Option<(u64, BTreeSet<i32>)> {
+        self.set.lock().propose()
+    }
+
+    /// See [`InSync::propose_again`].
+    pub fn propose_again(&self) {
+        self.set.lock().propose_again();
     }
 
     /// For `karman cluster list` and metrics.

@@ -2,6 +2,7 @@
 //! have in common is here.
 
 mod master;
+mod member;
 mod slave;
 
 use std::net::SocketAddr;
@@ -16,7 +17,8 @@ use karman_remoting::proto::karman::{self as v1, BrokerIdentity};
 use karman_remoting::server::{Limits, Server, ServerError, ServerOptions, TlsMode};
 use karman_remoting::status::Rejection;
 use karman_remoting::tls::{Tls, TlsError};
-use karman_store::OpenError;
+use karman_store::{Append, Durability, OpenError};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -26,6 +28,8 @@ use crate::config::BrokerConfig;
 use crate::control::Control;
 use crate::open::open;
 use crate::registration::Registrations;
+
+pub use member::Member;
 
 /// Requests in flight may take this long to finish at the end.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
@@ -65,7 +69,9 @@ pub struct Running {
     role: Role,
     clients: Server,
     internal: Server,
-    probe: Probe,
+    /// Taken when another role of this broker needs its port.
+    probe: Mutex<Option<Probe>>,
+    metrics: SocketAddr,
     control: Control,
     registered: CancellationToken,
     ready: Arc<AtomicBool>,
@@ -76,6 +82,8 @@ pub struct Running {
 enum Role {
     Master(master::Master),
     Slave(slave::Slave),
+    /// It goes on as another.
+    Over,
 }
 
 /// Starts a broker; it takes requests when this returns. Blocks while the log is recovered; a slave opens its log later,
@@ -85,10 +93,14 @@ pub fn start(config: &BrokerConfig) -> Result<Running, StartError> {
     if !invalid.is_empty() {
         return Err(StartError::Config(invalid));
     }
-    match config.is_slave() {
-        true => slave::start(config),
-        false => master::start(config, open(config, false, None)?),
+    if config.is_slave() {
+        return slave::start(config, None, None);
     }
+    let opened = open(config, false, None)?;
+    // Durable before anybody follows: no two masters write under one number.
+    let beginning = opened.store.lead(opened.store.epoch() + 1, Durability::Disk).and_then(Append::wait);
+    beginning.map_err(StartError::Epoch)?;
+    master::start(config, opened, None)
 }
 
 /// The configuration has been checked.
@@ -147,17 +159,19 @@ fn certificate(config: &BrokerConfig) -> Result<Option<Tls>, TlsError> {
 /// Who this broker is to others.
 fn identity(
     config: &BrokerConfig,
-    clients: SocketAddr,
-    internal: SocketAddr,
+    broker_id: i32,
+    (clients, internal): (SocketAddr, SocketAddr),
     started_ms: u64,
+    epoch: u32,
 ) -> BrokerIdentity {
     BrokerIdentity {
         cluster: config.broker_cluster_name.clone(),
         broker_name: config.broker_name.clone(),
-        broker_id: config.broker_id,
+        broker_id,
         endpoints: Some(advertise::endpoints(&advertise::advertised(&config.advertised_address, clients))),
         internal_address: advertise::advertised(&config.internal_advertised_address, internal),
         incarnation: started_ms,
+        epoch,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         auto_create_topics: config.auto_create_topic_enable,
     }
@@ -203,7 +217,7 @@ impl Running {
 
     /// Where metrics are.
     pub fn metrics_address(&self) -> SocketAddr {
-        self.probe.local_addr()
+        self.metrics
     }
 
     /// Why the store has failed, once it has; the process is then to end at once, with an error.
@@ -215,7 +229,7 @@ impl Running {
     pub(crate) fn broker(&self) -> Arc<crate::broker::Broker> {
         match &self.role {
             Role::Master(master) => master.broker.clone(),
-            Role::Slave(_) => panic!("a slave has no such parts"),
+            Role::Slave(_) | Role::Over => panic!("a slave has no such parts"),
         }
     }
 
@@ -224,7 +238,7 @@ impl Running {
         let request = v1::CreateTopicRequest { topic: Some(topic), if_not_exists: true };
         match &self.role {
             Role::Master(master) => master.broker.create_topic(request).await.map(drop),
-            Role::Slave(_) => Err(Rejection::BadRequest("topics are made at the master".into())),
+            Role::Slave(_) | Role::Over => Err(Rejection::BadRequest("topics are made at the master".into())),
         }
     }
 
@@ -237,11 +251,15 @@ impl Running {
         self.role.stop();
         self.clients.shutdown().await;
         self.internal.shutdown().await;
-        drop(self.probe);
+        self.probe.lock().take();
         let (role, control) = (self.role, self.control);
         let closed = tokio::task::spawn_blocking(move || match role {
             Role::Master(master) => master.close(control),
             Role::Slave(slave) => slave.close(control),
+            Role::Over => {
+                control.join(SHUTDOWN_GRACE);
+                Ok(())
+            }
         });
         closed.await.map_err(|error| error.to_string())?
     }
@@ -253,6 +271,7 @@ impl Role {
         match self {
             Self::Master(master) => master.broker.stopping.cancel(),
             Self::Slave(slave) => slave.stopping.cancel(),
+            Self::Over => {}
         }
     }
 }

@@ -25,14 +25,17 @@ pub enum RegistrationError {
     #[error("broker name {0:?} is refused: use 1 to 127 of a-z A-Z 0-9 - _ .")]
     IllegalName(String),
     /// A younger process registered under the same name.
-    #[error("broker {0:?} has been registered by a process that was started later; is the name used twice?")]
+    #[error(
+        "broker {0:?} has been registered by a later master, or by a process that was started later; is the name used twice?"
+    )]
     Superseded(String),
 }
 
 #[derive(Debug)]
 struct Session {
     stream: StreamId,
-    incarnation: u64,
+    /// Of its mastership, and of its process.
+    age: (u32, u64),
     heard: Duration,
 }
 
@@ -61,15 +64,16 @@ impl RouteInfo {
         state: BrokerState,
     ) -> Result<Option<RouteChange>, RegistrationError> {
         let identity = state.identity.clone().unwrap_or_default();
-        let (key, incarnation) = ((identity.broker_name, identity.broker_id), identity.incarnation);
+        let key = (identity.broker_name, identity.broker_id);
+        let age = (identity.epoch, identity.incarnation);
         if !validate::is_node_name(&key.0) {
             return Err(RegistrationError::IllegalName(validate::shortened(&key.0)));
         }
-        if self.sessions.get(&key).is_some_and(|session| session.incarnation > incarnation) {
+        if self.sessions.get(&key).is_some_and(|session| session.age > age) {
             return Err(RegistrationError::Superseded(key.0));
         }
         let is_master = key.1 == 0;
-        self.sessions.insert(key, Session { stream, incarnation, heard: now });
+        self.sessions.insert(key, Session { stream, age, heard: now });
         Ok(is_master.then_some(RouteChange { change: Some(Change::Joined(state)) }))
     }
 

@@ -17,6 +17,7 @@ use crate::directory::Directory;
 use crate::disk::{self, Disk};
 use crate::epochs::Epochs;
 use crate::error::AppendError;
+use crate::fence::Fence;
 use crate::inbox::{Inbox, Request, Work};
 use crate::index::QueueIndex;
 use crate::maintenance::Wishes;
@@ -49,6 +50,8 @@ pub(crate) struct CommitLog {
     pub(crate) epochs: Mutex<Epochs>,
     /// This is a replica: what is appended comes from a master. Ends for good when it begins to lead.
     pub(crate) following: AtomicBool,
+    /// Until when anything may be answered and shown.
+    pub(crate) fence: Fence,
     /// Something was written, or can be seen.
     pub(crate) advanced: watch::Sender<()>,
     pub(crate) cursor: Mutex<CursorState>,

@@ -44,6 +44,7 @@ mod directory;
 mod disk;
 mod epochs;
 mod error;
+mod fence;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod inbox;
@@ -259,6 +260,7 @@ impl Store {
             seal: directory.log.seal(),
             epochs: Mutex::new(recovered.epochs),
             following: config.follows.into(),
+            fence: Default::default(),
             advanced: watch::Sender::new(()),
             limit: recovered.promise.limit.into(),
             cursor: Mutex::new(CursorState { cursor: recovered.cursor, promise: recovered.promise }),

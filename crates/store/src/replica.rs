@@ -5,6 +5,8 @@
 //! master gave: the same bytes at the same places, each checked before any of it is written. They are seen there, by
 //! readers and projections, when the master says so. [`Store::lead`] makes a master of it, for good.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use tokio::sync::watch;
 
@@ -82,6 +84,13 @@ impl Store {
     /// on. What was received and cannot be seen yet is seen when it is as durable as that record.
     pub fn lead(&self, epoch: u32, durability: Durability) -> Result<Append, AppendError> {
         self.log.ask(Work::Lead { epoch }, record::encoded_bytes(0, 0), durability.max(Durability::Disk))
+    }
+
+    /// Nothing is answered or shown from `until` on, as if its class were not met yet, until a later time is set; `None`:
+    /// without end, as at first. For the lease of a master: what it does not answer in time another one may.
+    pub fn answer_until(&self, until: Option<Instant>) {
+        self.log.fence.set(until);
+        self.log.inbox.nudge();
     }
 
     /// The master in whose epoch the log ends.

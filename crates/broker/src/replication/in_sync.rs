@@ -6,7 +6,7 @@
 //! controller needs: any of them may be elected) or with as many as were asked for (`inSyncReplicas`, the master included).
 //! While fewer count than must, nothing is: the master stops acknowledging rather than promise what it cannot keep.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// What is asked of replication.
@@ -58,17 +58,34 @@ pub struct Follower {
     aimed: Duration,
 }
 
+/// What controllers say of who counts. The master only proposes.
+#[derive(Clone, Debug)]
+struct Controlled {
+    /// This master.
+    own: i32,
+    /// Who counts, this master included.
+    agreed: BTreeSet<i32>,
+    /// Of `agreed`.
+    version: u64,
+    /// All that were ever proposed for the next version, and may become it whenever: they are waited for too, since a new
+    /// master may be elected from among them before this one hears of it.
+    proposed: BTreeSet<i32>,
+    /// Whether one is under way, and what it was.
+    under_way: Option<BTreeSet<i32>>,
+}
+
 /// The connected slaves by `brokerId`.
 #[derive(Clone, Debug)]
 pub struct InSync {
     demands: Demands,
     followers: BTreeMap<i32, Follower>,
+    controlled: Option<Controlled>,
 }
 
 impl InSync {
     /// Nobody follows yet.
     pub fn new(demands: Demands) -> Self {
-        Self { demands, followers: BTreeMap::new() }
+        Self { demands, followers: BTreeMap::new(), controlled: None }
     }
 
     /// A slave has connected, with a log that ends at `written`, all of it this one's; `end` is where this one ends. `Err`
@@ -137,6 +154,37 @@ impl InSync {
         expired
     }
 
+    /// Controllers say who counts, in that version; this master is `own`.
+    pub fn control(&mut self, own: i32, agreed: BTreeSet<i32>, version: u64) {
+        if self.controlled.as_ref().is_none_or(|known| known.version < version) {
+            let proposed = BTreeSet::new();
+            self.controlled = Some(Controlled { own, agreed, version, proposed, under_way: None });
+        }
+    }
+
+    /// What should count from now on, and the version that it is to replace; `None`: what does. Once said it counts as under way
+    /// until there is another version, or [`Self::propose_again`].
+    pub fn propose(&mut self) -> Option<(u64, BTreeSet<i32>)> {
+        let known = self.controlled.as_mut()?;
+        let caught_up = self.followers.iter().filter(|(_, follower)| follower.in_sync).map(|(id, _)| *id);
+        let wanted: BTreeSet<i32> = caught_up.chain([known.own]).collect();
+        // With the same once more it becomes certain what was agreed.
+        let is_certain = known.proposed.is_subset(&known.agreed);
+        if (wanted == known.agreed && is_certain) || known.under_way.is_some() {
+            return None;
+        }
+        known.proposed.extend(&wanted);
+        known.under_way = Some(wanted.clone());
+        Some((known.version, wanted))
+    }
+
+    /// It is not known what became of the last proposal.
+    pub fn propose_again(&mut self) {
+        if let Some(known) = &mut self.controlled {
+            known.under_way = None;
+        }
+    }
+
     fn of(&mut self, id: i32, session: u64) -> Option<&mut Follower> {
         self.followers.get_mut(&id).filter(|follower| follower.session == session)
     }
@@ -148,7 +196,10 @@ impl InSync {
 
     /// How many count, the master included.
     pub fn count(&self) -> usize {
-        1 + self.followers.values().filter(|follower| follower.in_sync).count()
+        match &self.controlled {
+            Some(known) => known.agreed.len(),
+            None => 1 + self.followers.values().filter(|follower| follower.in_sync).count(),
+        }
     }
 
     /// Enough count for what is asked.
@@ -163,12 +214,22 @@ impl InSync {
             return None;
         }
         let mark = |of: fn(&Follower) -> u64| {
-            let mut marks: Vec<_> = self.followers.values().filter(|f| f.in_sync).map(of).collect();
+            let mut marks = self.waited_for(of);
             marks.sort_unstable();
-            let from_the_top = if self.demands.all { marks.len() } else { others };
-            marks[marks.len() - from_the_top]
+            let all = self.demands.all || self.controlled.is_some();
+            let from_the_top = if all { marks.len() } else { others };
+            marks.len().checked_sub(from_the_top).and_then(|at| marks.get(at).copied())
         };
-        Some(Marks { written: mark(|f| f.written), flushed: mark(|f| f.flushed) })
+        Some(Marks { written: mark(|f| f.written)?, flushed: mark(|f| f.flushed)? })
+    }
+
+    /// How far each is that counts or may count. One that is not connected may have nothing.
+    fn waited_for(&self, of: fn(&Follower) -> u64) -> Vec<u64> {
+        let Some(known) = &self.controlled else {
+            return self.followers.values().filter(|follower| follower.in_sync).map(of).collect();
+        };
+        let ids = known.agreed.union(&known.proposed).filter(|id| **id != known.own);
+        ids.map(|id| self.followers.get(id).map_or(0, of)).collect()
     }
 }
 
@@ -259,5 +320,39 @@ mod tests {
             set.followers().map(|(id, follower)| (id, follower.written)).collect::<Vec<_>>(),
             [(1, 50)]
         );
+    }
+
+    #[test]
+    fn who_may_be_elected_is_waited_for() {
+        let mut set = set(2, false);
+        for (id, written) in [(2, 500), (3, 300)] {
+            set.join(id, 1, "a", 0, 500, ms(0)).unwrap();
+            ack(&mut set, id, 1, (written, written), (500, 500), ms(1));
+        }
+        set.control(1, BTreeSet::from([1, 2]), 5);
+        assert_eq!((set.count(), set.marks()), (2, marks(500, 500)));
+        assert_eq!(set.propose(), None, "3 has not caught up");
+        ack(&mut set, 3, 1, (500, 500), (500, 600), ms(2));
+        ack(&mut set, 2, 1, (600, 600), (500, 600), ms(2));
+        assert_eq!(set.propose(), Some((5, BTreeSet::from([1, 2, 3]))));
+        assert_eq!(set.marks(), marks(500, 500), "3 counts from when it was proposed");
+        assert_eq!(set.propose(), None, "that is under way");
+        // The answer is lost, and 3 is gone: it may have become part of what counts all the same.
+        set.leave(3, 1);
+        set.propose_again();
+        assert_eq!(set.propose(), Some((5, BTreeSet::from([1, 2]))), "what counts, as far as is known");
+        assert_eq!(set.marks(), marks(0, 0));
+        set.control(1, BTreeSet::from([1, 2, 3]), 6);
+        assert_eq!(set.marks(), marks(0, 0));
+        assert_eq!(set.propose(), Some((6, BTreeSet::from([1, 2]))));
+        assert_eq!(set.marks(), marks(0, 0), "not before that is agreed");
+        set.control(1, BTreeSet::from([1, 2]), 7);
+        assert_eq!(set.marks(), marks(600, 600));
+        set.control(1, BTreeSet::from([1, 3]), 6);
+        assert_eq!(set.marks(), marks(600, 600), "old news");
+        set.leave(2, 1);
+        assert_eq!(set.propose(), Some((7, BTreeSet::from([1]))));
+        set.control(1, BTreeSet::from([1]), 8);
+        assert_eq!((set.count(), set.suffices(), set.marks()), (1, false, None));
     }
 }

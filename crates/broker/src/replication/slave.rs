@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Streaming};
 
+use super::attend::Attending;
 use super::master::SILENCE_MAX;
 use crate::config::BrokerConfig;
 use crate::open::{Opened, open, store_config};
@@ -63,6 +64,8 @@ pub struct Slave {
     pub replica: v1::Replica,
     /// Where its master is found, unless the configuration says it.
     pub routes: SharedRoutes,
+    /// Who says which broker its master is, if controllers do.
+    pub attending: Option<Arc<Attending>>,
     /// What it shows.
     pub status: Arc<Mutex<SlaveStatus>>,
     /// Why its store has failed, once it has.
@@ -76,6 +79,10 @@ pub struct Slave {
 enum Ended {
     #[error("no master of broker {0:?} is registered with the namesrvs; start it, or set haMasterAddress")]
     NoMaster(String),
+    #[error("the controllers have elected no master of broker {0:?} but this one, or none yet")]
+    NotElected(String),
+    #[error("the controllers have elected another master")]
+    OtherMaster,
     #[error("{0:?} is no host:port of a master")]
     NoAddress(String),
     #[error("{}", .0.message())]
@@ -99,15 +106,18 @@ enum Ended {
 
 impl Slave {
     /// Until it is told to stop; gives back what it has opened.
-    pub async fn run(self) -> Option<Opened> {
-        let (mut opened, mut pause) = (None, RETRY_MIN);
+    pub async fn run(self, mut opened: Option<Opened>) -> Option<Opened> {
+        let mut pause = RETRY_MIN;
         while !self.stopping.is_cancelled() {
-            let ended = self.stopping.run_until_cancelled(self.follow(&mut opened)).await;
-            let Some(ended) = ended else { break };
+            let ended = tokio::select! {
+                () = self.stopping.cancelled() => break,
+                ended = self.follow(&mut opened) => ended,
+                () = self.other_master() => Err(Ended::OtherMaster),
+            };
             self.note(&opened, &ended);
             match ended {
                 // Something was changed here; now it goes on.
-                Ok(()) => pause = RETRY_MIN,
+                Ok(()) | Err(Ended::OtherMaster) => pause = RETRY_MIN,
                 Err(Ended::Refused(AppendError::Poisoned(reason))) => {
                     self.failed.send_replace(Some(reason));
                     break;
@@ -123,6 +133,23 @@ impl Slave {
             }
         }
         opened
+    }
+
+    /// Comes when the controllers name another master than now.
+    async fn other_master(&self) {
+        let Some(attending) = &self.attending else { return std::future::pending().await };
+        let mut states = attending.state.subscribe();
+        let master = |state: &Option<v1::SetState>| state.as_ref().map(|state| (state.epoch, state.master));
+        let now = master(&states.borrow_and_update());
+        // The sender is as old as this.
+        let _ = states.wait_for(|state| master(state) != now).await;
+    }
+
+    /// The controllers hear how far the log is.
+    fn has_opened(&self, opened: Option<&Opened>) {
+        if let Some(attending) = &self.attending {
+            attending.has_opened(opened.map(|opened| opened.store.clone()));
+        }
     }
 
     fn note(&self, opened: &Option<Opened>, ended: &Result<(), Ended>) {
@@ -144,6 +171,7 @@ impl Slave {
         let mut master = self.connect(&address).await?;
         if opened.is_none() && store_is_there(&self.config) {
             *opened = Some(open(&self.config, true, None)?);
+            self.has_opened(opened.as_ref());
         }
         let (asks, asked) = mpsc::channel(WAITING_MAX);
         let hello = v1::FollowRequest { request: Some(Ask::Hello(self.hello(opened.as_ref()))) };
@@ -163,6 +191,7 @@ impl Slave {
         }
         if opened.is_none() {
             *opened = Some(open(&self.config, true, Some(log))?);
+            self.has_opened(opened.as_ref());
         }
         let Some(opened) = opened else { return Ok(()) };
         let flush = welcome.flush || self.config.flush_disk_type == "SYNC_FLUSH";
@@ -176,6 +205,16 @@ impl Slave {
     }
 
     fn master_address(&self) -> Result<String, Ended> {
+        if let Some(attending) = &self.attending {
+            let state = attending.state.borrow();
+            let others = |id: &i32| *id != self.config.broker_id;
+            let master = state.as_ref().and_then(|state| {
+                let id = state.master.filter(others)?;
+                state.members.iter().find(|member| member.broker_id == id)
+            });
+            let none = || Ended::NotElected(self.config.broker_name.clone());
+            return master.map(|master| master.address.clone()).ok_or_else(none);
+        }
         if !self.config.ha_master_address.is_empty() {
             return Ok(self.config.ha_master_address.clone());
         }
@@ -216,6 +255,7 @@ impl Slave {
     /// Takes back what its master does not have.
     fn cut(&self, opened: &mut Option<Opened>, to: u64) -> Result<(), Ended> {
         let Some(store) = opened.take().map(|opened| opened.store) else { return Ok(()) };
+        self.has_opened(None);
         let end = store.watermarks().written;
         tracing::error!(
             from = to,
@@ -238,6 +278,7 @@ impl Slave {
     ) -> Result<(), Ended> {
         if let Some(former) = opened.take() {
             tracing::warn!("its log ends in front of its master's: it is replaced by a copy of that");
+            self.has_opened(None);
             let _ = former.store.close();
         }
         let request = self.request(v1::CopyRequest { replica: Some(self.replica.clone()) });
@@ -331,7 +372,7 @@ async fn part(parts: &mut Streaming<v1::CopyResponse>) -> Result<Option<Part>, E
 }
 
 /// Half of a copy is no store.
-fn store_is_there(config: &BrokerConfig) -> bool {
+pub fn store_is_there(config: &BrokerConfig) -> bool {
     let directory = store_config(config).directory;
     let has = |file: &str| directory.join(file).exists();
     has("identity") && !has("copying")

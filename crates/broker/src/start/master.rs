@@ -19,7 +19,8 @@ use karman_remoting::public_admin::PublicAdmin;
 use karman_remoting::relay::Peers;
 use karman_remoting::route_table::SharedRoutes;
 use karman_remoting::server::{MAX_DECODING_SIZE_BYTES, with_health_and_reflection};
-use karman_store::{Append, Durability, Store};
+use karman_store::{Durability, Store};
+use parking_lot::Mutex;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -40,6 +41,7 @@ use crate::metrics;
 use crate::open::Opened;
 use crate::registration::{Own, Registrations};
 use crate::replication::Followers;
+use crate::replication::attend::Attending;
 use crate::replication::master::ReplicationService;
 use crate::service::admin::AdminService;
 use crate::service::messaging::Messaging;
@@ -57,13 +59,14 @@ pub(super) struct Master {
     delivery: JoinHandle<()>,
 }
 
-/// Starts a master on what it has opened.
-pub(super) fn start(config: &BrokerConfig, opened: Opened) -> Result<Running, StartError> {
+/// Starts a master on what it has opened, whose store leads already.
+pub(super) fn start(
+    config: &BrokerConfig,
+    opened: Opened,
+    attending: Option<Arc<Attending>>,
+) -> Result<Running, StartError> {
     let began = Instant::now();
     let Opened { store, catalog, progress, lite_topics, lite, .. } = &opened;
-    // Durable before anybody follows: no two masters write under one number.
-    let beginning = store.lead(store.epoch() + 1, Durability::Disk).and_then(Append::wait);
-    beginning.map_err(StartError::Epoch)?;
     catalog.reserve_queues(store.queue_count().max(lite_topics.queue_count()));
     progress.go_live();
     lite.go_live();
@@ -73,21 +76,27 @@ pub(super) fn start(config: &BrokerConfig, opened: Opened) -> Result<Running, St
     let (clients, internal) = open_for(config, &broker, &control)?;
     let delivery = start_delivery(&broker)?;
     let (outside, inside) = (clients.local_addr(), internal.local_addr());
-    announce(&broker, identity(config, outside, inside, broker.clock.started_ms()));
+    let epoch = broker.store.epoch();
+    announce(&broker, identity(config, 0, (outside, inside), broker.clock.started_ms(), epoch));
     let own = Own::Master { broker_name: config.broker_name.clone(), deltas };
     let registrations = Registrations::new(own, broker.routes.clone(), config);
     let registered = register(config, registrations, &control);
     control.spawn(control::sweep(broker.clone()));
     control.spawn(control::sweep_followers(broker.clone()));
+    if let Some(attending) = attending {
+        control.spawn(control::agree(broker.clone(), config.broker_id, attending));
+    }
     control.spawn(checks::run(broker.clone()));
     control.spawn(lite::time::keep(broker.clone()));
     let (ready, failed) = (Arc::new(AtomicBool::new(true)), broker.store.poisoned());
     let measured = broker.clone();
     let probe = open_probe(config, &ready, failed.clone(), || None, move || metrics::text(&measured))?;
     let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-    tracing::info!(broker = config.broker_name, address = %outside, took_ms, epoch = broker.store.epoch(), "broker started");
+    tracing::info!(broker = config.broker_name, address = %outside, took_ms, epoch, "broker started");
+    let metrics = probe.local_addr();
+    let probe = Mutex::new(Some(probe));
     let role = Role::Master(Master { broker, delivery });
-    Ok(Running { role, clients, internal, probe, control, registered, ready, failed })
+    Ok(Running { role, clients, internal, probe, metrics, control, registered, ready, failed })
 }
 
 /// The parts, put together.

@@ -27,6 +27,7 @@ use crate::control::Control;
 use crate::metrics;
 use crate::open::Opened;
 use crate::registration::{Own, Registrations};
+use crate::replication::attend::Attending;
 use crate::replication::slave;
 
 /// What a slave has beside what every node has.
@@ -36,7 +37,12 @@ pub(super) struct Slave {
     following: JoinHandle<Option<Opened>>,
 }
 
-pub(super) fn start(config: &BrokerConfig) -> Result<Running, StartError> {
+/// Starts a slave; `opened`: what it has opened already. Whose it is say controllers, the configuration or the namesrvs.
+pub(super) fn start(
+    config: &BrokerConfig,
+    attending: Option<Arc<Attending>>,
+    opened: Option<Opened>,
+) -> Result<Running, StartError> {
     let control = Control::start().map_err(StartError::Thread)?;
     let (routes, clients, stopping) =
         (SharedRoutes::default(), Arc::new(ClientRegistry::default()), CancellationToken::new());
@@ -51,7 +57,8 @@ pub(super) fn start(config: &BrokerConfig) -> Result<Running, StartError> {
     let services = with_health_and_reflection(Routes::new(messaging).add_service(admin));
     let (clients, internal) = open_doors(config, &control, services.clone(), services)?;
     let started_ms = Clock::default().started_ms();
-    let identity = identity(config, clients.local_addr(), internal.local_addr(), started_ms);
+    let (outside, inside) = (clients.local_addr(), internal.local_addr());
+    let identity = identity(config, config.broker_id, (outside, inside), started_ms, 0);
     let replica = v1::Replica {
         cluster: identity.cluster.clone(),
         broker_name: identity.broker_name.clone(),
@@ -70,31 +77,40 @@ pub(super) fn start(config: &BrokerConfig) -> Result<Running, StartError> {
         config: config.clone(),
         replica,
         routes,
+        attending,
         status: status.clone(),
         failed,
         stopping: stopping.clone(),
     };
-    let following = follow(follower).map_err(StartError::Thread)?;
+    let following = follow(follower, opened).map_err(StartError::Thread)?;
     let ready = Arc::new(AtomicBool::new(true));
     let (asked, measured) = (status.clone(), status);
     let missing = move || {
         let status: slave::SlaveStatus = asked.lock().clone();
         (!status.connected).then(|| format!("it does not follow its master: {}", status.why))
     };
-    let metrics = move || metrics::slave_text(&measured.lock().clone());
-    let probe = open_probe(config, &ready, failing.clone(), missing, metrics)?;
+    let text = move || metrics::slave_text(&measured.lock().clone());
+    let probe = open_probe(config, &ready, failing.clone(), missing, text)?;
     tracing::info!(broker = config.broker_name, broker_id = config.broker_id, "slave started");
+    let metrics = probe.local_addr();
+    let probe = Mutex::new(Some(probe));
     let role = Role::Slave(Slave { stopping, following });
-    Ok(Running { role, clients, internal, probe, control, registered, ready, failed: failing })
+    Ok(Running { role, clients, internal, probe, metrics, control, registered, ready, failed: failing })
 }
 
 /// On a thread that it may block: it opens the store.
-fn follow(slave: slave::Slave) -> std::io::Result<JoinHandle<Option<Opened>>> {
+fn follow(slave: slave::Slave, opened: Option<Opened>) -> std::io::Result<JoinHandle<Option<Opened>>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    std::thread::Builder::new().name("broker-slave".into()).spawn(move || runtime.block_on(slave.run()))
+    std::thread::Builder::new().name("broker-slave".into()).spawn(move || runtime.block_on(slave.run(opened)))
 }
 
 impl Slave {
+    /// Ends to follow; what it has opened. Blocks.
+    pub(super) fn end(self) -> Option<Opened> {
+        self.stopping.cancel();
+        self.following.join().ok().flatten()
+    }
+
     /// Nobody calls any more: closes the log. Blocks.
     pub(super) fn close(self, control: Control) -> Result<(), String> {
         control.join(SHUTDOWN_GRACE);

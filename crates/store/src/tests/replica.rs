@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 
@@ -246,6 +247,36 @@ fn an_append_waits_for_the_replicas_that_it_asks_for() {
     assert_eq!(seen.list(), ["p"]);
 }
 
+#[test]
+fn a_master_without_lease_answers_nothing_and_goes_on_when_it_has_one_again() {
+    let place = scratch();
+    let (store, seen) = master(place.path());
+    put(&store, "before", Durability::Memory).unwrap();
+    store.answer_until(Some(Instant::now()));
+    let mut waiting = [Durability::Memory, Durability::Disk]
+        .map(|class| store.append(vec![message(QUEUE, "in between")], class).unwrap());
+    let mut progress = store.append(vec![other(RecordKind::Progress, "p")], Durability::Memory).unwrap();
+    let written = |count: u64| store.watermarks().written >= count * 64;
+    eventually("they are written", || written(4));
+    store.replicated(u64::MAX, u64::MAX);
+    assert!(waiting.iter_mut().all(is_pending) && is_pending(&mut progress));
+    assert_eq!((read_all(&store, QUEUE).len(), seen.list().len()), (1, 0));
+    store.answer_until(Some(Instant::now() + Duration::from_secs(60)));
+    waiting.into_iter().for_each(|append| assert!(append.wait().is_ok()));
+    progress.wait().unwrap();
+    assert_eq!(read_all(&store, QUEUE).len(), 3);
+    // A lease ends by itself.
+    let until = Instant::now() + Duration::from_millis(20);
+    store.answer_until(Some(until));
+    eventually("it is over", || Instant::now() > until);
+    let before = store.watermarks().written;
+    let mut late = store.append(vec![message(QUEUE, "late")], Durability::Memory).unwrap();
+    eventually("it is written", || store.watermarks().written > before);
+    assert!(is_pending(&mut late));
+    store.answer_until(None);
+    put(&store, "last", Durability::Disk).unwrap();
+}
+
 fn is_pending(append: &mut Append) -> bool {
     use std::future::Future;
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
@@ -364,9 +395,9 @@ fn a_replica_begins_with_a_copy_of_what_is_left_of_a_log() {
     let short = Retention { size_limit_bytes: Some(4 * MIB), ..config(here.path()).retention };
     let config_here = StoreConfig {
         retention: short,
-        cleanup_interval: std::time::Duration::from_millis(5),
+        cleanup_interval: Duration::from_millis(5),
         snapshot_interval_bytes: MIB / 2,
-        flush_interval: std::time::Duration::from_millis(10),
+        flush_interval: Duration::from_millis(10),
         ..config(here.path())
     };
     let master = Store::open(config_here, vec![seen.clone()], Arc::new(Silent)).unwrap();

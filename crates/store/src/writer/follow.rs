@@ -182,7 +182,7 @@ impl LogWriter {
         let Received { shown, end, confirmed, durability, .. } = self.received;
         let to = match self.log.follows() {
             true => confirmed.min(end),
-            false if self.log.progress.reached(durability, end) => end,
+            false if self.log.progress.reached(durability, end) && self.log.fence.is_open() => end,
             false => shown,
         };
         if to > shown {

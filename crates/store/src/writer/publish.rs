@@ -52,7 +52,7 @@ impl LogWriter {
     /// Makes visible what is durable enough, then answers: records, index entries and listener, projections, callers. Says
     /// how many requests that were.
     pub(super) fn publish(&mut self) -> Result<usize, AppendError> {
-        if !self.publish_received()? {
+        if !self.publish_received()? || !self.log.fence.is_open() {
             return Ok(0);
         }
         let progress = &self.log.progress;
@@ -85,6 +85,9 @@ impl LogWriter {
     /// Answers those behind the first `former` that wait for no more than `reached`, though they cannot be seen yet: a
     /// memory-class producer does not wait for the flush of others, nor a disk-class one for their replicas.
     pub(super) fn answer_early(&mut self, former: usize, reached: Durability) {
+        if !self.log.fence.is_open() {
+            return;
+        }
         let new = self.placed.iter_mut().skip(former);
         for placed in new.filter(|placed| placed.durability <= reached) {
             if placed.may_be_answered_before_it_is_seen() {
