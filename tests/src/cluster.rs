@@ -165,6 +165,8 @@ pub struct Builder {
     namesrvs: usize,
     brokers: usize,
     slaves: usize,
+    controllers: bool,
+    members: usize,
     settings: Vec<String>,
 }
 
@@ -187,6 +189,14 @@ impl Builder {
         self
     }
 
+    /// Namesrvs are controllers too, and so many brokers are one set, `broker-a`, whose master they elect. `set` is for
+    /// those then.
+    pub fn controlled(mut self, members: usize) -> Self {
+        self.controllers = true;
+        self.members = members;
+        self
+    }
+
     /// So many slaves of the first broker.
     pub fn slaves(mut self, count: usize) -> Self {
         self.slaves = count;
@@ -202,17 +212,29 @@ impl Builder {
     /// Starts all and waits until each is ready.
     pub fn start(self) -> Cluster {
         let directory = TempDir::with_prefix("karman-test-").unwrap();
-        let mut cluster =
-            Cluster { namesrvs: Vec::new(), brokers: Vec::new(), slaves: Vec::new(), directory };
+        let mut cluster = Cluster {
+            namesrvs: Vec::new(),
+            brokers: Vec::new(),
+            slaves: Vec::new(),
+            members: Vec::new(),
+            directory,
+        };
         if self.dev {
             cluster.brokers.push(dev(cluster.path()));
         }
+        let addresses: Vec<_> = (0..self.namesrvs).map(|_| free_address()).collect();
         for index in 0..self.namesrvs {
-            cluster.namesrvs.push(namesrv(index, cluster.path()));
+            let controllers = if self.controllers { &addresses[..] } else { &[] };
+            cluster.namesrvs.push(namesrv(index, &addresses[index], controllers, cluster.path()));
         }
         let namesrvs: Vec<String> = cluster.namesrvs.iter().map(Node::endpoint).collect();
         for index in 0..self.brokers {
             cluster.brokers.push(broker(index, &namesrvs.join(";"), &self.settings, cluster.path()));
+        }
+        for id in 1..=self.members {
+            let mut member = cluster.member(id, &self.settings);
+            member.start();
+            cluster.members.push(member);
         }
         for id in 1..=self.slaves {
             let mut slave = cluster.slave(id, &[]);
@@ -238,13 +260,26 @@ fn sets(settings: impl IntoIterator<Item = String>) -> Vec<String> {
     settings.into_iter().flat_map(|setting| ["--set".to_owned(), setting]).collect()
 }
 
-fn namesrv(index: usize, directory: &Path) -> Node {
+fn namesrv(index: usize, address: &str, controllers: &[String], directory: &Path) -> Node {
     let name = format!("namesrv-{index}");
-    let settings = [
-        format!("grpcListenAddress={}", free_address()),
+    let mut settings = vec![
+        format!("grpcListenAddress={address}"),
         format!("metricsListenAddress={}", free_address()),
         format!("storePathRootDir={}", directory.join(&name).display()),
     ];
+    if !controllers.is_empty() {
+        let peers: Vec<_> = controllers
+            .iter()
+            .enumerate()
+            .map(|(index, address)| format!("{}-{address}", index + 1))
+            .collect();
+        settings.extend([
+            "enableControllerInNamesrv=true".to_owned(),
+            format!("controllerPeers={}", peers.join(";")),
+            format!("controllerSelfId={}", index + 1),
+            format!("controllerStorePath={}", directory.join(&name).join("controller").display()),
+        ]);
+    }
     let mut node = Node::new(&name, "karman-namesrv", sets(settings), directory);
     node.start();
     node
@@ -286,6 +321,8 @@ pub struct Cluster {
     pub brokers: Vec<Node>,
     /// Slaves of the first broker, from `brokerId` 1 on.
     pub slaves: Vec<Node>,
+    /// The brokers of the set that elects its master, from `brokerId` 1 on.
+    pub members: Vec<Node>,
     directory: TempDir,
 }
 
@@ -311,6 +348,18 @@ impl Cluster {
         self.broker_set_member(&format!("broker-a-{id}"), &settings)
     }
 
+    /// A member of the set that elects its master; not started.
+    pub fn member(&self, id: usize, more: &[String]) -> Node {
+        let namesrvs: Vec<String> = self.namesrvs.iter().map(Node::endpoint).collect();
+        let mut settings = vec![
+            "enableControllerMode=true".to_owned(),
+            format!("brokerId={id}"),
+            format!("controllerAddr={}", namesrvs.join(";")),
+        ];
+        settings.extend(more.iter().cloned());
+        self.broker_set_member(&format!("broker-a-{id}"), &settings)
+    }
+
     /// A broker of the first broker's name that keeps everything in the directory `own`; not started.
     pub fn broker_set_member(&self, own: &str, settings: &[String]) -> Node {
         let namesrvs: Vec<String> = self.namesrvs.iter().map(Node::endpoint).collect();
@@ -322,9 +371,10 @@ impl Cluster {
         self.directory.path()
     }
 
-    /// Runs the command `karman -e ENDPOINT ...` against the first broker; its stdout. Panics when it fails.
+    /// Runs the command `karman -e ENDPOINT ...` against the first broker, or namesrv; its stdout. Panics when it fails.
     pub fn karman(&self, arguments: &[&str]) -> String {
-        let endpoint = self.brokers[0].endpoint();
+        let first = self.brokers.first().or(self.namesrvs.first()).expect("a cluster has a node");
+        let endpoint = first.endpoint();
         let mut command = Command::new(program("karman"));
         command.args(["-e", &endpoint]).args(arguments).current_dir(self.path());
         let output = command.output().unwrap();
@@ -347,10 +397,11 @@ impl Cluster {
 
     /// Waits until every node knows every broker: a topic is made where the asked node knows a broker.
     pub fn wait_whole(&self) {
+        let sets = self.brokers.len() + usize::from(!self.members.is_empty());
         for node in self.namesrvs.iter().chain(&self.brokers) {
             let raw = Raw::connect(&node.endpoint());
             crate::until(&format!("{} knows all brokers", node.name()), ROUTE_DEADLINE, || {
-                (raw.known_brokers() == self.brokers.len()).then_some(())
+                (raw.known_brokers() == sets).then_some(())
             });
         }
     }
@@ -369,6 +420,16 @@ impl Cluster {
             let raw = Raw::connect(&node.endpoint());
             crate::until(&format!("{} knows {topic}", node.name()), ROUTE_DEADLINE, || {
                 (!raw.route_brokers(&topic).is_empty()).then_some(())
+            });
+        }
+    }
+
+    /// Waits until every namesrv knows `topic`.
+    pub fn wait_topic(&self, topic: &str) {
+        for node in &self.namesrvs {
+            let raw = Raw::connect(&node.endpoint());
+            crate::until(&format!("{} knows {topic}", node.name()), ROUTE_DEADLINE, || {
+                (!raw.route_brokers(topic).is_empty()).then_some(())
             });
         }
     }
