@@ -85,7 +85,7 @@ impl Member {
                     }
                 }
                 Ok(()) = wishes.changed() => {
-                    let wish = wishes.borrow_and_update().clone();
+                    let wish = *wishes.borrow_and_update();
                     if let Some(wish) = wish.filter(|wish| wish.epoch == self.leads && self.leads > 0) {
                         self.resign(wish.to);
                     }
