@@ -95,6 +95,7 @@ fn a_sync_master_answers_when_a_slave_has_it_and_refuses_without_one() {
         sent += usize::from(code != Code::HaNotAvailable);
         (code == Code::HaNotAvailable).then_some(())
     });
+    assert_eq!(send(&raw, "orders", "refused", 10), Code::HaNotAvailable);
     // What does not ask for it goes on.
     let topic =
         TopicConfig { name: "local".into(), durability: Durability::Disk.into(), ..Default::default() };
@@ -102,7 +103,7 @@ fn a_sync_master_answers_when_a_slave_has_it_and_refuses_without_one() {
 
     cluster.slaves[0].start();
     wait_in_sync(&cluster, 1);
-    assert_eq!(send(&raw, "orders", "D", 10), Code::Ok);
+    assert_eq!(send(&raw, "orders", "refused", 10), Code::Ok, "it was not stored");
     assert_eq!(ids_of(&raw, "orders", "all", sent + 1).len(), sent + 1);
     wait_in_sync(&cluster, 1);
     let broker = listed(&cluster);

@@ -94,7 +94,7 @@ pub fn start(config: &BrokerConfig) -> Result<Running, StartError> {
         return Err(StartError::Config(invalid));
     }
     if config.is_slave() {
-        return slave::start(config, None, None);
+        return slave::start(config, false, None, None);
     }
     let opened = open(config, false, None)?;
     // Durable before anybody follows: no two masters write under one number.
@@ -108,9 +108,11 @@ fn address(text: &str) -> SocketAddr {
     text.parse().expect("a checked configuration holds addresses")
 }
 
-/// The clients' port and the internal one, which has the services of `inside` as well.
+/// The clients' port and the internal one, which has the services of `inside` as well. `takes_over`: from another role of
+/// this broker.
 fn open_doors(
     config: &BrokerConfig,
+    takes_over: bool,
     control: &Control,
     outside: Routes,
     inside: Routes,
@@ -128,6 +130,7 @@ fn open_doors(
             tls: certificate(config)?,
             tls_mode: config.tls_server_mode,
             shutdown_grace: SHUTDOWN_GRACE,
+            takes_over,
             limits: limits.clone(),
         },
         outside,
@@ -140,6 +143,7 @@ fn open_doors(
             tls: None,
             tls_mode: TlsMode::Disabled,
             shutdown_grace: SHUTDOWN_GRACE,
+            takes_over,
             limits,
         },
         inside,

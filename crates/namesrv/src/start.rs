@@ -94,6 +94,7 @@ pub fn start(config: &NamesrvConfig) -> Result<Namesrv, StartError> {
             tls: certificate(config)?,
             tls_mode: config.tls_server_mode,
             shutdown_grace: SHUTDOWN_GRACE,
+            takes_over: false,
             limits: Limits::default(),
         },
         with_health_and_reflection(services),

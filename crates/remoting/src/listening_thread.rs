@@ -47,6 +47,13 @@ impl ListeningThread {
         Ok(Self { handle, ended })
     }
 
+    /// Waits for the end of `main`, which has been told to end. Blocks.
+    pub(crate) fn join_blocking(self) {
+        if self.handle.join().is_err() {
+            tracing::error!("a thread with a listener panicked");
+        }
+    }
+
     /// Waits for the end of `main`. `None` when the deadline came first; the thread is left behind then.
     pub(crate) async fn join(self, deadline: Instant) -> Option<std::thread::Result<()>> {
         // An error is what a dropped sender gives.

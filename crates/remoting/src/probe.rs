@@ -39,7 +39,8 @@ pub enum ProbeError {
 #[derive(Debug)]
 pub struct Probe {
     local_addr: SocketAddr,
-    _stop: DropGuard,
+    stop: DropGuard,
+    thread: ListeningThread,
 }
 
 impl Probe {
@@ -64,13 +65,19 @@ impl Probe {
             );
         let stop = CancellationToken::new();
         let stopped = stop.clone();
-        ListeningThread::start("probe".to_owned(), listener, |listener| async move {
+        let thread = ListeningThread::start("probe".to_owned(), listener, |listener| async move {
             let serving = async { axum::serve(BoundedListener::new(listener), router).await };
             // Serving never ends by itself: the listener waits out accept errors.
             stopped.run_until_cancelled(serving).await;
         })
         .map_err(ProbeError::Thread)?;
-        Ok(Self { local_addr, _stop: stop.drop_guard() })
+        Ok(Self { local_addr, stop: stop.drop_guard(), thread })
+    }
+
+    /// Stops it; its port is free when this returns. Blocks for an instant.
+    pub fn stop(self) {
+        drop(self.stop);
+        self.thread.join_blocking();
     }
 
     /// Where it listens; the port is the real one when 0 was asked for.

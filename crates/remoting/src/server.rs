@@ -88,6 +88,8 @@ pub struct ServerOptions {
     pub tls_mode: TlsMode,
     /// How long [`Server::shutdown`] lets requests in flight finish.
     pub shutdown_grace: Duration,
+    /// Another server of this process listens there, and is about to be shut down.
+    pub takes_over: bool,
     /// Bounds of connections and memory.
     pub limits: Limits,
 }
@@ -139,7 +141,7 @@ impl Server {
         if options.tls_mode == TlsMode::Enforcing && options.tls.is_none() {
             return Err(ServerError::NoCertificate);
         }
-        let listeners = listener::bind(options.listen, options.threads)
+        let listeners = listener::bind(options.listen, options.threads, options.takes_over)
             .map_err(|source| ServerError::Bind { address: options.listen, source })?;
         let local_addr = listeners[0]
             .local_addr()

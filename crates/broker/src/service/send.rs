@@ -44,6 +44,8 @@ impl Broker {
     pub async fn send(&self, request: v2::SendMessageRequest) -> Result<v2::SendMessageResponse, Rejection> {
         let messages = check::read(request.messages)?;
         let topic = self.topic_for_send(&messages[0].topic).await?;
+        // Before any id is claimed.
+        self.followers.check(self.durability_of(&topic))?;
         let mut batch = self.batch(messages, &topic)?;
         if topic.is_lite() {
             batch.lite_queues = self.lite_queues(&topic, &batch.messages).await?;
@@ -150,7 +152,6 @@ impl Broker {
         claimed: bool,
     ) -> Result<(), Rejection> {
         let durability = self.durability_of(topic);
-        self.followers.check(durability)?;
         let mut appends = Vec::with_capacity(1);
         let mut queues = queues_of(topic, batch, indexes).into_iter();
         while let Some((queue, indexes)) = queues.next() {

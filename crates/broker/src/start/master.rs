@@ -73,7 +73,8 @@ pub(super) fn start(
     let control = Control::start().map_err(StartError::Thread)?;
     let (deltas, _) = broadcast::channel(DELTAS_MAX);
     let broker = Arc::new(assemble(config, opened, &deltas, &control)?);
-    let (clients, internal) = open_for(config, &broker, &control)?;
+    // With controllers it was a slave before.
+    let (clients, internal) = open_for(config, attending.is_some(), &broker, &control)?;
     let delivery = start_delivery(&broker)?;
     let (outside, inside) = (clients.local_addr(), internal.local_addr());
     let epoch = broker.store.epoch();
@@ -171,6 +172,7 @@ fn recent_ids(config: &BrokerConfig, store: &Store, clock: &Clock) -> Dedupe {
 /// The clients' port and the internal one: the same door behind both, and replication behind the internal one.
 fn open_for(
     config: &BrokerConfig,
+    takes_over: bool,
     broker: &Arc<Broker>,
     control: &Control,
 ) -> Result<(karman_remoting::server::Server, karman_remoting::server::Server), StartError> {
@@ -207,7 +209,13 @@ fn open_for(
         stopping: broker.stopping.clone(),
     });
     let inside = outside.clone().add_service(replication);
-    open_doors(config, control, with_health_and_reflection(outside), with_health_and_reflection(inside))
+    open_doors(
+        config,
+        takes_over,
+        control,
+        with_health_and_reflection(outside),
+        with_health_and_reflection(inside),
+    )
 }
 
 /// Puts this broker into its own route table.

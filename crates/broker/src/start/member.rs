@@ -57,7 +57,7 @@ impl Member {
         attending.has_opened(opened.as_ref().map(|opened| opened.store.clone()));
         let stopping = CancellationToken::new();
         control.spawn(attendant.run(stopping.clone()));
-        let running = slave::start(config, Some(attending.clone()), opened)?;
+        let running = slave::start(config, false, Some(attending.clone()), opened)?;
         Ok(Self { config: config.clone(), attending, control, stopping, running, leads: 0 })
     }
 
@@ -147,7 +147,11 @@ impl Member {
         }
         tracing::info!(epoch, "is the master now");
         rest.retire();
-        self.running = master::start(&self.config, opened, Some(self.attending.clone()))?;
+        let (config, attending) = (self.config.clone(), self.attending.clone());
+        // It waits for the log.
+        let started =
+            tokio::task::spawn_blocking(move || master::start(&config, opened, Some(attending))).await;
+        self.running = started.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))?;
         self.leads = epoch;
         tokio::spawn(rest.end());
         Ok(self)
@@ -161,7 +165,7 @@ impl Member {
         let former = self.running;
         former.retire();
         // Its store is closed in a moment; until then this one's finds it locked.
-        self.running = slave::start(&self.config, Some(self.attending.clone()), None)?;
+        self.running = slave::start(&self.config, true, Some(self.attending.clone()), None)?;
         self.leads = 0;
         former.abandon();
         if let Err(reason) = former.shutdown().await {
@@ -196,7 +200,7 @@ fn slave_again(
     rest: Rest,
 ) -> Result<Running, StartError> {
     rest.retire();
-    let running = slave::start(config, Some(attending.clone()), opened)?;
+    let running = slave::start(config, true, Some(attending.clone()), opened)?;
     tokio::spawn(rest.end());
     Ok(running)
 }
@@ -230,7 +234,9 @@ impl Running {
         self.ready.store(false, std::sync::atomic::Ordering::Relaxed);
         self.registered.cancel();
         self.role.stop();
-        self.probe.lock().take();
+        if let Some(probe) = self.probe.lock().take() {
+            probe.stop();
+        }
     }
 
     /// What waits for the log is not waited for any more.

@@ -37,9 +37,10 @@ pub(super) struct Slave {
     following: JoinHandle<Option<Opened>>,
 }
 
-/// Starts a slave; `opened`: what it has opened already. Whose it is say controllers, the configuration or the namesrvs.
+/// Starts a slave; `opened`: what it has opened already; `takes_over`: this broker had another role before. Whose it is say controllers, the configuration or the namesrvs.
 pub(super) fn start(
     config: &BrokerConfig,
+    takes_over: bool,
     attending: Option<Arc<Attending>>,
     opened: Option<Opened>,
 ) -> Result<Running, StartError> {
@@ -55,7 +56,7 @@ pub(super) fn start(
     let messaging = MessagingServiceServer::new(front).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
     let admin = AdminServer::new(admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
     let services = with_health_and_reflection(Routes::new(messaging).add_service(admin));
-    let (clients, internal) = open_doors(config, &control, services.clone(), services)?;
+    let (clients, internal) = open_doors(config, takes_over, &control, services.clone(), services)?;
     let started_ms = Clock::default().started_ms();
     let (outside, inside) = (clients.local_addr(), internal.local_addr());
     let identity = identity(config, config.broker_id, (outside, inside), started_ms, 0);

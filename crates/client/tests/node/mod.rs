@@ -259,6 +259,7 @@ impl Cluster {
                 tls: None,
                 tls_mode: TlsMode::Disabled,
                 shutdown_grace: Duration::from_millis(100),
+                takes_over: false,
                 limits: Limits::default(),
             };
             let routes = Routes::new(MessagingServiceServer::from_arc(node.clone()));

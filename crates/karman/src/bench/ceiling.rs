@@ -105,6 +105,7 @@ pub(crate) async fn echo() -> anyhow::Result<()> {
         tls: None,
         tls_mode: TlsMode::Disabled,
         shutdown_grace: Duration::from_secs(1),
+        takes_over: false,
         limits: Limits::default(),
     };
     let server = Server::start(options, Routes::new(service))?;

@@ -8,9 +8,12 @@ use socket2::{Domain, Protocol, Socket, Type};
 /// Connections that wait in the kernel for their accept.
 const BACKLOG: i32 = 1024;
 
-/// `count` listeners on `address`; with port 0 the first takes a free port and the others the same.
-pub(super) fn bind(mut address: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>> {
-    refuse_if_taken(address)?;
+/// `count` listeners on `address`; with port 0 the first takes a free port and the others the same. `takes_over`: another
+/// server of this process has it, and gives it up.
+pub(super) fn bind(mut address: SocketAddr, count: usize, takes_over: bool) -> io::Result<Vec<TcpListener>> {
+    if !takes_over {
+        refuse_if_taken(address)?;
+    }
     let mut listeners = Vec::with_capacity(count);
     for _ in 0..count {
         let socket = socket(address)?;

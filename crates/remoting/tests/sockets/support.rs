@@ -145,6 +145,7 @@ pub(crate) fn options() -> ServerOptions {
         tls: None,
         tls_mode: TlsMode::Permissive,
         shutdown_grace: SOON,
+        takes_over: false,
         limits: Limits::default(),
     }
 }
