@@ -39,19 +39,24 @@ fn main() -> anyhow::Result<()> {
     }
     logging::init()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // Not before it is started: while a log is recovered a signal ends the process at once.
+    let take_signals = || {
+        let _runtime = runtime.enter();
+        signals::stop().context("take signals")
+    };
     if loaded.config.enable_controller_mode {
         let member = Member::start(&loaded.config)?;
+        let stop = take_signals()?;
         print_ready(&loaded.config, member.running());
-        let stop =
-            async { signals::stop().await.unwrap_or_else(|error| tracing::error!(%error, "no signals")) };
         return runtime.block_on(member.run(stop)).map_err(anyhow::Error::msg);
     }
     let broker = start(&loaded.config)?;
+    let stop = take_signals()?;
     print_ready(&loaded.config, &broker);
     runtime.block_on(async {
         let mut failed = broker.failed();
         tokio::select! {
-            stopped = signals::stop() => stopped.context("wait for a signal")?,
+            () = stop => {}
             Ok(reason) = failed.wait_for(Option::is_some) => {
                 // Nothing is flushed or closed any more: what was not answered may be lost, what was is safe.
                 anyhow::bail!("the store has failed: {}", reason.as_deref().unwrap_or_default());

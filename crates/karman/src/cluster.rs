@@ -4,6 +4,7 @@ use clap::Subcommand;
 use karman_remoting::proto::karman as v1;
 use serde::Serialize;
 
+use crate::controller;
 use crate::node::{Node, code_of, message_of};
 use crate::output::{self, Format, bytes, grouped, number, text};
 use crate::time;
@@ -14,6 +15,18 @@ pub(crate) enum ClusterCommand {
     /// List the brokers and what they have done
     #[command(after_help = "Example:\n  karman cluster list -o json")]
     List,
+    /// Show the controllers, and who is master of each broker set and why
+    #[command(after_help = "Example:\n  karman -e namesrv-1:9876 cluster show")]
+    Show,
+    /// Have another broker of a set be its master; the one that is hands over in order
+    #[command(after_help = "Example:\n  karman -e namesrv-1:9876 cluster elect broker-a --to 2")]
+    Elect(controller::ElectArgs),
+    /// Change the brokers of a set
+    #[command(subcommand)]
+    Replicas(controller::ReplicasCommand),
+    /// Change the controllers
+    #[command(subcommand)]
+    Controllers(controller::ControllersCommand),
 }
 
 #[derive(Serialize)]
@@ -95,7 +108,16 @@ impl From<v1::BrokerStatus> for BrokerJson {
 }
 
 pub(crate) async fn run(command: ClusterCommand, node: &Node, format: Format) -> anyhow::Result<()> {
-    let ClusterCommand::List = command;
+    match command {
+        ClusterCommand::List => list(node, format).await,
+        ClusterCommand::Show => controller::show(node, format).await,
+        ClusterCommand::Elect(args) => controller::elect(args, node).await,
+        ClusterCommand::Replicas(command) => controller::replicas(command, node).await,
+        ClusterCommand::Controllers(command) => controller::controllers(command, node).await,
+    }
+}
+
+async fn list(node: &Node, format: Format) -> anyhow::Result<()> {
     let response =
         node.answer(node.admin()?.describe_cluster(node.request(v1::DescribeClusterRequest {}))).await?;
     let rows: Vec<BrokerJson> = response.brokers.into_iter().map(BrokerJson::from).collect();

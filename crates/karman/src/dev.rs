@@ -108,6 +108,7 @@ pub(crate) fn run(args: DevArgs, cluster_secret: String) -> anyhow::Result<()> {
     .context("start the broker")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
+        let stop = signals::stop().context("take signals")?;
         let mut failed = broker.failed();
         let work = async {
             for topic in &args.topics {
@@ -126,7 +127,7 @@ pub(crate) fn run(args: DevArgs, cluster_secret: String) -> anyhow::Result<()> {
         };
         tokio::select! {
             result = work => result?,
-            stopped = signals::stop() => stopped.context("wait for a signal")?,
+            () = stop => {}
             Ok(reason) = failed.wait_for(Option::is_some) => {
                 // Nothing is flushed or closed any more: what was not answered may be lost, what was is safe.
                 anyhow::bail!("the store has failed: {}", reason.as_deref().unwrap_or_default());

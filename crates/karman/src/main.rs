@@ -7,6 +7,7 @@ mod cli;
 mod client;
 mod cluster;
 mod confirm;
+mod controller;
 mod dev;
 mod dlq;
 mod group;

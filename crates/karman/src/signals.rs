@@ -8,11 +8,12 @@ pub(crate) fn stop_on_signals() -> CancellationToken {
     let stop = CancellationToken::new();
     let signalled = stop.clone();
     // Lives as long as the runtime, which is as long as the command.
-    tokio::spawn(async move {
-        match signals::stop().await {
-            Ok(()) => signalled.cancel(),
-            Err(error) => eprintln!("karman: signals are not heeded: {error}"),
-        }
-    });
+    match signals::stop() {
+        Ok(stopped) => drop(tokio::spawn(async move {
+            stopped.await;
+            signalled.cancel();
+        })),
+        Err(error) => eprintln!("karman: signals are not heeded: {error}"),
+    }
     stop
 }

@@ -1,10 +1,14 @@
 //! What a namesrv can be told. Keys are RocketMQ's where RocketMQ has one.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use karman_remoting::config::Unusable;
 use karman_remoting::server::TlsMode;
+use karman_remoting::validate;
 use serde::{Deserialize, Serialize};
+
+use crate::controller::{ControllerOptions, parse_peers};
 
 /// The configuration of one namesrv.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -28,6 +32,23 @@ pub struct NamesrvConfig {
     pub tls_server_cert_path: String,
     /// Private key as PEM.
     pub tls_server_key_path: String,
+    /// Whether this namesrv is one of the controllers.
+    #[serde(rename = "enableControllerInNamesrv")]
+    pub enable_controller_in_namesrv: bool,
+    /// The controllers that form a group, by their namesrvs' addresses: `1-host:9876;2-host:9876;3-host:9876`. Later it is changed by
+    /// `karman cluster controllers set`.
+    pub controller_peers: String,
+    /// Which of them this one is.
+    pub controller_self_id: u64,
+    /// Names the group; controllers of another are refused.
+    #[serde(rename = "controllerDLegerGroup")]
+    pub controller_dleger_group: String,
+    /// What the controllers agree on is kept there.
+    pub controller_store_path: String,
+    /// A master that cannot renew for so long has no say any more. Milliseconds.
+    pub controller_lease_millis: u64,
+    /// Whether a broker that lacks acknowledged messages may become master when no other is left.
+    pub enable_elect_unclean_master: bool,
 }
 
 impl Default for NamesrvConfig {
@@ -42,6 +63,13 @@ impl Default for NamesrvConfig {
             tls_server_mode: TlsMode::Permissive,
             tls_server_cert_path: String::new(),
             tls_server_key_path: String::new(),
+            enable_controller_in_namesrv: false,
+            controller_peers: String::new(),
+            controller_self_id: 1,
+            controller_dleger_group: "karman".into(),
+            controller_store_path: "./karman-controller-data".into(),
+            controller_lease_millis: 1500,
+            enable_elect_unclean_master: false,
         }
     }
 }
@@ -73,7 +101,41 @@ impl NamesrvConfig {
         let both = self.tls_server_cert_path.is_empty() == self.tls_server_key_path.is_empty();
         let together = "set both tlsServerCertPath and tlsServerKeyPath, or none";
         check("tlsServerKeyPath", &self.tls_server_key_path, together, both);
+        if self.enable_controller_in_namesrv {
+            self.check_controller(&mut check);
+        }
         found
+    }
+
+    fn check_controller(&self, check: &mut impl FnMut(&'static str, &str, &'static str, bool)) {
+        let peers = parse_peers(&self.controller_peers);
+        let allowed = "1, 3, 5 or 7 controllers are allowed, each as ID-HOST:PORT, separated by ';': \
+                       1-host:9876;2-host:9876;3-host:9876";
+        check("controllerPeers", &self.controller_peers, allowed, peers.is_ok());
+        let id = self.controller_self_id;
+        let known = peers.map_or(id > 0, |peers| peers.contains_key(&id));
+        check("controllerSelfId", &id.to_string(), "it is an id out of controllerPeers", known);
+        let group = &self.controller_dleger_group;
+        let named = "1 to 127 of a-z A-Z 0-9 - _ . are allowed";
+        check("controllerDLegerGroup", group, named, validate::is_node_name(group));
+        let path = &self.controller_store_path;
+        check("controllerStorePath", path, "a directory is needed", !path.is_empty());
+        let millis = self.controller_lease_millis;
+        let allowed = "500 to 60000 milliseconds are allowed";
+        check("controllerLeaseMillis", &millis.to_string(), allowed, (500..=60_000).contains(&millis));
+    }
+
+    /// How to run the controller, if there is to be one.
+    pub(crate) fn controller(&self) -> Option<ControllerOptions> {
+        self.enable_controller_in_namesrv.then(|| ControllerOptions {
+            group: self.controller_dleger_group.clone(),
+            self_id: self.controller_self_id,
+            peers: parse_peers(&self.controller_peers).expect("a checked configuration names controllers"),
+            store_path: self.controller_store_path.clone().into(),
+            secret: self.cluster_secret.clone(),
+            lease: Duration::from_millis(self.controller_lease_millis),
+            unclean: self.enable_elect_unclean_master,
+        })
     }
 
     pub(crate) fn grpc_address(&self) -> SocketAddr {

@@ -34,10 +34,11 @@ fn main() -> anyhow::Result<()> {
     let namesrv = start(&loaded.config)?;
     let address = namesrv.address();
     let metrics = namesrv.metrics_address().map_or_else(|| "-".to_owned(), |address| address.to_string());
-    println!("karman ready endpoint={address} namesrv={address} metrics={metrics}");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        signals::stop().await.context("wait for a signal")?;
+        let stop = signals::stop().context("take signals")?;
+        println!("karman ready endpoint={address} namesrv={address} metrics={metrics}");
+        stop.await;
         namesrv.shutdown().await;
         Ok(())
     })

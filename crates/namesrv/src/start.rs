@@ -14,6 +14,7 @@ use karman_remoting::config::Unusable;
 use karman_remoting::front::Front;
 use karman_remoting::probe::{Probe, ProbeError};
 use karman_remoting::proto::karman::admin_server::AdminServer;
+use karman_remoting::proto::karman::controller_server::ControllerServer;
 use karman_remoting::proto::karman::registration_server::RegistrationServer;
 use karman_remoting::proto::v2::admin_server::AdminServer as PublicAdminServer;
 use karman_remoting::proto::v2::messaging_service_server::MessagingServiceServer;
@@ -28,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use crate::config::NamesrvConfig;
+use crate::controller::{Controller, ControllerError, ControllerStatus};
 use crate::registration::{RegistrationService, Registrations};
 
 /// Requests in flight may take this long to finish at the end.
@@ -48,6 +50,9 @@ pub enum StartError {
     /// The probe's port could not be opened.
     #[error(transparent)]
     Probe(#[from] ProbeError),
+    /// The controller cannot take part.
+    #[error("start the controller: {0}")]
+    Controller(#[from] ControllerError),
     /// The sweep's thread could not be made.
     #[error("start the sweep thread: {0}")]
     Sweep(#[source] std::io::Error),
@@ -61,6 +66,7 @@ pub struct Namesrv {
     stopping: CancellationToken,
     ready: Arc<AtomicBool>,
     sweep: JoinHandle<()>,
+    controller: Option<Controller>,
 }
 
 /// Starts a namesrv; it takes requests when this returns.
@@ -86,6 +92,14 @@ pub fn start(config: &NamesrvConfig) -> Result<Namesrv, StartError> {
         .max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
     let services =
         Routes::new(messaging).add_service(registration).add_service(admin).add_service(public_admin);
+    let controller = config.controller().map(|options| Controller::start(options, stopping.clone()));
+    let controller = controller.transpose()?;
+    let services = match &controller {
+        Some(controller) => services.add_service(
+            ControllerServer::new(controller.service()).max_decoding_message_size(MAX_DECODING_SIZE_BYTES),
+        ),
+        None => services,
+    };
     let server = Server::start(
         ServerOptions {
             name: "namesrv",
@@ -100,11 +114,11 @@ pub fn start(config: &NamesrvConfig) -> Result<Namesrv, StartError> {
         with_health_and_reflection(services),
     )?;
     let ready = Arc::new(AtomicBool::new(true));
-    let probe = open_probe(config, &ready, routes)?;
+    let probe = open_probe(config, &ready, routes, controller.as_ref().map(Controller::status))?;
     // Last: what was started before ends by being dropped when something behind it fails, a thread does not.
     let sweep = start_sweep(config, registrations, clients, stopping.clone())?;
     tracing::info!(address = %server.local_addr(), "namesrv started");
-    Ok(Namesrv { server, probe, stopping, ready, sweep })
+    Ok(Namesrv { server, probe, stopping, ready, sweep, controller })
 }
 
 /// A thread of its own: it drops silent brokers while the data thread is busy, which is when they fall silent.
@@ -138,18 +152,23 @@ fn open_probe(
     config: &NamesrvConfig,
     ready: &Arc<AtomicBool>,
     routes: SharedRoutes,
+    controller: Option<ControllerStatus>,
 ) -> Result<Option<Probe>, ProbeError> {
     let Some(address) = config.metrics_address() else { return Ok(None) };
     let (ready, learning) = (ready.clone(), routes.clone());
+    let told = controller.clone();
     let missing = move || {
         let is_stopping = (!ready.load(Ordering::Relaxed)).then_some("the namesrv is stopping");
         let is_learning = learning.is_learning().then_some("the brokers have had no time to register yet");
-        is_stopping.into_iter().chain(is_learning).map(str::to_owned).collect()
+        let failed = told.as_ref().and_then(ControllerStatus::failure);
+        let failed = failed.map(|why| format!("the controller has stopped: {why}"));
+        is_stopping.into_iter().chain(is_learning).map(str::to_owned).chain(failed).collect()
     };
     let metrics = move || {
         let brokers = routes.read().brokers().count();
+        let controller = controller.as_ref().map(ControllerStatus::metrics).unwrap_or_default();
         format!(
-            "# TYPE karman_brokers gauge\n# HELP karman_brokers Brokers in the route table.\nkarman_brokers {brokers}\n# EOF\n"
+            "# TYPE karman_brokers gauge\n# HELP karman_brokers Brokers in the route table.\nkarman_brokers {brokers}\n{controller}# EOF\n"
         )
     };
     Probe::start(address, missing, metrics).map(Some)
@@ -172,6 +191,9 @@ impl Namesrv {
         self.ready.store(false, Ordering::Relaxed);
         self.stopping.cancel();
         self.server.shutdown().await;
+        if let Some(controller) = self.controller {
+            controller.shutdown().await;
+        }
         // The sweep wakes by its token; it panics no more than the locks it takes.
         let _ = tokio::task::spawn_blocking(move || self.sweep.join()).await;
     }

@@ -1,13 +1,22 @@
 //! Who is master of each broker set, and who may become it: the state that the controllers agree on. Pure; the same
 //! commands in the same order give the same state on every controller ([`super::raft`] sees to the order).
 //!
-//! What holds after every command: epochs of a set only grow; there is at most one master for an epoch; a master is a
-//! member of its `in_sync`; and `in_sync` changes only in the epoch, and from the version, that its master named. A message that was
-//! acknowledged as replicated is with every member of `in_sync`, so each of them may be elected.
+//! What holds after every command: epochs of a set only grow, and lie behind all that its members' logs had when they joined; there
+//! is at most one master for an epoch; a master is a member of its `in_sync`; and `in_sync` grows only in the epoch, and from the
+//! version, that its master named. A message that was acknowledged as replicated is with every member of `in_sync`, so each of
+//! them may be elected. An election counts only in the term of the leader that decided it: what an earlier one knew of leases may be
+//! out of date.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
+
+/// Sets, and members of a set: more are refused, so that all of them fit in one message.
+pub const SETS_MAX: usize = 1024;
+/// See [`SETS_MAX`].
+pub const MEMBERS_MAX: usize = 32;
+/// A log cannot have had more masters than that.
+pub const EPOCH_MAX: u32 = u32::MAX / 2;
 
 /// A broker of a set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +34,9 @@ pub struct BrokerSet {
     pub cluster: String,
     /// Of the last master that was elected, or of the logs that the set began with.
     pub epoch: u32,
+    /// The last epoch that the log of a member had when it joined: the next master's is a later one. A member may come from where
+    /// there were masters that nobody here knows of.
+    pub epoch_before: u32,
     /// Who it is; `None`: nobody was elected yet.
     pub master: Option<i32>,
     /// Who has everything that was acknowledged, by `brokerId`.
@@ -61,6 +73,8 @@ pub enum Command {
         set: String,
         /// The epoch that ends.
         epoch: u32,
+        /// In which the leader that decided it leads; in another it changes nothing.
+        term: u64,
         /// `brokerId`
         master: i32,
         /// Though it may not have everything (`enableElectUncleanMaster`, or there was no master before).
@@ -130,6 +144,23 @@ pub enum Refused {
         /// `brokerId`
         id: i32,
     },
+    /// There is nobody who could say.
+    #[error("broker set {0:?} has no master yet")]
+    NoMaster(String),
+    /// Of the consensus: somebody else leads since.
+    #[error("it was decided in term {decided}, and this is term {term}")]
+    OtherTerm {
+        /// When it was decided.
+        decided: u64,
+        /// The one of the command.
+        term: u64,
+    },
+    /// There are too many already.
+    #[error("there are {0} already, as many as there may be")]
+    TooMany(usize),
+    /// No log has that.
+    #[error("{0} is no epoch of a log")]
+    IllegalEpoch(u32),
     /// A master cannot be missing from those in sync, nor be removed.
     #[error("broker {id} is the master of set {set:?}")]
     IsMaster {
@@ -150,29 +181,23 @@ impl Sets {
         self.0.get(set)
     }
 
-    /// Follows one command; `Err`: it changed nothing.
-    pub fn apply(&mut self, command: &Command) -> Result<(), Refused> {
+    /// Follows one command of that term; `Err`: it changed nothing.
+    pub fn apply(&mut self, command: &Command, term: u64) -> Result<(), Refused> {
         match command {
             Command::Join { set, cluster, id, member, epoch } => self.join(set, cluster, *id, member, *epoch),
-            Command::Elect { set, epoch, master, unclean, at_ms, reason } => {
+            Command::Elect { term: decided, .. } if *decided != term => {
+                Err(Refused::OtherTerm { decided: *decided, term })
+            }
+            Command::Elect { set, epoch, master, unclean, at_ms, reason, .. } => {
                 let own = self.at(set, *epoch, None)?;
-                if !own.members.contains_key(master) {
-                    return Err(Refused::UnknownMember { set: set.clone(), id: *master });
-                }
-                if !own.in_sync.contains(master) && !unclean {
-                    return Err(Refused::NotInSync { set: set.clone(), id: *master });
-                }
-                own.epoch += 1;
-                own.master = Some(*master);
-                // The others count again when they have what this one has.
-                own.in_sync = BTreeSet::from([*master]);
-                own.version += 1;
+                own.elect(set, *master, *unclean)?;
                 (own.elected_ms, own.reason) = (*at_ms, reason.clone());
                 Ok(())
             }
             Command::Sync { set, epoch, version, in_sync } => {
                 let own = self.at(set, *epoch, Some(*version))?;
-                if let Some(master) = own.master.filter(|master| !in_sync.contains(master)) {
+                let master = own.master.ok_or_else(|| Refused::NoMaster(set.clone()))?;
+                if !in_sync.contains(&master) {
                     return Err(Refused::IsMaster { set: set.clone(), id: master });
                 }
                 if let Some(id) = in_sync.iter().find(|id| !own.members.contains_key(id)) {
@@ -182,15 +207,7 @@ impl Sets {
                 own.version += 1;
                 Ok(())
             }
-            Command::Remove { set, id } => {
-                let own = self.0.get_mut(set).ok_or_else(|| Refused::UnknownSet(set.clone()))?;
-                if own.master == Some(*id) {
-                    return Err(Refused::IsMaster { set: set.clone(), id: *id });
-                }
-                own.members.remove(id);
-                own.version += u64::from(own.in_sync.remove(id));
-                Ok(())
-            }
+            Command::Remove { set, id } => self.remove(set, *id),
         }
     }
 
@@ -202,6 +219,12 @@ impl Sets {
         member: &Member,
         epoch: u32,
     ) -> Result<(), Refused> {
+        if epoch > EPOCH_MAX {
+            return Err(Refused::IllegalEpoch(epoch));
+        }
+        if self.0.len() >= SETS_MAX && !self.0.contains_key(set) {
+            return Err(Refused::TooMany(SETS_MAX));
+        }
         let own = self
             .0
             .entry(set.to_owned())
@@ -209,11 +232,33 @@ impl Sets {
         if own.cluster != cluster {
             return Err(Refused::OtherCluster { set: set.to_owned(), cluster: own.cluster.clone() });
         }
+        if own.members.len() >= MEMBERS_MAX && !own.members.contains_key(&id) {
+            return Err(Refused::TooMany(MEMBERS_MAX));
+        }
         own.members.insert(id, member.clone());
+        own.epoch_before = own.epoch_before.max(epoch);
         if own.master.is_none() {
             // It had masters before it had controllers.
-            own.epoch = own.epoch.max(epoch);
+            own.epoch = own.epoch_before;
         }
+        Ok(())
+    }
+
+    /// The master goes last; the set goes with it.
+    fn remove(&mut self, set: &str, id: i32) -> Result<(), Refused> {
+        let own = self.0.get_mut(set).ok_or_else(|| Refused::UnknownSet(set.to_owned()))?;
+        if !own.members.contains_key(&id) {
+            return Err(Refused::UnknownMember { set: set.to_owned(), id });
+        }
+        if own.members.len() == 1 {
+            self.0.remove(set);
+            return Ok(());
+        }
+        if own.master == Some(id) {
+            return Err(Refused::IsMaster { set: set.to_owned(), id });
+        }
+        own.members.remove(&id);
+        own.version += u64::from(own.in_sync.remove(&id));
         Ok(())
     }
 
@@ -226,3 +271,23 @@ impl Sets {
         Ok(own)
     }
 }
+
+impl BrokerSet {
+    fn elect(&mut self, set: &str, master: i32, unclean: bool) -> Result<(), Refused> {
+        if !self.members.contains_key(&master) {
+            return Err(Refused::UnknownMember { set: set.to_owned(), id: master });
+        }
+        if !self.in_sync.contains(&master) && !unclean {
+            return Err(Refused::NotInSync { set: set.to_owned(), id: master });
+        }
+        self.epoch = self.epoch.max(self.epoch_before) + 1;
+        self.master = Some(master);
+        // The others count again when they have what this one has.
+        self.in_sync = BTreeSet::from([master]);
+        self.version += 1;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
