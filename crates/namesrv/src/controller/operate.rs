@@ -27,6 +27,7 @@ const RELAY_TIMEOUT: Duration = Duration::from_secs(40);
 /// How long a hand-over, or the election around a dead master, may take; operators wait a little longer.
 const ELECT_TIMEOUT: Duration = Duration::from_secs(6);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(3);
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(1);
 /// A new controller has so long to get what was agreed.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(15);
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -81,10 +82,13 @@ pub(super) async fn describe(
     if let Some(answer) = relayed!(lead, metadata, describe_controller, message) {
         return Ok(answer);
     }
-    let leads = lead.with(|leases, sets, now| {
+    // A new leader may not have followed everything yet.
+    let is_current = lead.term().borrow().is_some() && lead.consensus.leads_still(CONFIRM_TIMEOUT).await;
+    let known = lead.with(|leases, sets, now| {
         let sets = sets.0.iter();
         sets.map(|(name, set)| set_state(name, set, Some((&*leases, now)))).collect::<Vec<_>>()
     });
+    let leads = known.filter(|_| is_current);
     let status = if leads.is_some() { status::ok() } else { nobody_leads(lead) };
     let sets = leads.unwrap_or_else(|| {
         let sets = lead.consensus.agreed.sets.lock();

@@ -4,7 +4,6 @@
 
 mod broker;
 mod cluster;
-mod files;
 mod operators;
 
 use std::time::{Duration, Instant};
