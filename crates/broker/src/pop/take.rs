@@ -97,7 +97,7 @@ pub struct Taken {
     pub dead: Vec<Position>,
     /// The scan ended before the end of the queues: ask again at once.
     pub more: bool,
-    /// Something could not be read: ask again after [`UNREADABLE_MS`].
+    /// Something could not be read: ask again after `UNREADABLE_MS`.
     pub unreadable: bool,
 }
 

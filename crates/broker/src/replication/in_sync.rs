@@ -1,4 +1,4 @@
-//! Which slaves count, and how far all of them are: pure, the time is an argument. Owned by [`super::Followers`], behind
+//! Which slaves count, and how far all of them are: pure, the time is an argument. Owned by `Followers`, behind
 //! its lock.
 //!
 //! A slave counts from when it has all that can be seen, until it is gone or was behind for longer than

@@ -1,5 +1,5 @@
 //! When a master is to be replaced, and by whom: what the leading controller knows beside the state that all agree on. Pure:
-//! the time is an argument, and an election comes back as a command. Owned by [`super::lead`], behind its lock; forgotten when
+//! the time is an argument, and an election comes back as a command. Owned by `lead.rs`, behind its lock; forgotten when
 //! leadership is.
 //!
 //! **Two masters of a set never acknowledge at the same time.** A master acknowledges until `lease`, less the drift that is

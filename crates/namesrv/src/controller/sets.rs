@@ -1,5 +1,5 @@
 //! Who is master of each broker set, and who may become it: the state that the controllers agree on. Pure; the same
-//! commands in the same order give the same state on every controller ([`super::raft`] sees to the order).
+//! commands in the same order give the same state on every controller (`raft.rs` sees to the order).
 //!
 //! What holds after every command: epochs of a set only grow, and lie behind all that its members' logs had when they joined; there
 //! is at most one master for an epoch; a master is a member of its `in_sync`; and `in_sync` grows only in the epoch, and from the
