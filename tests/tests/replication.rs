@@ -86,6 +86,10 @@ fn a_sync_master_answers_when_a_slave_has_it_and_refuses_without_one() {
     assert_eq!(send(&door, "orders", "B", 10), Code::Ok);
     assert_eq!(ids_of(&door, "orders", "g", 51).len(), 51);
 
+    let topic =
+        TopicConfig { name: "local".into(), durability: Durability::Disk.into(), ..Default::default() };
+    assert_eq!(raw.make_topic(topic).code(), Code::Ok);
+
     cluster.slaves[0].kill();
     let mut sent = 51;
     until("sends are refused", DEADLINE, || {
@@ -96,10 +100,8 @@ fn a_sync_master_answers_when_a_slave_has_it_and_refuses_without_one() {
         (code == Code::HaNotAvailable).then_some(())
     });
     assert_eq!(send(&raw, "orders", "refused", 10), Code::HaNotAvailable);
-    // What does not ask for it goes on.
-    let topic =
-        TopicConfig { name: "local".into(), durability: Durability::Disk.into(), ..Default::default() };
-    assert_eq!(raw.make_topic(topic).code(), Code::Ok);
+    // What does not ask for it goes on, also behind one that waits for the slave.
+    assert_eq!(send(&raw, "local", "L", 10), Code::Ok);
 
     cluster.slaves[0].start();
     wait_in_sync(&cluster, 1);
