@@ -68,6 +68,10 @@ pub struct Pop {
     queues: Vec<PopQueue>,
     /// When something becomes visible again. Entries are not removed when they are overtaken; each is checked when due.
     due: BinaryHeap<Reverse<(u64, Position)>>,
+    /// With more than so many in `due` it is asked whether too many are overtaken: that looks at every queue.
+    due_max: usize,
+    /// Some queue may have an `order`.
+    has_order: bool,
     /// The queue to begin with, so that none is preferred.
     turn: usize,
     /// Where the search for dead messages that nobody asks for goes on.
@@ -114,6 +118,8 @@ impl Pop {
         Self {
             queues,
             due: BinaryHeap::new(),
+            due_max: take::DUE_SLACK,
+            has_order: false,
             turn: 0,
             swept: Position { queue_id: 0, offset: 0 },
             recorder: Recorder::default(),

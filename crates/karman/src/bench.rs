@@ -4,11 +4,13 @@
 
 mod ceiling;
 mod consume;
+mod dev_node;
 mod disk;
 mod latency;
 mod load;
 mod produce;
 mod report;
+mod scale;
 mod template;
 
 use std::time::Duration;
@@ -55,6 +57,11 @@ of the time from a send to its arrival at a consumer, on one clock.\n{KEYS}\n  k
     /// Everything in turn, several times, against a node of its own: medians and ratios
     #[command(after_help = "Example:\n  karman bench report --rounds 5 --seconds 5")]
     Report(report::ReportArgs),
+    /// What a delivered message costs the server with few and many queues, with little and much in flight
+    #[command(after_help = format!("\
+With -o json: one object with rounds, messages, and rows of name, server_cpu_us_per_message, ratio.\n
+Example:\n  karman bench scale --rounds 5"))]
+    Scale(scale::ScaleArgs),
     /// The server of `ceiling`: prints its address, ends with its stdin
     #[command(hide = true)]
     Echo,
@@ -212,6 +219,7 @@ pub(crate) async fn run(command: BenchCommand, node: &Node, format: Format) -> a
         BenchCommand::Ceiling { load } => ceiling::run(load, format).await,
         BenchCommand::Latency(args) => latency::run(args, node, format).await,
         BenchCommand::Report(args) => report::run(args, format).await,
+        BenchCommand::Scale(args) => scale::run(args, format).await,
         BenchCommand::Echo => ceiling::echo().await,
     }
 }

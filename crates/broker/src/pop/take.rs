@@ -124,6 +124,10 @@ impl Pop {
 
     /// Makes every queue as orderly as the group is now.
     fn put_in_order(&mut self, orderly: bool, around: &impl Surroundings) {
+        if !orderly && !self.has_order {
+            return;
+        }
+        self.has_order = orderly;
         let mut changed = false;
         for (queue_id, queue) in self.queues.iter_mut().enumerate() {
             if !orderly {
@@ -148,8 +152,12 @@ impl Pop {
 
     /// Acknowledged messages leave their times behind; when these outnumber what is in flight they are thrown out.
     fn compact(&mut self) {
+        if self.due.len() <= self.due_max {
+            return;
+        }
         let inflight: usize = self.queues.iter().map(|queue| queue.inflight.len()).sum();
-        if self.due.len() > 2 * inflight + DUE_SLACK {
+        self.due_max = 2 * inflight + DUE_SLACK;
+        if self.due.len() > self.due_max {
             self.schedule();
         }
     }
@@ -284,11 +292,11 @@ impl Pop {
     }
 
     fn take_new(&mut self, ask: &Take, around: &impl Surroundings, taken: &mut Taken) {
-        let mut scan_left = ask.scan_max;
+        let (mut scan_left, mut entries) = (ask.scan_max, Vec::with_capacity(SCAN_STEP));
         let count = self.queues.len();
         for step in 0..count {
             let queue_id = if ask.last_queue_first { count - 1 - step } else { (self.turn + step) % count };
-            self.take_new_of(queue_id, ask, around, &mut scan_left, taken);
+            self.take_new_of(queue_id, ask, around, &mut entries, &mut scan_left, taken);
             if taken.deliveries.len() >= ask.max {
                 self.turn = (queue_id + 1) % count;
                 return;
@@ -305,6 +313,7 @@ impl Pop {
         queue_id: usize,
         ask: &Take,
         around: &impl Surroundings,
+        entries: &mut Vec<Entry>,
         scan_left: &mut usize,
         taken: &mut Taken,
     ) {
@@ -314,11 +323,10 @@ impl Pop {
             taken.unreadable = true;
             return;
         }
-        let mut entries = Vec::with_capacity(SCAN_STEP);
         while *scan_left > 0 && taken.deliveries.len() < ask.max && queue.inflight.len() < ask.inflight_max {
             let want = (ask.max - taken.deliveries.len()).clamp(16, SCAN_STEP).min(*scan_left);
             entries.clear();
-            match around.entries(number, QueueOffset(queue.next), want, &mut entries) {
+            match around.entries(number, QueueOffset(queue.next), want, entries) {
                 Err(NoEntries::Gone { minimum }) if minimum > queue.next => {
                     self.recorder.skip(number, queue.next..minimum);
                     queue.next = minimum;

@@ -43,6 +43,8 @@ pub(crate) async fn start_child(arguments: &[&str]) -> anyhow::Result<(Child, St
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
+        // A hundred topics are a hundred lines between the figures.
+        .env("RUST_LOG", "warn")
         .kill_on_drop(true)
         .spawn()
         .context("start another process of this program")?;

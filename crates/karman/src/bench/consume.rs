@@ -253,6 +253,22 @@ impl Reader {
         }
     }
 
+    /// Takes `count` messages and keeps them for `time`.
+    pub(crate) async fn hold(mut self, count: u64, time: Duration) -> Result<(), String> {
+        self.receive.invisible_duration = prost_types::Duration::try_from(time).ok();
+        let mut held = 0;
+        while held < count {
+            let left = i32::try_from(count - held).unwrap_or(i32::MAX);
+            self.receive.batch_size = left.min(self.receive.batch_size);
+            let (entries, _) = self.receive(&mut |_, _| {}).await?;
+            if entries.is_empty() {
+                return Err(format!("there were only {held} of {count} messages to hold"));
+            }
+            held += entries.len() as u64;
+        }
+        Ok(())
+    }
+
     fn request<T>(&self, message: T, timeout: Duration) -> Request<T> {
         let mut request = Request::new(message);
         *request.metadata_mut() = self.headers.clone();
@@ -262,6 +278,20 @@ impl Reader {
 
     async fn round(&mut self, arrived: &mut impl FnMut(&[u8], Instant)) -> Result<(), String> {
         let start = Instant::now();
+        let (entries, bytes) = self.receive(arrived).await?;
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let micros = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.shared.latency.lock().saturating_record(micros);
+        self.acknowledge(entries, bytes).await
+    }
+
+    /// What one receive brings, for its acknowledgement, and the bytes of the bodies.
+    async fn receive(
+        &mut self,
+        arrived: &mut impl FnMut(&[u8], Instant),
+    ) -> Result<(Vec<v2::AckMessageEntry>, u64), String> {
         let request = self.request(self.receive.clone(), CALL_TIMEOUT);
         let mut frames =
             self.service.receive_message(request).await.map_err(|status| told(&status))?.into_inner();
@@ -284,11 +314,10 @@ impl Reader {
                 Some(Content::DeliveryTimestamp(_)) | None => {}
             }
         }
-        if entries.is_empty() {
-            return Ok(());
-        }
-        let micros = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.shared.latency.lock().saturating_record(micros);
+        Ok((entries, bytes))
+    }
+
+    async fn acknowledge(&mut self, entries: Vec<v2::AckMessageEntry>, bytes: u64) -> Result<(), String> {
         let count = entries.len() as u64;
         let topic = self.receive.message_queue.as_ref().and_then(|queue| queue.topic.clone());
         let ack = v2::AckMessageRequest { group: self.receive.group.clone(), topic, entries };

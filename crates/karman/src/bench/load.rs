@@ -306,7 +306,7 @@ impl Sender {
     }
 }
 
-fn refusal(response: &v2::SendMessageResponse) -> Option<String> {
+pub(super) fn refusal(response: &v2::SendMessageResponse) -> Option<String> {
     let status = response.status.as_ref()?;
     (status.code != v2::Code::Ok as i32)
         .then(|| format!("{} ({})", status.message, status.code().as_str_name()))

@@ -3,19 +3,18 @@
 //! Machines have moods. What is to be compared is measured side by side, several times, and told as medians; a ratio is
 //! the median of the ratios of each round. Each round has a fresh node, so that none inherits what another left.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
 use karman_remoting::proto::karman as v1;
-use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
-use super::ceiling::{start_child, value_of};
+use super::dev_node::{DevNode, directory};
 use super::latency::LatencyFigures;
 use super::{Figures, columns, disk, micros, rounded};
 use crate::node::Node;
@@ -31,7 +30,6 @@ const BATCH: &str = "32";
 const SMALL_BATCH: &str = "8";
 /// What 64 requests of 32 messages of 1 KiB bring to the disk while one fdatasync takes its time.
 const DISK_CHUNK_BYTES: usize = 64 * 32 * 1024;
-const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ReportArgs {
@@ -107,13 +105,11 @@ pub(crate) async fn run(args: ReportArgs, format: Format) -> anyhow::Result<()> 
 
 /// One round; `None` when it was ended before it was complete.
 async fn round(args: &ReportArgs, stop: &CancellationToken) -> anyhow::Result<Option<Round>> {
-    let dir = tempfile::Builder::new()
-        .prefix("karman-bench-")
-        .tempdir_in(&args.data)
-        .with_context(|| format!("make a directory in {:?}", args.data))?;
+    let dir = directory(&args.data)?;
     let seconds = args.seconds.to_string();
     let ceiling: Figures = bench(&["ceiling", "--seconds", &seconds], None).await?;
-    let node = DevNode::start(dir.path()).await?;
+    let topics = [TOPIC.to_owned(), LATENCY_TOPIC.to_owned(), format!("{FIFO_TOPIC}:fifo")];
+    let node = DevNode::start(dir.path(), &topics).await?;
     let endpoint = Some(node.endpoint.as_str());
     let produce: Figures = bench(&["produce", TOPIC, "--seconds", &seconds], endpoint).await?;
     let consume = bench(&["consume", TOPIC, "--batch", SMALL_BATCH, "--seconds", &seconds], endpoint).await?;
@@ -181,51 +177,6 @@ async fn bench<T: DeserializeOwned>(arguments: &[&str], endpoint: Option<&str>) 
     let output = command.output().await.with_context(|| format!("run karman bench {what}"))?;
     anyhow::ensure!(output.status.success(), "karman bench {what} failed: {}", output.status);
     serde_json::from_slice(&output.stdout).with_context(|| format!("read the figures of karman bench {what}"))
-}
-
-/// `karman dev` as a process of its own.
-struct DevNode {
-    child: Child,
-    endpoint: String,
-}
-
-impl DevNode {
-    async fn start(dir: &Path) -> anyhow::Result<Self> {
-        let data = dir.join("data");
-        let data = data.to_str().context("the name of the directory is not UTF-8")?;
-        let any = "127.0.0.1:0";
-        let (child, line) = start_child(&[
-            "dev",
-            "--data",
-            data,
-            "--grpc",
-            any,
-            "--namesrv",
-            any,
-            "--internal",
-            any,
-            "--metrics",
-            any,
-            "--topic",
-            TOPIC,
-            "--topic",
-            LATENCY_TOPIC,
-            "--topic",
-            &format!("{FIFO_TOPIC}:fifo"),
-        ])
-        .await?;
-        Ok(Self { child, endpoint: value_of(&line, "endpoint")? })
-    }
-
-    async fn stop(mut self) -> anyhow::Result<()> {
-        let pid = self.child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
-        kill_process(pid.context("the node ended by itself")?, Signal::TERM)?;
-        let status = tokio::time::timeout(STOP_TIMEOUT, self.child.wait()).await;
-        let status = status
-            .with_context(|| format!("the node did not stop within {} s", STOP_TIMEOUT.as_secs()))??;
-        anyhow::ensure!(status.success(), "the node did not stop in order: {status}");
-        Ok(())
-    }
 }
 
 fn summary(args: &ReportArgs, rounds: &[Round]) -> ReportJson {
@@ -314,7 +265,7 @@ fn print(report: &ReportJson) -> anyhow::Result<()> {
 }
 
 /// The middle of `values`, or the mean of the two in the middle; 0 of none.
-fn median(mut values: Vec<f64>) -> f64 {
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let half = values.len() / 2;
     match values.len() {
