@@ -180,7 +180,7 @@ impl Maintenance {
         wanted.rebuild.iter().try_for_each(|&base| rebuild_index(&self.log, base))?;
         let awaited = self.cleanup.work(self.snapshots.before)?;
         let has_grown = self.log.progress.applied() != self.snapshots.newest;
-        if self.is_snapshot_due() || (awaited && has_grown) {
+        if (self.is_snapshot_due() || (awaited && has_grown)) && self.log.state_lacks_from.is_none() {
             self.last_snapshot = Instant::now();
             self.take_snapshot()?.unwrap_or_else(|error| tracing::warn!(%error, "no room for a snapshot"));
         }
@@ -204,7 +204,7 @@ impl Maintenance {
         };
         self.log.flush_written().map_err(poisoned)?;
         self.seal_filled().map_err(poisoned)?;
-        if self.log.progress.applied() != self.snapshots.newest {
+        if self.log.progress.applied() != self.snapshots.newest && self.log.state_lacks_from.is_none() {
             let taken = self.take_snapshot().map_err(poisoned)?;
             taken.map_err(|error| CloseError::Snapshot(Arc::new(error)))?;
         }
