@@ -211,6 +211,11 @@ impl BrokerConfig {
         self.broker_role == "SLAVE"
     }
 
+    /// By its role there is another broker with the same log.
+    pub fn has_replicas(&self) -> bool {
+        self.broker_role != "ASYNC_MASTER" || !self.controllers().is_empty()
+    }
+
     /// Where the controllers are.
     pub fn controllers(&self) -> Vec<String> {
         let addresses = self.controller_addr.split(';').map(str::trim);

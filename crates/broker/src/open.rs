@@ -55,6 +55,7 @@ pub fn store_config(config: &BrokerConfig) -> StoreConfig {
         segment_size_bytes: config.mapped_file_size_commit_log,
         flush_interval: Duration::from_millis(config.flush_interval_commit_log),
         retention: config.retention(),
+        mends: config.has_replicas(),
         scrub_bytes_per_second: config.scrub_rate_bytes_per_second,
         ..StoreConfig::new(Path::new(&config.store_path_root_dir).join("store"))
     }

@@ -17,6 +17,7 @@ use crate::broker::Broker;
 use crate::catalog::Topic;
 use crate::catalog_writer::QUEUE_NUMS_MAX;
 use crate::config::RESERVED_HOURS_MAX;
+use crate::replication::repair::repaired_bytes;
 use crate::process;
 use crate::refuse;
 use crate::service::{lite, verify};
@@ -340,6 +341,7 @@ impl Broker {
             replicas,
             in_sync_count: u32::try_from(in_sync).unwrap_or(u32::MAX),
             in_sync_needed: u32::try_from(needed).unwrap_or(u32::MAX),
+            repaired_bytes: repaired_bytes(&self.store),
         }
     }
 }

@@ -10,8 +10,10 @@ use karman_remoting::channel::ChannelPool;
 use karman_remoting::clients::ClientRegistry;
 use karman_remoting::front::{Front, Local};
 use karman_remoting::proto::karman::admin_server::AdminServer;
+use karman_remoting::proto::karman::repair_server::RepairServer;
 use karman_remoting::proto::karman::replication_server::ReplicationServer;
 use karman_remoting::proto::karman::route_change::Change as RouteChanged;
+use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::karman::{BrokerIdentity, BrokerState, RouteChange};
 use karman_remoting::proto::v2::admin_server::AdminServer as PublicAdminServer;
 use karman_remoting::proto::v2::messaging_service_server::MessagingServiceServer;
@@ -43,6 +45,7 @@ use crate::registration::{Own, Registrations};
 use crate::replication::Followers;
 use crate::replication::attend::Attending;
 use crate::replication::master::ReplicationService;
+use crate::replication::repair::{RepairService, Repairs};
 use crate::service::admin::AdminService;
 use crate::service::messaging::Messaging;
 use crate::service::transaction::checks;
@@ -84,6 +87,7 @@ pub(super) fn start(
     let registered = register(config, registrations, &control);
     control.spawn(control::sweep(broker.clone()));
     control.spawn(control::sweep_followers(broker.clone()));
+    control.spawn(repair(config, &broker));
     if let Some(attending) = attending {
         control.spawn(control::agree(broker.clone(), config.broker_id, attending));
     }
@@ -208,7 +212,13 @@ fn open_for(
         flush: broker.durability == Durability::ReplicatedDisk,
         stopping: broker.stopping.clone(),
     });
-    let inside = outside.clone().add_service(replication);
+    let repair = RepairServer::new(RepairService {
+        store: Arc::new(Mutex::new(Arc::downgrade(&broker.store))),
+        cluster: config.broker_cluster_name.clone(),
+        broker_name: config.broker_name.clone(),
+        secret: config.cluster_secret.clone(),
+    });
+    let inside = outside.clone().add_service(replication).add_service(repair);
     open_doors(
         config,
         takes_over,
@@ -226,6 +236,24 @@ fn announce(broker: &Broker, identity: BrokerIdentity) {
         groups: broker.catalog.groups().iter().map(|group| group.config.clone()).collect(),
     };
     broker.routes.apply(RouteChange { change: Some(RouteChanged::Joined(state)) });
+}
+
+/// Fetches from its slaves what is damaged of its log.
+fn repair(config: &BrokerConfig, broker: &Arc<Broker>) -> impl Future<Output = ()> + use<> {
+    let own = v1::Replica {
+        cluster: config.broker_cluster_name.clone(),
+        broker_name: config.broker_name.clone(),
+        ..Default::default()
+    };
+    let repairs = Repairs::new(broker.store.clone(), own, config.cluster_secret.clone());
+    let (followers, stopping) = (broker.followers.clone(), broker.stopping.clone());
+    async move {
+        if stopping.run_until_cancelled(repairs.run(move || followers.in_sync())).await.is_some() {
+            tracing::warn!(
+                "all that was damaged is repaired; restart this broker, or hand over: topics, groups and progress lack what was"
+            );
+        }
+    }
 }
 
 fn start_delivery(broker: &Broker) -> Result<JoinHandle<()>, StartError> {

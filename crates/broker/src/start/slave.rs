@@ -11,6 +11,7 @@ use karman_remoting::clients::ClientRegistry;
 use karman_remoting::front::Front;
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::karman::admin_server::AdminServer;
+use karman_remoting::proto::karman::repair_server::RepairServer;
 use karman_remoting::proto::v2::messaging_service_server::MessagingServiceServer;
 use karman_remoting::relay::Peers;
 use karman_remoting::route_table::SharedRoutes;
@@ -28,6 +29,7 @@ use crate::metrics;
 use crate::open::Opened;
 use crate::registration::{Own, Registrations};
 use crate::replication::attend::Attending;
+use crate::replication::repair::{OpenStore, RepairService};
 use crate::replication::slave;
 
 /// What a slave has beside what every node has.
@@ -55,8 +57,17 @@ pub(super) fn start(
     let front = Front::new(routes.clone(), clients, peers, None, stopping.clone());
     let messaging = MessagingServiceServer::new(front).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
     let admin = AdminServer::new(admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
-    let services = with_health_and_reflection(Routes::new(messaging).add_service(admin));
-    let (clients, internal) = open_doors(config, takes_over, &control, services.clone(), services)?;
+    let outside = Routes::new(messaging).add_service(admin);
+    let store = OpenStore::default();
+    let repair = RepairServer::new(RepairService {
+        store: store.clone(),
+        cluster: config.broker_cluster_name.clone(),
+        broker_name: config.broker_name.clone(),
+        secret: config.cluster_secret.clone(),
+    });
+    let inside = with_health_and_reflection(outside.clone().add_service(repair));
+    let outside = with_health_and_reflection(outside);
+    let (clients, internal) = open_doors(config, takes_over, &control, outside, inside)?;
     let started_ms = Clock::default().started_ms();
     let (outside, inside) = (clients.local_addr(), internal.local_addr());
     let identity = identity(config, config.broker_id, (outside, inside), started_ms, 0);
@@ -80,6 +91,7 @@ pub(super) fn start(
         routes,
         attending,
         status: status.clone(),
+        store,
         failed,
         stopping: stopping.clone(),
     };
