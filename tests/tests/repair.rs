@@ -76,7 +76,8 @@ fn flipped_bits_and_missing_segments_of_master_and_slave_are_repaired_while_they
     cluster.create_topic("t");
     let raw = Raw::connect(&cluster.brokers[0].endpoint());
     for number in 0..MESSAGES {
-        let message = v2::Message { body: vec![7; BODY_BYTES].into(), ..message("t", &format!("M{number:02}")) };
+        let message =
+            v2::Message { body: vec![7; BODY_BYTES].into(), ..message("t", &format!("M{number:02}")) };
         assert_eq!(raw.send(&[message]).status.unwrap().code(), Code::Ok);
     }
     wait_in_sync(&cluster);
@@ -99,7 +100,9 @@ fn flipped_bits_and_missing_segments_of_master_and_slave_are_repaired_while_they
         let all = broker["repaired_bytes"].as_u64().unwrap() > SEGMENT_BYTES + BODY_BYTES as u64;
         (all && broker["damaged_bytes"] == 0).then_some(())
     });
-    until("the slave is repaired", DEADLINE, || (slave.log().matches("is repaired from").count() >= 2).then_some(()));
+    until("the slave is repaired", DEADLINE, || {
+        (slave.log().matches("is repaired from").count() >= 2).then_some(())
+    });
 
     let report = || -> serde_json::Value {
         serde_json::from_str(&cluster.karman(&["-o", "json", "store", "verify", "--live"])).unwrap()

@@ -15,7 +15,7 @@ use crate::lite::topics::LiteTopics;
 use crate::progress::ProgressTable;
 
 /// See the module's comment. A slave keeps all of it up to date, so that it can serve the moment it is a master.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Opened {
     /// The log.
     pub store: Arc<Store>,

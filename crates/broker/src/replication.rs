@@ -54,7 +54,10 @@ impl Followers {
     /// Internal addresses of the slaves that have all that can be seen.
     pub fn in_sync(&self) -> Vec<String> {
         let set = self.set.lock();
-        set.followers().filter(|(_, follower)| follower.in_sync).map(|(_, follower)| follower.address.clone()).collect()
+        set.followers()
+            .filter(|(_, follower)| follower.in_sync)
+            .map(|(_, follower)| follower.address.clone())
+            .collect()
     }
 
     /// So many must have what asks for replicas, the master included.

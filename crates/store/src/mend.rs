@@ -48,7 +48,9 @@ impl Store {
     /// The projections lack what was damaged at the start, though all of that is mended now: they get it when the store is
     /// opened anew.
     pub fn wants_reopening(&self) -> bool {
-        self.log.state_lacks_from.is_some_and(|from| !self.log.damages.list().iter().any(|damage| damage.to > from))
+        self.log
+            .state_lacks_from
+            .is_some_and(|from| !self.log.damages.list().iter().any(|damage| damage.to > from))
     }
 
     /// For another broker's [`Store::mend`]: whole confirmed records from `from` on, where one starts, up to about
@@ -129,10 +131,12 @@ impl CommitLog {
         let (mut at, mut used) = (damage.from, 0);
         while at < damage.to && used < bytes.len() {
             let invalid = |reason| MendError::Invalid { at, reason };
-            let head = bytes[used..].first_chunk::<HEADER_BYTES>().ok_or(invalid(record::Invalid::Length(0)))?;
+            let head =
+                bytes[used..].first_chunk::<HEADER_BYTES>().ok_or(invalid(record::Invalid::Length(0)))?;
             let room = segment.end() - at;
             let covered = record::checked_bytes(head, at, room).map_err(invalid)?;
-            let record = bytes.get(used..used + covered).ok_or(invalid(record::Invalid::Length(covered as u32)))?;
+            let record =
+                bytes.get(used..used + covered).ok_or(invalid(record::Invalid::Length(covered as u32)))?;
             let header = record::decode_checked(record, self.seal).map_err(invalid)?;
             match header.content {
                 Content::Lost => return Err(invalid(record::Invalid::Lost)),

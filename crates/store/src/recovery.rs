@@ -175,7 +175,11 @@ fn open_segments(
             for at in (end..base).step_by(length as usize) {
                 let made = Segment::create(disk.clone(), directory, at, length);
                 segments.push_back(Arc::new(made.map_err(OpenError::io("make a segment in", directory))?));
-                gaps.push(Damage { from: at, to: at + length, reason: "its segment file was missing".into() });
+                gaps.push(Damage {
+                    from: at,
+                    to: at + length,
+                    reason: "its segment file was missing".into(),
+                });
             }
         }
         end = segment.end();

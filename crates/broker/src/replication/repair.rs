@@ -54,8 +54,12 @@ impl Repair for RepairService {
         let v1::ReadRequest { replica, log_id, start } = request.into_inner();
         let replica = replica.ok_or_else(|| Status::invalid_argument("it does not say who it is"))?;
         if (&replica.cluster, &replica.broker_name) != (&self.cluster, &self.broker_name) {
-            let (v1::Replica { cluster, broker_name, .. }, own) = (&replica, (&self.cluster, &self.broker_name));
-            let what = format!("this is broker {:?} of cluster {:?}, not {broker_name:?} of {cluster:?}", own.1, own.0);
+            let (v1::Replica { cluster, broker_name, .. }, own) =
+                (&replica, (&self.cluster, &self.broker_name));
+            let what = format!(
+                "this is broker {:?} of cluster {:?}, not {broker_name:?} of {cluster:?}",
+                own.1, own.0
+            );
             return Err(Status::failed_precondition(what));
         }
         let store = self.store.lock().upgrade();
@@ -153,11 +157,13 @@ impl Repairs {
         let mut rest = Some(damage.from);
         while let Some(start) = rest {
             let log_id = self.store.log_id().0.to_vec();
-            let mut request = Request::new(v1::ReadRequest { replica: Some(self.own.clone()), log_id, start });
+            let mut request =
+                Request::new(v1::ReadRequest { replica: Some(self.own.clone()), log_id, start });
             metadata::add_secret(request.metadata_mut(), &self.secret);
             let read = broker.read(request).await;
             let read = read.map_err(|status| Failed::Refused { address: address.to_owned(), status })?;
-            let (store, records, source) = (self.store.clone(), read.into_inner().records, address.to_owned());
+            let (store, records, source) =
+                (self.store.clone(), read.into_inner().records, address.to_owned());
             let pause = Duration::from_micros(records.len() as u64 * 1_000_000 / BYTES_PER_SECOND);
             let mended = tokio::task::spawn_blocking(move || store.mend(start, &records, &source)).await;
             let mended = mended.map_err(|_| Failed::Panicked)?;

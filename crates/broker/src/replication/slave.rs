@@ -71,8 +71,10 @@ pub struct Slave {
     pub attending: Option<Arc<Attending>>,
     /// What it shows.
     pub status: Arc<Mutex<SlaveStatus>>,
-    /// What it has opened.
+    /// The store it has open, for whoever repairs its own.
     pub store: OpenStore,
+    /// All that it has opened, for reads of clients.
+    pub opened: Arc<Mutex<Option<Opened>>>,
     /// Why its store has failed, once it has.
     pub failed: watch::Sender<Option<Arc<str>>>,
     /// Ends it.
@@ -112,6 +114,7 @@ enum Ended {
 impl Slave {
     /// Until it is told to stop; gives back what it has opened.
     pub async fn run(self, mut opened: Option<Opened>) -> Option<Opened> {
+        self.has_opened(opened.as_ref());
         let mut pause = RETRY_MIN;
         while !self.stopping.is_cancelled() {
             let ended = tokio::select! {
@@ -152,6 +155,7 @@ impl Slave {
 
     /// The controllers hear how far the log is; others may read it.
     fn has_opened(&self, opened: Option<&Opened>) {
+        *self.opened.lock() = opened.cloned();
         *self.store.lock() = opened.map(|opened| Arc::downgrade(&opened.store)).unwrap_or_default();
         if let Some(attending) = &self.attending {
             attending.has_opened(opened.map(|opened| opened.store.clone()));

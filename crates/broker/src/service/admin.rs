@@ -17,9 +17,9 @@ use crate::broker::Broker;
 use crate::catalog::Topic;
 use crate::catalog_writer::QUEUE_NUMS_MAX;
 use crate::config::RESERVED_HOURS_MAX;
-use crate::replication::repair::repaired_bytes;
 use crate::process;
 use crate::refuse;
+use crate::replication::repair::repaired_bytes;
 use crate::service::{lite, verify};
 
 /// What the door calls.

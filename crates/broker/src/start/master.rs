@@ -1,5 +1,6 @@
 //! A broker that writes: it takes messages in and hands them out, and gives its log to slaves.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
@@ -9,11 +10,11 @@ use karman_remoting::admin_front::AdminFront;
 use karman_remoting::channel::ChannelPool;
 use karman_remoting::clients::ClientRegistry;
 use karman_remoting::front::{Front, Local};
+use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::karman::admin_server::AdminServer;
 use karman_remoting::proto::karman::repair_server::RepairServer;
 use karman_remoting::proto::karman::replication_server::ReplicationServer;
 use karman_remoting::proto::karman::route_change::Change as RouteChanged;
-use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::karman::{BrokerIdentity, BrokerState, RouteChange};
 use karman_remoting::proto::v2::admin_server::AdminServer as PublicAdminServer;
 use karman_remoting::proto::v2::messaging_service_server::MessagingServiceServer;
@@ -75,7 +76,10 @@ pub(super) fn start(
     lite.go_live();
     let control = Control::start().map_err(StartError::Thread)?;
     let (deltas, _) = broadcast::channel(DELTAS_MAX);
-    let broker = Arc::new(assemble(config, opened, &deltas, &control)?);
+    let dedupe = Arc::new(recent_ids(config, &opened.store, &Clock::default()));
+    let (broker, tasks) = assemble(config, opened, &deltas, dedupe)?;
+    tasks.into_iter().for_each(|task| control.spawn(task));
+    let broker = Arc::new(broker);
     // With controllers it was a slave before.
     let (clients, internal) = open_for(config, attending.is_some(), &broker, &control)?;
     let delivery = start_delivery(&broker)?;
@@ -104,29 +108,30 @@ pub(super) fn start(
     Ok(Running { role, clients, internal, probe, metrics, control, registered, ready, failed })
 }
 
-/// The parts, put together.
-fn assemble(
+/// What the writers of the catalog and of lite topics do.
+type Tasks = [Pin<Box<dyn Future<Output = ()> + Send>>; 2];
+
+/// The parts, put together, and what is to be run for those that write.
+pub(super) fn assemble(
     config: &BrokerConfig,
     opened: Opened,
     deltas: &broadcast::Sender<karman_remoting::proto::karman::BrokerDelta>,
-    control: &Control,
-) -> Result<Broker, StartError> {
+    dedupe: Arc<Dedupe>,
+) -> Result<(Broker, Tasks), StartError> {
     let Opened { store, catalog, progress, held, lite_topics, lite } = opened;
     let clock = Clock::default();
-    let dedupe = Arc::new(recent_ids(config, &store, &clock));
     let token_key = token_key(&catalog, &store).map_err(StartError::TokenKey)?;
     let routes = SharedRoutes::default();
     if !config.namesrv_addr.trim().is_empty() {
         routes.begin_to_learn();
     }
     let (deltas, name) = (deltas.clone(), config.broker_name.clone());
-    let (catalog_writer, task) =
+    let (catalog_writer, catalog_task) =
         CatalogWriter::new(catalog.clone(), store.clone(), routes.clone(), deltas, name);
-    control.spawn(task);
     let lite_topics_max = config.max_lite_topics as usize;
-    let (lite_writer, task) = LiteWriter::new(catalog.clone(), lite_topics, store.clone(), lite_topics_max);
-    control.spawn(task);
-    Ok(Broker {
+    let (lite_writer, lite_task) =
+        LiteWriter::new(catalog.clone(), lite_topics, store.clone(), lite_topics_max);
+    let broker = Broker {
         name: config.broker_name.as_str().into(),
         store_host: advertise::advertised(&config.advertised_address, address(&config.grpc_listen_address)),
         durability: config.durability(),
@@ -159,7 +164,8 @@ fn assemble(
         verifying: AtomicBool::new(false),
         redriving: AtomicBool::new(false),
         stopping: CancellationToken::new(),
-    })
+    };
+    Ok((broker, [Box::pin(catalog_task), Box::pin(lite_task)]))
 }
 
 /// The ids of what was stored in the last window; topics with a longer one begin with less.

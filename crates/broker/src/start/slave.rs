@@ -8,11 +8,11 @@ use std::thread::JoinHandle;
 use karman_remoting::admin_front::AdminFront;
 use karman_remoting::channel::ChannelPool;
 use karman_remoting::clients::ClientRegistry;
-use karman_remoting::front::Front;
+use karman_remoting::front::{Front, Standby};
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::karman::admin_server::AdminServer;
 use karman_remoting::proto::karman::repair_server::RepairServer;
-use karman_remoting::proto::v2::messaging_service_server::MessagingServiceServer;
+use karman_remoting::proto::v2::messaging_service_server::{MessagingService, MessagingServiceServer};
 use karman_remoting::relay::Peers;
 use karman_remoting::route_table::SharedRoutes;
 use karman_remoting::server::{MAX_DECODING_SIZE_BYTES, with_health_and_reflection};
@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
+use super::slave_reads::SlaveReads;
 use super::{Role, Running, SHUTDOWN_GRACE, StartError, identity, open_doors, open_probe, register};
 use crate::clock::Clock;
 use crate::config::BrokerConfig;
@@ -54,7 +55,13 @@ pub(super) fn start(
     }
     let peers = Peers::new(ChannelPool::new(), config.cluster_secret.clone());
     let admin = AdminFront::new(routes.clone(), peers.clone(), config.cluster_secret.clone(), None);
-    let front = Front::new(routes.clone(), clients, peers, None, stopping.clone());
+    let opened_now = Arc::new(Mutex::new(None));
+    let reads = config.slave_read_enable.then(|| {
+        let reads = SlaveReads::new(config, opened_now.clone(), stopping.clone());
+        Arc::new(reads) as Arc<dyn MessagingService>
+    });
+    let standby = Standby { broker_name: config.broker_name.clone(), reads };
+    let front = Front::new(routes.clone(), clients, peers, None, stopping.clone()).with_standby(standby);
     let messaging = MessagingServiceServer::new(front).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
     let admin = AdminServer::new(admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
     let outside = Routes::new(messaging).add_service(admin);
@@ -92,6 +99,7 @@ pub(super) fn start(
         attending,
         status: status.clone(),
         store,
+        opened: opened_now,
         failed,
         stopping: stopping.clone(),
     };
