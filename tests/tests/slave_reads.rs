@@ -2,10 +2,12 @@
 //! confirmed.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::process::Command;
 use std::time::Duration;
 
 use karman_remoting::proto::karman::TopicConfig;
 use karman_remoting::proto::v2::{self, Code};
+use karman_tests::cluster::program;
 use karman_tests::raw::{ids, message, receive_request, resource, seconds};
 use karman_tests::{Cluster, Raw, until};
 
@@ -80,6 +82,15 @@ fn a_slave_answers_reads_of_what_is_confirmed_when_its_master_is_gone_if_it_may(
     assert_eq!(door.get_offset(get()).offset, 7);
     let why = door.answered_by_slave(get()).unwrap();
     assert!(why.contains("the master of broker-a does not answer"), "{why}");
+    let endpoint = slave.endpoint();
+    let arguments = ["-e", &endpoint, "-o", "json", "message", "get", "t", "--id", "M07"];
+    let found = Command::new(program("karman")).args(arguments).output().unwrap();
+    let text = String::from_utf8_lossy(&found.stdout);
+    assert!(
+        found.status.success() && text.contains("M07"),
+        "{text}{}",
+        String::from_utf8_lossy(&found.stderr)
+    );
     // What has to be recorded, and all that a slave may not answer, is to be tried again.
     let again = Code::InternalServerError;
     let (status, messages) = door.receive(receive_request("t", "g", "broker-a"));

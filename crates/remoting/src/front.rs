@@ -28,7 +28,7 @@ mod everywhere;
 mod lite;
 mod queues;
 mod send;
-mod standby;
+pub(crate) mod standby;
 mod tokens;
 
 pub use self::send::home_weight;

@@ -60,6 +60,17 @@ impl Damages {
         }
     }
 
+    /// As [`Damages::add`], of one who began to read at `since_ms` (since 1970): what was mended from then on may have been
+    /// read before.
+    pub(crate) fn add_read(&self, damage: Damage, since_ms: u64) {
+        let is_mended =
+            |known: &Mended| known.mended_ms >= since_ms && known.from < damage.to && damage.from < known.to;
+        let is_mended = self.mended.lock().iter().any(is_mended);
+        if !is_mended {
+            self.add(damage);
+        }
+    }
+
     fn insert(&self, damage: Damage) -> bool {
         let mut list = self.list.write();
         let at = list.partition_point(|known| known.from < damage.from);
@@ -101,15 +112,17 @@ impl Damages {
 
     /// The front of a stretch, or all of it, is as it was written again.
     pub(crate) fn mend(&self, new: Mended) {
-        {
-            let mut list = self.list.write();
-            list.retain_mut(|known| {
-                if known.from == new.from {
-                    known.from = new.to;
-                }
-                known.from < known.to || known.from != new.to
-            });
-        }
+        let Mended { from, to, .. } = new;
+        self.remember(new);
+        self.list.write().retain_mut(|known| {
+            if known.from == from {
+                known.from = to;
+            }
+            known.from < known.to || known.from != to
+        });
+    }
+
+    fn remember(&self, new: Mended) {
         let mut all = self.mended.lock();
         if let Some(last) = all.back_mut()
             && (last.to, &last.source) == (new.from, &new.source)

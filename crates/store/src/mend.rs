@@ -8,7 +8,6 @@
 //! damaged as it was known to be, and does not poison the store: nobody was promised anything.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
@@ -16,6 +15,7 @@ use crate::commit_log::CommitLog;
 use crate::damage::Damage;
 use crate::error::{MendError, ReadError};
 use crate::record::{self, Content, HEADER_BYTES, Header};
+use crate::scrub::now_ms;
 use crate::segment::{PAGE_BYTES, Segment};
 use crate::{RawRecords, Store};
 
@@ -90,9 +90,7 @@ impl Store {
         put.map_err(|error| MendError::Device { path: segment.path().to_owned(), error: Arc::new(error) })?;
         let whole = damage.to.saturating_sub(end) < HEADER_BYTES as u64 && damage.to == segment.end();
         let to = if whole { damage.to } else { end };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let mended_ms = now.as_millis() as u64;
-        log.damages.mend(Mended { from, to, source: source.to_owned(), mended_ms });
+        log.damages.mend(Mended { from, to, source: source.to_owned(), mended_ms: now_ms() });
         if to < damage.to {
             return Ok(Some(to));
         }
@@ -116,11 +114,7 @@ impl CommitLog {
         }
         let bytes = Bytes::from(self.read_file(at, HEADER_BYTES as u32)?);
         let header = record::decode_checked(&bytes, self.seal);
-        let header = header.map_err(|reason| self.unreadable(at, HEADER_BYTES as u32, reason))?;
-        match header.content {
-            Content::Lost => Err(ReadError::Lost { from: at, to: header.end() }),
-            _ => Ok((header, bytes)),
-        }
+        Ok((header.map_err(|reason| self.unreadable(at, HEADER_BYTES as u32, reason))?, bytes))
     }
 
     /// Whether `bytes` are what was in front of the damage: records of this log, for this place, of masters that can have

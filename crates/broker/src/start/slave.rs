@@ -56,10 +56,14 @@ pub(super) fn start(
     let peers = Peers::new(ChannelPool::new(), config.cluster_secret.clone());
     let admin = AdminFront::new(routes.clone(), peers.clone(), config.cluster_secret.clone(), None);
     let opened_now = Arc::new(Mutex::new(None));
-    let reads = config.slave_read_enable.then(|| {
-        let reads = SlaveReads::new(config, opened_now.clone(), stopping.clone());
-        Arc::new(reads) as Arc<dyn MessagingService>
-    });
+    let reads = config
+        .slave_read_enable
+        .then(|| Arc::new(SlaveReads::new(config, opened_now.clone(), stopping.clone())));
+    let admin = match &reads {
+        Some(reads) => admin.with_standby(&config.broker_name, reads.clone()),
+        None => admin,
+    };
+    let reads = reads.map(|reads| reads as Arc<dyn MessagingService>);
     let standby = Standby { broker_name: config.broker_name.clone(), reads };
     let front = Front::new(routes.clone(), clients, peers, None, stopping.clone()).with_standby(standby);
     let messaging = MessagingServiceServer::new(front).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);

@@ -1,8 +1,10 @@
-//! What a slave reads of its own copy for clients when its master does not answer (`slaveReadEnable`): pulls, and offsets of
-//! queues and groups, below what its master has shown. It writes nothing. On the data threads.
+//! What a slave reads of its own copy when its master does not answer (`slaveReadEnable`): pulls, offsets of queues and groups, and
+//! operators' look-ups of messages, below what its master has shown. It writes nothing. On the data threads.
 
 use std::sync::Arc;
 
+use karman_remoting::proto::karman as v1;
+use karman_remoting::proto::karman::admin_server::Admin;
 use karman_remoting::proto::v2;
 use karman_remoting::proto::v2::messaging_service_server::MessagingService;
 use karman_remoting::status::Rejection;
@@ -17,6 +19,7 @@ use crate::broker::Broker;
 use crate::config::BrokerConfig;
 use crate::dedupe::Dedupe;
 use crate::open::Opened;
+use crate::service::admin::AdminService;
 use crate::service::messaging::Messaging;
 use crate::service::pull;
 
@@ -41,6 +44,10 @@ impl SlaveReads {
     }
 
     fn messaging(&self) -> Result<Messaging, Rejection> {
+        self.broker().map(Messaging)
+    }
+
+    fn broker(&self) -> Result<Arc<Broker>, Rejection> {
         let none = |why: &str| Rejection::PeerUnavailable {
             broker: self.config.broker_name.clone(),
             why: format!("its slave here {why}; try again later"),
@@ -48,7 +55,7 @@ impl SlaveReads {
         let opened = self.opened.lock().clone().ok_or_else(|| none("has no log open"))?;
         let mut broker = self.broker.lock();
         if let Some(broker) = broker.as_ref().filter(|broker| Arc::ptr_eq(&broker.store, &opened.store)) {
-            return Ok(Messaging(broker.clone()));
+            return Ok(broker.clone());
         }
         // A master records it before anything else; a slave records nothing.
         if opened.catalog.token_key().is_none() {
@@ -65,7 +72,7 @@ impl SlaveReads {
             broker = self.config.broker_name,
             "answers reads in place of its master, which does not"
         );
-        Ok(Messaging(made))
+        Ok(made)
     }
 }
 
@@ -97,6 +104,19 @@ impl MessagingService for SlaveReads {
     ) -> Result<Response<v2::QueryOffsetResponse>, Status> {
         match self.messaging() {
             Ok(messaging) => messaging.query_offset(request).await,
+            Err(rejection) => Ok(Response::new(rejection.into())),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for SlaveReads {
+    async fn query_messages(
+        &self,
+        request: Request<v1::QueryMessagesRequest>,
+    ) -> Result<Response<v1::QueryMessagesResponse>, Status> {
+        match self.broker() {
+            Ok(broker) => AdminService(broker).query_messages(request).await,
             Err(rejection) => Ok(Response::new(rejection.into())),
         }
     }

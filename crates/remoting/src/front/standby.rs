@@ -64,7 +64,7 @@ pub(super) fn unreached(rejection: &Rejection) -> Option<String> {
 }
 
 /// An answer that says who gave it.
-pub(super) fn marked<T>(mut answer: Response<T>, broker: &str, why: &str) -> Response<T> {
+pub(crate) fn marked<T>(mut answer: Response<T>, broker: &str, why: &str) -> Response<T> {
     let text: String =
         why.chars().map(|c| if c.is_ascii() && !c.is_ascii_control() { c } else { ' ' }).collect();
     tracing::debug!(broker, why, "a slave answers for its master");

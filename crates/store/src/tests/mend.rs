@@ -277,10 +277,16 @@ fn a_page_that_the_device_does_not_give_is_written_whole() {
     let disk = Arc::new(FaultDisk::default());
     let (damaged, _) = open_mending(disk.clone(), bad.path()).unwrap();
     let intact = open(good.path());
-    disk.make_unreadable("00000.log".into(), 299_008..307_200);
+    // A page in which one record ends and the next one begins.
+    let mut boundary = 0;
+    while boundary < 250_000 || boundary % 4096 > 3000 {
+        boundary = intact.intact(boundary, 1).unwrap().end;
+    }
+    let page = boundary - boundary % 4096;
+    disk.make_unreadable("00000.log".into(), page..page + 4096);
     verify(&damaged);
     let damage = damaged.mendable();
-    assert!(damage[0].reason.contains("cannot be read"), "{damage:?}");
+    assert!(damage[0].to > boundary && damage[0].reason.contains("cannot be read"), "{damage:?}");
     // Its device gives them again once they were written.
     while let Some(damage) = damaged.mendable().first() {
         let raw = intact.intact(damage.from, 1).unwrap();
