@@ -383,11 +383,6 @@ impl Disk for FaultDisk {
             }
         }
         self.state.lock().charge(file.metadata()?.len(), offset + bytes.len() as u64)?;
-        let written = offset..offset + bytes.len() as u64;
-        // A device gives again what was written anew.
-        self.state.lock().unreadable.retain(|(end, range)| {
-            !(written.start <= range.start && range.end <= written.end && ends_with(&path_of(file), end))
-        });
         self.write_and_note(file, bytes, offset)
     }
 
