@@ -146,6 +146,14 @@ impl Raw {
         (statuses.remove(0), messages, next)
     }
 
+    /// What an answer about a group's offset says of a slave that gave it.
+    pub fn answered_by_slave(&self, request: v2::GetOffsetRequest) -> Option<String> {
+        let mut client = self.client.clone();
+        let response = self.runtime.block_on(client.get_offset(self.request(request))).unwrap();
+        let said = response.metadata().get("x-karman-answered-by-slave");
+        said.map(|said| said.to_str().unwrap().to_owned())
+    }
+
     /// Creates a topic with four queues on each broker of the cluster.
     pub fn create_topic(&self, name: &str, kind: v2::MessageType) -> v2::Status {
         self.make_topic(TopicConfig {

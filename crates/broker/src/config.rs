@@ -27,6 +27,8 @@ pub struct BrokerConfig {
     pub broker_role: String,
     /// Where a slave's master is, `host:port` of its internal address; empty: where the namesrvs say.
     pub ha_master_address: String,
+    /// A slave answers pulls and questions for offsets from its own copy when its master does not answer.
+    pub slave_read_enable: bool,
     /// Controllers say which broker of the set is its master; `brokerRole` says nothing then, and sends ask for replicas.
     pub enable_controller_mode: bool,
     /// Where the controllers are: `host:port;host:port;host:port`, all of them.
@@ -135,6 +137,7 @@ impl Default for BrokerConfig {
             broker_id: 0,
             broker_role: "ASYNC_MASTER".into(),
             ha_master_address: String::new(),
+            slave_read_enable: false,
             enable_controller_mode: false,
             controller_addr: String::new(),
             broker_election_priority: i32::MAX,
@@ -209,6 +212,11 @@ impl BrokerConfig {
     /// It follows a master.
     pub fn is_slave(&self) -> bool {
         self.broker_role == "SLAVE"
+    }
+
+    /// By its role there is another broker with the same log.
+    pub fn has_replicas(&self) -> bool {
+        self.broker_role != "ASYNC_MASTER" || self.enable_controller_mode
     }
 
     /// Where the controllers are.

@@ -10,6 +10,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::broker::Broker;
 use crate::process;
+use crate::replication::repair::repaired_bytes;
 use crate::replication::slave::SlaveStatus;
 
 /// The text of one scrape.
@@ -50,6 +51,12 @@ pub fn text(broker: &Broker) -> String {
         Unit::Bytes,
         ConstGauge::new(broker.damaged_bytes().cast_signed()),
     );
+    registry.register_with_unit(
+        "store_repaired",
+        "Of the CommitLog, what was damaged and fetched from another broker",
+        Unit::Bytes,
+        ConstCounter::new(repaired_bytes(&broker.store)),
+    );
     let scrub = broker.store.scrub_status();
     for (name, help, count) in [
         (
@@ -84,6 +91,12 @@ pub fn slave_text(status: &SlaveStatus) -> String {
             ("log_start", "Where the CommitLog begins", log.log_start),
             ("log_confirmed", "How far the CommitLog can be read", log.confirmed),
             ("slave_lag", "What the master has of the CommitLog and this slave has not", lag),
+            ("store_damaged", "Of the CommitLog, what is known to be lost", status.damaged.0),
+            (
+                "store_repaired",
+                "Of the CommitLog, what was damaged and fetched from another broker",
+                status.damaged.1,
+            ),
         ] {
             registry.register_with_unit(name, help, Unit::Bytes, ConstGauge::new(bytes.cast_signed()));
         }

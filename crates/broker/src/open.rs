@@ -15,7 +15,7 @@ use crate::lite::topics::LiteTopics;
 use crate::progress::ProgressTable;
 
 /// See the module's comment. A slave keeps all of it up to date, so that it can serve the moment it is a master.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Opened {
     /// The log.
     pub store: Arc<Store>,
@@ -55,6 +55,7 @@ pub fn store_config(config: &BrokerConfig) -> StoreConfig {
         segment_size_bytes: config.mapped_file_size_commit_log,
         flush_interval: Duration::from_millis(config.flush_interval_commit_log),
         retention: config.retention(),
+        mends: config.has_replicas(),
         scrub_bytes_per_second: config.scrub_rate_bytes_per_second,
         ..StoreConfig::new(Path::new(&config.store_path_root_dir).join("store"))
     }

@@ -7,6 +7,7 @@
 pub mod attend;
 pub mod in_sync;
 pub mod master;
+pub mod repair;
 pub mod slave;
 
 use std::collections::BTreeSet;
@@ -48,6 +49,15 @@ impl Followers {
             return Ok(());
         }
         Err(Rejection::TooFewReplicas { count: set.count(), needed: self.demands.replicas.max(2) })
+    }
+
+    /// Internal addresses of the slaves that have all that can be seen.
+    pub fn in_sync(&self) -> Vec<String> {
+        let set = self.set.lock();
+        set.followers()
+            .filter(|(_, follower)| follower.in_sync)
+            .map(|(_, follower)| follower.address.clone())
+            .collect()
     }
 
     /// So many must have what asks for replicas, the master included.

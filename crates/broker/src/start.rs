@@ -4,6 +4,7 @@
 mod master;
 mod member;
 mod slave;
+mod slave_reads;
 
 use std::net::SocketAddr;
 use std::path::Path;

@@ -47,6 +47,7 @@ struct BrokerJson {
     cpu_micros: u64,
     resident_bytes: u64,
     damaged_bytes: u64,
+    repaired_bytes: u64,
     scrub_completed_ms: u64,
     durability: &'static str,
     role: String,
@@ -97,6 +98,7 @@ impl From<v1::BrokerStatus> for BrokerJson {
             cpu_micros: broker.cpu_micros,
             resident_bytes: broker.resident_bytes,
             damaged_bytes: broker.damaged_bytes,
+            repaired_bytes: broker.repaired_bytes,
             scrub_completed_ms: broker.scrub_completed_ms,
             role: broker.role,
             epoch: broker.epoch,
@@ -131,6 +133,12 @@ async fn list(node: &Node, format: Format) -> anyhow::Result<()> {
         let (broker, bytes) = (&row.broker, grouped(row.damaged_bytes));
         eprintln!(
             "karman: broker {broker}: {bytes} bytes of its log are damaged; `karman store verify --live` lists them"
+        );
+    }
+    for row in rows.iter().filter(|row| row.repaired_bytes > 0) {
+        let (broker, bytes) = (&row.broker, grouped(row.repaired_bytes));
+        eprintln!(
+            "karman: broker {broker}: {bytes} bytes of its log were damaged and repaired; `karman store verify --live` lists them"
         );
     }
     for row in rows.iter().filter(|row| row.in_sync < row.in_sync_needed) {

@@ -45,6 +45,8 @@ pub struct AdminFront {
     secret: String,
     /// The admin service of the own broker, with its name.
     local: Option<(String, Arc<dyn Admin>)>,
+    /// The reads of the own slave, with its `brokerName`.
+    standby: Option<(String, Arc<dyn Admin>)>,
 }
 
 impl fmt::Debug for AdminFront {
@@ -109,6 +111,33 @@ macro_rules! door {
     }};
 }
 
+/// [`door!`] for what a slave can answer as well, and why it did, if it did.
+macro_rules! door_or_standby {
+    ($front:expr, $method:ident, $request:expr) => {{
+        let (metadata, message) = enter!($front, $method, $request);
+        let mut answers = on_brokers!($front, $front.brokers(), $method, &metadata, message);
+        let mut why = None;
+        if let Some((name, reads)) = &$front.standby {
+            let master = answers.iter().position(|(broker, _)| broker.broker_name == *name);
+            let failed = match master.map(|at| &answers[at].1) {
+                Some(Ok(_)) => None,
+                Some(Err(status)) => Some(status.message.clone()),
+                None => Some("it is not registered at the moment".to_owned()),
+            };
+            if let Some(failed) = failed
+                && let Ok(answer) = reads.$method($front.peers.request(&metadata, message)).await
+                && let Ok(answer) = answer.into_inner().judged()
+            {
+                let identity = BrokerIdentity { broker_name: name.clone(), ..Default::default() };
+                master.map(|at| answers.remove(at));
+                answers.push((identity, Ok(answer)));
+                why = Some((name.clone(), failed));
+            }
+        }
+        (answers, why)
+    }};
+}
+
 mod calls;
 mod change;
 mod merge;
@@ -122,7 +151,14 @@ impl AdminFront {
         local: Option<(&Local, Arc<dyn Admin>)>,
     ) -> Self {
         let local = local.map(|(local, admin)| (local.broker_name.clone(), admin));
-        Self { routes, peers, secret, local }
+        Self { routes, peers, secret, local, standby: None }
+    }
+
+    /// The door of a slave that looks for messages in its own copy when its master does not.
+    #[must_use]
+    pub fn with_standby(mut self, broker_name: &str, reads: Arc<dyn Admin>) -> Self {
+        self.standby = Some((broker_name.to_owned(), reads));
+        self
     }
 
     /// Refuses who does not know the secret of the cluster.

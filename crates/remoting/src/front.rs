@@ -28,9 +28,11 @@ mod everywhere;
 mod lite;
 mod queues;
 mod send;
+pub(crate) mod standby;
 mod tokens;
 
 pub use self::send::home_weight;
+pub use self::standby::{ANSWERED_BY_SLAVE, Standby};
 
 /// Less than clients wait for an answer, and more than brokers need to come back to a namesrv.
 const UNKNOWN_WAIT: Duration = Duration::from_secs(2);
@@ -51,6 +53,7 @@ pub struct Front {
     clients: Arc<ClientRegistry>,
     peers: Peers,
     local: Option<Local>,
+    standby: Option<Standby>,
     stopping: CancellationToken,
 }
 
@@ -87,7 +90,7 @@ impl Front {
                 clients.groups_changed(routes, changed);
             }
         });
-        Self { routes, clients, peers, local, stopping }
+        Self { routes, clients, peers, local, standby: None, stopping }
     }
 
     fn is_local(&self, broker: &str) -> bool {
@@ -104,7 +107,10 @@ impl Front {
         match routes.broker(broker) {
             Some(identity) if !relayed => Ok(Owner::There(identity.clone())),
             // Clients repeat a call that did not reach its broker, and give up one whose broker nobody knows.
-            None if self.routes.is_learning() || routes.is_expected_back(broker) => {
+            None if self.routes.is_learning()
+                || routes.is_expected_back(broker)
+                || self.stands_by_for(broker) =>
+            {
                 Err(Rejection::PeerUnavailable {
                     broker: validate::shortened(broker),
                     why: "it is not registered at the moment; send again later".to_owned(),

@@ -166,10 +166,18 @@ impl Cleanup {
         };
         let oldest = Oldest {
             end: oldest.end(),
-            last_store_time_ms: index.store_times_ms().1,
+            last_store_time_ms: self.last_store_time_ms(&index, &segments[1]),
             reserved: self.longest_reserve(&index),
         };
         retention::judge(&config.retention, &situation, &oldest)
+    }
+
+    /// Of a segment of which nothing was left, and nothing mended yet, that of the next one.
+    fn last_store_time_ms(&self, index: &SealedIndex, next: &Segment) -> u64 {
+        match index.store_times_ms().1 {
+            0 => self.log.index.file_of(next.base()).map_or(0, |next| next.store_times_ms().1),
+            own => own,
+        }
     }
 
     /// For how long the queues of a segment are kept; those of which nothing is left there do not count.

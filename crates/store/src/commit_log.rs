@@ -44,6 +44,8 @@ pub(crate) struct CommitLog {
     pub(crate) index: QueueIndex,
     pub(crate) progress: Progress,
     pub(crate) damages: Damages,
+    /// The projections lack something of what lies behind it, which may be mended.
+    pub(crate) state_lacks_from: Option<u64>,
     /// What the checksums of this log's records start from.
     pub(crate) seal: Seal,
     /// Who wrote what. Noted by the log writer.

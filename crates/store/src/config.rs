@@ -24,6 +24,9 @@ pub struct StoreConfig {
     pub follows: bool,
     /// Which log a new store is a replica of. Default: a log of its own.
     pub log: Option<LogId>,
+    /// What is missing or damaged can be fetched from another broker, see [`crate::Store::mend`]: a start goes on without a
+    /// segment file whose records a snapshot stands for, and takes no snapshot that lacks what may come back. Default: no.
+    pub mends: bool,
     /// Size of a segment made from now on, in bytes; older ones keep theirs. A multiple of 4096,
     /// [`MIN_SEGMENT_BYTES`] to [`MAX_SEGMENT_BYTES`]. Default: 1 GiB.
     pub segment_size_bytes: u64,
@@ -59,6 +62,7 @@ impl StoreConfig {
             owner: String::new(),
             follows: false,
             log: None,
+            mends: false,
             segment_size_bytes: 1 << 30,
             inbox_bytes: 64 << 20,
             append_deadline: Duration::from_secs(10),

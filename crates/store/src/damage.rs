@@ -1,12 +1,17 @@
 //! What is known to be lost of the log. Found by recovery, by reads and by the scrub; kept in memory, since each start
 //! and each scrub finds it again; `karman store repair` makes it part of the log. Any thread.
 
-use parking_lot::RwLock;
+use std::collections::VecDeque;
+
+use parking_lot::{Mutex, RwLock};
 
 use crate::error::ReadError;
+use crate::mend::Mended;
 
 /// More are reported in the log file only.
 const KEPT: usize = 1024;
+/// So much of what was mended is remembered.
+const MENDED_KEPT: usize = 256;
 
 /// A stretch of the log that does not hold what was written there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +41,7 @@ impl From<Damage> for ReadError {
 #[derive(Debug, Default)]
 pub(crate) struct Damages {
     list: RwLock<Vec<Damage>>,
+    mended: Mutex<VecDeque<Mended>>,
 }
 
 impl Damages {
@@ -51,6 +57,17 @@ impl Damages {
     pub(crate) fn add(&self, damage: Damage) {
         if self.insert(damage.clone()) {
             damage.report();
+        }
+    }
+
+    /// As [`Damages::add`], of one who began to read at `since_ms` (since 1970): what was mended from then on may have been
+    /// read before.
+    pub(crate) fn add_read(&self, damage: Damage, since_ms: u64) {
+        let is_mended =
+            |known: &Mended| known.mended_ms >= since_ms && known.from < damage.to && damage.from < known.to;
+        let is_mended = self.mended.lock().iter().any(is_mended);
+        if !is_mended {
+            self.add(damage);
         }
     }
 
@@ -91,5 +108,35 @@ impl Damages {
 
     pub(crate) fn list(&self) -> Vec<Damage> {
         self.list.read().clone()
+    }
+
+    /// The front of a stretch, or all of it, is as it was written again.
+    pub(crate) fn mend(&self, new: Mended) {
+        let Mended { from, to, .. } = new;
+        self.remember(new);
+        self.list.write().retain_mut(|known| {
+            if known.from == from {
+                known.from = to;
+            }
+            known.from < known.to || known.from != to
+        });
+    }
+
+    fn remember(&self, new: Mended) {
+        let mut all = self.mended.lock();
+        if let Some(last) = all.back_mut()
+            && (last.to, &last.source) == (new.from, &new.source)
+        {
+            (last.to, last.mended_ms) = (new.to, new.mended_ms);
+            return;
+        }
+        if all.len() == MENDED_KEPT {
+            all.pop_front();
+        }
+        all.push_back(new);
+    }
+
+    pub(crate) fn mended(&self) -> Vec<Mended> {
+        self.mended.lock().iter().cloned().collect()
     }
 }

@@ -52,6 +52,13 @@ impl Epochs {
         if self.0.is_empty() { Self::default() } else { self }
     }
 
+    /// Of what lies in front of `range`, and of what lies behind it.
+    pub(crate) fn around(&self, range: std::ops::Range<u64>) -> (u32, u32) {
+        let before = self.0.iter().take_while(|entry| entry.start < range.start).last();
+        let behind = self.0.iter().take_while(|entry| entry.start <= range.end).last();
+        (before.map_or(0, |entry| entry.epoch), behind.map_or(0, |entry| entry.epoch))
+    }
+
     /// Forgets those that ended in front of `log_start`.
     pub(crate) fn forget_below(&mut self, log_start: u64) {
         let ended = self.0.partition_point(|entry| entry.start <= log_start);

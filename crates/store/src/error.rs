@@ -285,6 +285,62 @@ impl ReadError {
     }
 }
 
+/// Why damage was not mended with what another broker gave.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum MendError {
+    /// It was mended, or deleted, meanwhile; or it is in a segment that is not filled yet.
+    #[error("no damage that can be mended starts at {from}")]
+    NotDamaged {
+        /// Physical offset.
+        from: u64,
+    },
+    /// Nothing was given.
+    #[error("there are no records for {from}")]
+    Nothing {
+        /// Physical offset at which the damage starts.
+        from: u64,
+    },
+    /// What was given is no record of this log for this place.
+    #[error("what was given for {at} is no intact record: {reason}")]
+    Invalid {
+        /// Physical offset.
+        at: u64,
+        /// What is wrong.
+        reason: Invalid,
+    },
+    /// Another master's: it is not what was here.
+    #[error("what was given for {at} is of epoch {epoch}; what lies around it is of {oldest} to {newest}")]
+    Epoch {
+        /// Physical offset.
+        at: u64,
+        /// Its epoch.
+        epoch: u32,
+        /// Epoch of what lies in front of the damage.
+        oldest: u32,
+        /// Epoch of what lies behind it.
+        newest: u32,
+    },
+    /// It does not fit in between: it is not what was here.
+    #[error("what was given for {at} ends at {end}, behind the start of the next intact record at {next}")]
+    Beyond {
+        /// Physical offset.
+        at: u64,
+        /// Physical offset behind it.
+        end: u64,
+        /// Physical offset of what is intact here.
+        next: u64,
+    },
+    /// The device does not take it.
+    #[error("cannot write to {}: {error}", path.display())]
+    Device {
+        /// The segment file.
+        path: PathBuf,
+        /// What the device says.
+        error: Arc<io::Error>,
+    },
+}
+
 /// Why a store did not close in order. What was answered with OK is safe all the same.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]

@@ -366,6 +366,7 @@ impl QueueIndex {
             let mut shard = self.shard(queue).write();
             let run = SealedRun::of(run, index);
             let state = shard.entry(queue).or_insert_with(|| Queue::starting_at(run.end()));
+            state.make_room_for(&run);
             let at = state.sealed.partition_point(|own| own.index.about().base < base);
             match state.sealed.get_mut(at).filter(|own| own.index.about().base == base) {
                 Some(own) => *own = run,
@@ -390,6 +391,14 @@ impl Queue {
     /// Without entries; earlier ones may have been deleted.
     fn starting_at(first_queue_offset: u64) -> Self {
         Self { first_recent: first_queue_offset, ..Self::default() }
+    }
+
+    /// Where recovery has found nothing of the end of the queue, its places were held as lost.
+    fn make_room_for(&mut self, run: &SealedRun) {
+        let held = run.end().saturating_sub(self.first_recent).min(self.recent.len() as u64);
+        let lost = self.recent.iter().take(held as usize).take_while(|entry| entry.is_lost()).count();
+        self.recent.drain(..lost);
+        self.first_recent += lost as u64;
     }
 
     fn start(&self) -> u64 {

@@ -50,6 +50,7 @@ pub mod fuzz;
 mod inbox;
 mod index;
 mod maintenance;
+mod mend;
 pub mod offline;
 mod query;
 mod read;
@@ -85,8 +86,9 @@ pub use copy::{CopiedPiece, CopyTarget, StoreCopy};
 pub use damage::Damage;
 pub use directory::LogId;
 pub use epochs::EpochStart;
-pub use error::{AppendError, CloseError, OpenError, ReadError};
+pub use error::{AppendError, CloseError, MendError, OpenError, ReadError};
 pub use index::Entry;
+pub use mend::Mended;
 pub use query::SegmentInfo;
 pub use record::{
     HEADER_BYTES, Invalid, MAX_KEYS, MAX_PAYLOAD_BYTES, NewRecord, PhysicalOffset, QueueNumber, QueueOffset,
@@ -257,6 +259,7 @@ impl Store {
             index: recovered.index,
             progress: watermark::Progress::recovered(log_start, recovered.end),
             damages: Damages::recovered(recovered.damage),
+            state_lacks_from: recovered.state_lacks_from,
             seal: directory.log.seal(),
             epochs: Mutex::new(recovered.epochs),
             following: config.follows.into(),

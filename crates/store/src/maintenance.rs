@@ -19,7 +19,7 @@ use crate::index::contents::Contents;
 use crate::index::removal;
 use crate::index::sealed::{self, IndexedSegment, SealedIndex};
 use crate::record::{Content, HEADER_BYTES, Header};
-use crate::scrub::Live;
+use crate::scrub::{Live, now_ms};
 use crate::segment::{Segment, file_name};
 use crate::snapshot::{self, Kept};
 use crate::verify::{self, Halt, Visited};
@@ -180,7 +180,7 @@ impl Maintenance {
         wanted.rebuild.iter().try_for_each(|&base| rebuild_index(&self.log, base))?;
         let awaited = self.cleanup.work(self.snapshots.before)?;
         let has_grown = self.log.progress.applied() != self.snapshots.newest;
-        if self.is_snapshot_due() || (awaited && has_grown) {
+        if (self.is_snapshot_due() || (awaited && has_grown)) && self.log.state_lacks_from.is_none() {
             self.last_snapshot = Instant::now();
             self.take_snapshot()?.unwrap_or_else(|error| tracing::warn!(%error, "no room for a snapshot"));
         }
@@ -204,7 +204,7 @@ impl Maintenance {
         };
         self.log.flush_written().map_err(poisoned)?;
         self.seal_filled().map_err(poisoned)?;
-        if self.log.progress.applied() != self.snapshots.newest {
+        if self.log.progress.applied() != self.snapshots.newest && self.log.state_lacks_from.is_none() {
             let taken = self.take_snapshot().map_err(poisoned)?;
             taken.map_err(|error| CloseError::Snapshot(Arc::new(error)))?;
         }
@@ -305,7 +305,7 @@ fn rebuild_index(log: &CommitLog, base: u64) -> Result<(), AppendError> {
 /// Reads the contents of a sealed segment from its file, stepping over damage. Not through the map: an index file is often
 /// found damaged because its device is failing, and that must not end the process.
 fn gather(log: &CommitLog, segment: &Segment) -> Result<Contents, Halt> {
-    let (mut contents, mut lost_bytes) = (Contents::default(), 0);
+    let (mut contents, mut lost_bytes, since_ms) = (Contents::default(), 0, now_ms());
     let (base, range) = (segment.base(), segment.base()..segment.end());
     let mut goes_on = |_| true;
     let mut source = Live::new(log, base, 0, &mut goes_on);
@@ -323,7 +323,7 @@ fn gather(log: &CommitLog, segment: &Segment) -> Result<Contents, Halt> {
                 }
             }
             Visited::Invalid(stretch) => {
-                log.damages.add(stretch.damage());
+                log.damages.add_read(stretch.damage(), since_ms);
                 lost_bytes += stretch.to - stretch.from;
             }
         }

@@ -69,7 +69,7 @@ impl CommitLog {
         Ok((header.map_err(|reason| self.unreadable(at, size, reason))?, bytes))
     }
 
-    fn read_file(&self, at: u64, size: u32) -> Result<Vec<u8>, ReadError> {
+    pub(crate) fn read_file(&self, at: u64, size: u32) -> Result<Vec<u8>, ReadError> {
         let segment = self.readable(at, size)?;
         let mut bytes = vec![0; size as usize];
         match segment.read_at(at, &mut bytes) {
@@ -105,7 +105,7 @@ impl CommitLog {
         })
     }
 
-    fn unreadable(&self, at: u64, size: u32, reason: Invalid) -> ReadError {
+    pub(crate) fn unreadable(&self, at: u64, size: u32, reason: Invalid) -> ReadError {
         if reason == Invalid::Lost {
             return ReadError::Lost { from: at, to: at + u64::from(size) };
         }

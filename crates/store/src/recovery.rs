@@ -36,6 +36,8 @@ pub(crate) struct Recovered {
     pub(crate) cursor: Cursor,
     pub(crate) promise: Promise,
     pub(crate) damage: Vec<Damage>,
+    /// See [`crate::commit_log::CommitLog`].
+    pub(crate) state_lacks_from: Option<u64>,
     pub(crate) end: u64,
     pub(crate) epochs: Epochs,
     pub(crate) store_time_ms: u64,
@@ -57,7 +59,7 @@ pub(crate) fn recover(
     let (cursor, known) = cursor;
     let snapshot = restore_snapshot(directory, projections)?;
     let snapshot_offset = snapshot.as_ref().map(|snapshot| snapshot.log_offset);
-    let segments = open_segments(disk, directory, config, snapshot_offset.unwrap_or(0), known)?;
+    let (segments, missing) = open_segments(disk, directory, config, snapshot_offset.unwrap_or(0), known)?;
     let log_start = segments[0].base();
     // What the deleted part of the log said: the state of the projections, and where queues ended.
     if snapshot_offset.is_none_or(|offset| offset < log_start) && log_start > 0 {
@@ -69,7 +71,7 @@ pub(crate) fn recover(
     let newest = snapshot_offset;
     let older = snapshot::list(&directory.snapshots).map_err(OpenError::io("list", &directory.snapshots))?;
     let before = older.into_iter().map(|(offset, _)| offset).find(|offset| *offset < newest).unwrap_or(0);
-    let replay = Replay {
+    let mut replay = Replay {
         disk,
         directory,
         projections,
@@ -84,9 +86,13 @@ pub(crate) fn recover(
         store_time_ms: 0,
         unsealed: Vec::new(),
         damage: Vec::new(),
+        state_lacks_from: None,
         given_up_bytes: 0,
     };
-    replay.run(segments, cursor)
+    missing.into_iter().for_each(|damage| replay.lost(damage));
+    let mut recovered = replay.run(segments, cursor)?;
+    recovered.state_lacks_from = recovered.state_lacks_from.filter(|_| config.mends);
+    Ok(recovered)
 }
 
 /// The newest usable snapshot, whose content the projections have then.
@@ -138,16 +144,17 @@ fn epochs_of(snapshot: &Snapshot) -> Result<Epochs, OpenError> {
     Ok(epochs.below(snapshot.log_offset))
 }
 
-/// Opens the segment files, in order and without gaps; makes the first one of a new store.
+/// Opens the segment files, in order and without gaps; makes the first one of a new store, and those that are missing if
+/// their content may come from elsewhere.
 fn open_segments(
     disk: &Arc<dyn Disk>,
     directory: &Directory,
     config: &StoreConfig,
     snapshot_offset: u64,
     known: Known,
-) -> Result<VecDeque<Arc<Segment>>, OpenError> {
+) -> Result<(VecDeque<Arc<Segment>>, Vec<Damage>), OpenError> {
     let directory = &directory.commit_log;
-    let mut segments = VecDeque::new();
+    let (mut segments, mut gaps) = (VecDeque::new(), Vec::new());
     let missing = |offset, found| OpenError::MissingSegment { directory: directory.clone(), offset, found };
     let files = segment_files(directory).map_err(OpenError::io("list", directory))?;
     // When that is not known, what lies in front of the first file was deleted: nobody can say otherwise.
@@ -160,7 +167,20 @@ fn open_segments(
             continue;
         }
         if base != end {
-            return Err(missing(end, format!("the next one starts at {base}")));
+            let length = config.segment_size_bytes;
+            let whole = base > end && (base - end).is_multiple_of(length);
+            if !whole || !config.mends || snapshot_offset < base {
+                return Err(missing(end, format!("the next one starts at {base}")));
+            }
+            for at in (end..base).step_by(length as usize) {
+                let made = Segment::create(disk.clone(), directory, at, length);
+                segments.push_back(Arc::new(made.map_err(OpenError::io("make a segment in", directory))?));
+                gaps.push(Damage {
+                    from: at,
+                    to: at + length,
+                    reason: "its segment file was missing".into(),
+                });
+            }
         }
         end = segment.end();
         segments.push_back(Arc::new(segment));
@@ -174,7 +194,7 @@ fn open_segments(
         let first = Segment::create(disk.clone(), directory, end, config.segment_size_bytes);
         segments.push_back(Arc::new(first.map_err(OpenError::io("make the first segment in", directory))?));
     }
-    Ok(segments)
+    Ok((segments, gaps))
 }
 
 /// Removes a file that lies in front of the log: a crash came between the new start of the log and this.
@@ -219,6 +239,7 @@ struct Replay<'a> {
     store_time_ms: u64,
     unsealed: Vec<Arc<Segment>>,
     damage: Vec<Damage>,
+    state_lacks_from: Option<u64>,
     /// By repairs: no news, but records are missing there.
     given_up_bytes: u64,
 }
@@ -279,7 +300,7 @@ impl Replay<'_> {
             Err(error) if disk::is_no_space(&error) => promise.limit = self.bounds.limit,
             written => written.map_err(OpenError::io("write", cursor.path()))?,
         }
-        let Self { index, epochs, store_time_ms, unsealed, damage, snapshots, .. } = self;
+        let Self { index, epochs, store_time_ms, unsealed, damage, snapshots, state_lacks_from, .. } = self;
         Ok(Recovered {
             segments,
             next,
@@ -287,6 +308,7 @@ impl Replay<'_> {
             cursor,
             promise,
             damage,
+            state_lacks_from,
             end,
             epochs,
             store_time_ms,
@@ -357,6 +379,9 @@ impl Replay<'_> {
             match verdict.map_err(OpenError::io("search", segment.path()))? {
                 Verdict::Torn { used } => return Ok(Some(stopped.at..used)),
                 Verdict::Damaged { to } => {
+                    if to > self.snapshot_offset {
+                        self.state_lacks_from = Some(self.snapshot_offset);
+                    }
                     self.lost(Damage { from: stopped.at, to, reason: stopped.why.to_string() });
                     at = to;
                 }

@@ -91,12 +91,16 @@ fn pass(log: &CommitLog) -> Result<(), Halt> {
         };
         verify_segment(log, base, log.config.scrub_bytes_per_second, &mut read)?;
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     log.scrub.note(|status| {
         (status.passes, status.position) = (status.passes + 1, None);
-        status.last_completed_ms = Some(now.as_millis() as u64);
+        status.last_completed_ms = Some(now_ms());
     });
     Ok(())
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
 /// `None`: it is no part of the log any more. Reports what is damaged, and has a damaged index file built anew.
@@ -113,10 +117,10 @@ fn verify_segment(
     drop(segment);
     let about = IndexedSegment { log: log.directory.log, base, length: length_bytes };
     let mut live = Live::new(log, base, bytes_per_second, read);
-    let mut damage = Vec::new();
+    let (mut damage, since_ms) = (Vec::new(), now_ms());
     let verified = verify::segment(&mut live, about, upto, &mut |visited| {
         if let Visited::Invalid(stretch) = visited {
-            log.damages.add(stretch.damage());
+            log.damages.add_read(stretch.damage(), since_ms);
             damage.push(stretch.damage());
         }
     });

@@ -13,6 +13,7 @@ mod faults;
 mod fuzzed;
 mod handmade;
 mod judging;
+mod mend;
 mod mixed_run;
 mod model;
 mod model_queries;

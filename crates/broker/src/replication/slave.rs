@@ -29,6 +29,7 @@ use tonic::{Request, Streaming};
 
 use super::attend::Attending;
 use super::master::SILENCE_MAX;
+use super::repair::{OpenStore, Repairs, repaired_bytes};
 use crate::config::BrokerConfig;
 use crate::open::{Opened, open, store_config};
 
@@ -53,6 +54,8 @@ pub struct SlaveStatus {
     pub master_end: u64,
     /// Its own log; `None` as long as it has none.
     pub log: Option<Watermarks>,
+    /// Bytes of it that are known to be lost, and that were fetched from its master.
+    pub damaged: (u64, u64),
 }
 
 /// What a slave is made of.
@@ -68,6 +71,10 @@ pub struct Slave {
     pub attending: Option<Arc<Attending>>,
     /// What it shows.
     pub status: Arc<Mutex<SlaveStatus>>,
+    /// The store it has open, for whoever repairs its own.
+    pub store: OpenStore,
+    /// All that it has opened, for reads of clients.
+    pub opened: Arc<Mutex<Option<Opened>>>,
     /// Why its store has failed, once it has.
     pub failed: watch::Sender<Option<Arc<str>>>,
     /// Ends it.
@@ -107,6 +114,7 @@ enum Ended {
 impl Slave {
     /// Until it is told to stop; gives back what it has opened.
     pub async fn run(self, mut opened: Option<Opened>) -> Option<Opened> {
+        self.has_opened(opened.as_ref());
         let mut pause = RETRY_MIN;
         while !self.stopping.is_cancelled() {
             let ended = tokio::select! {
@@ -145,8 +153,10 @@ impl Slave {
         let _ = states.wait_for(|state| master(state) != now).await;
     }
 
-    /// The controllers hear how far the log is.
+    /// The controllers hear how far the log is; others may read it.
     fn has_opened(&self, opened: Option<&Opened>) {
+        *self.opened.lock() = opened.cloned();
+        *self.store.lock() = opened.map(|opened| Arc::downgrade(&opened.store)).unwrap_or_default();
         if let Some(attending) = &self.attending {
             attending.has_opened(opened.map(|opened| opened.store.clone()));
         }
@@ -193,15 +203,31 @@ impl Slave {
             *opened = Some(open(&self.config, true, Some(log))?);
             self.has_opened(opened.as_ref());
         }
-        let Some(opened) = opened else { return Ok(()) };
+        let Some(log) = opened.as_ref() else { return Ok(()) };
         let flush = welcome.flush || self.config.flush_disk_type == "SYNC_FLUSH";
         let durability = if flush { Durability::Disk } else { Durability::Memory };
-        tracing::info!(master = address, end = opened.store.watermarks().written, "follows its master");
+        tracing::info!(master = address, end = log.store.watermarks().written, "follows its master");
         let (waiting, written) = mpsc::channel(WAITING_MAX);
+        let secret = self.config.cluster_secret.clone();
+        let repairs = Repairs::new(log.store.clone(), self.replica.clone(), secret);
         tokio::select! {
-            ended = self.take(opened, &mut said, durability, waiting) => ended,
-            ended = acknowledge(opened, written, asks) => ended,
+            ended = self.take(log, &mut said, durability, waiting) => return ended,
+            ended = acknowledge(log, written, asks) => return ended,
+            () = repairs.run(|| vec![address.clone()]) => {}
         }
+        self.reopen(opened)
+    }
+
+    /// Opens its store anew: what follows from it lacked what was damaged and is repaired.
+    fn reopen(&self, opened: &mut Option<Opened>) -> Result<(), Ended> {
+        tracing::warn!("all that was damaged is repaired: opens its log anew");
+        self.has_opened(None);
+        if let Some(former) = opened.take() {
+            let _ = former.store.close();
+        }
+        *opened = Some(open(&self.config, true, None)?);
+        self.has_opened(opened.as_ref());
+        Ok(())
     }
 
     fn master_address(&self) -> Result<String, Ended> {
@@ -325,6 +351,8 @@ impl Slave {
                 status.connected = true;
                 status.why.clear();
                 (status.master_end, status.log) = (frame.end, Some(opened.store.watermarks()));
+                let damaged = opened.store.damage().iter().map(|damage| damage.to - damage.from).sum();
+                status.damaged = (damaged, repaired_bytes(&opened.store));
             }
             let v1::Frame { start, records: bytes, segment_bytes, confirmed, .. } = frame;
             // The store looks at the bytes; where they end it finds itself.

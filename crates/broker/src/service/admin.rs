@@ -19,6 +19,7 @@ use crate::catalog_writer::QUEUE_NUMS_MAX;
 use crate::config::RESERVED_HOURS_MAX;
 use crate::process;
 use crate::refuse;
+use crate::replication::repair::repaired_bytes;
 use crate::service::{lite, verify};
 
 /// What the door calls.
@@ -340,6 +341,7 @@ impl Broker {
             replicas,
             in_sync_count: u32::try_from(in_sync).unwrap_or(u32::MAX),
             in_sync_needed: u32::try_from(needed).unwrap_or(u32::MAX),
+            repaired_bytes: repaired_bytes(&self.store),
         }
     }
 }

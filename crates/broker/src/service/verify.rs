@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use karman_remoting::proto::karman as v1;
 use karman_remoting::status::{Rejection, ok};
-use karman_store::{IndexState, Progress, Report};
+use karman_store::{IndexState, Mended, Progress, Report};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -70,7 +70,7 @@ fn run(broker: &Broker, bytes_per_second: u64, answers: &mpsc::Sender<Answer>) {
     });
     broker.verifying.store(false, Ordering::Release);
     let end = match report {
-        Some(report) => answer(broker, last.1, Some(of(&report))),
+        Some(report) => answer(broker, last.1, Some(of(&report, &broker.store.mended()))),
         None => {
             let rejection =
                 Rejection::Internal("the broker stops: the store was not verified to its end".into());
@@ -91,7 +91,7 @@ fn answer(broker: &Broker, progress: Progress, report: Option<v1::StoreReport>) 
     }
 }
 
-fn of(report: &Report) -> v1::StoreReport {
+fn of(report: &Report, mended: &[Mended]) -> v1::StoreReport {
     let damage = report.damage().take(LISTED_MAX).map(|damage| v1::DamagedStretch {
         from: damage.from,
         to: damage.to,
@@ -110,7 +110,13 @@ fn of(report: &Report) -> v1::StoreReport {
         damaged_bytes: report.damage().map(|damage| damage.to - damage.from).sum(),
         damage: damage.collect(),
         indexes: indexes.take(LISTED_MAX).collect(),
+        repaired: mended.iter().map(repaired).collect(),
     }
+}
+
+fn repaired(mended: &Mended) -> v1::RepairedStretch {
+    let Mended { from, to, source, mended_ms } = mended;
+    v1::RepairedStretch { from: *from, to: *to, source: source.clone(), repaired_ms: *mended_ms }
 }
 
 impl Broker {

@@ -1,5 +1,6 @@
 //! A broker that writes: it takes messages in and hands them out, and gives its log to slaves.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
@@ -9,7 +10,9 @@ use karman_remoting::admin_front::AdminFront;
 use karman_remoting::channel::ChannelPool;
 use karman_remoting::clients::ClientRegistry;
 use karman_remoting::front::{Front, Local};
+use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::karman::admin_server::AdminServer;
+use karman_remoting::proto::karman::repair_server::RepairServer;
 use karman_remoting::proto::karman::replication_server::ReplicationServer;
 use karman_remoting::proto::karman::route_change::Change as RouteChanged;
 use karman_remoting::proto::karman::{BrokerIdentity, BrokerState, RouteChange};
@@ -43,6 +46,7 @@ use crate::registration::{Own, Registrations};
 use crate::replication::Followers;
 use crate::replication::attend::Attending;
 use crate::replication::master::ReplicationService;
+use crate::replication::repair::{RepairService, Repairs};
 use crate::service::admin::AdminService;
 use crate::service::messaging::Messaging;
 use crate::service::transaction::checks;
@@ -72,7 +76,10 @@ pub(super) fn start(
     lite.go_live();
     let control = Control::start().map_err(StartError::Thread)?;
     let (deltas, _) = broadcast::channel(DELTAS_MAX);
-    let broker = Arc::new(assemble(config, opened, &deltas, &control)?);
+    let dedupe = Arc::new(recent_ids(config, &opened.store, &Clock::default()));
+    let (broker, tasks) = assemble(config, opened, &deltas, dedupe)?;
+    tasks.into_iter().for_each(|task| control.spawn(task));
+    let broker = Arc::new(broker);
     // With controllers it was a slave before.
     let (clients, internal) = open_for(config, attending.is_some(), &broker, &control)?;
     let delivery = start_delivery(&broker)?;
@@ -84,6 +91,7 @@ pub(super) fn start(
     let registered = register(config, registrations, &control);
     control.spawn(control::sweep(broker.clone()));
     control.spawn(control::sweep_followers(broker.clone()));
+    control.spawn(repair(config, &broker));
     if let Some(attending) = attending {
         control.spawn(control::agree(broker.clone(), config.broker_id, attending));
     }
@@ -100,29 +108,30 @@ pub(super) fn start(
     Ok(Running { role, clients, internal, probe, metrics, control, registered, ready, failed })
 }
 
-/// The parts, put together.
-fn assemble(
+/// What the writers of the catalog and of lite topics do.
+type Tasks = [Pin<Box<dyn Future<Output = ()> + Send>>; 2];
+
+/// The parts, put together, and what is to be run for those that write.
+pub(super) fn assemble(
     config: &BrokerConfig,
     opened: Opened,
     deltas: &broadcast::Sender<karman_remoting::proto::karman::BrokerDelta>,
-    control: &Control,
-) -> Result<Broker, StartError> {
+    dedupe: Arc<Dedupe>,
+) -> Result<(Broker, Tasks), StartError> {
     let Opened { store, catalog, progress, held, lite_topics, lite } = opened;
     let clock = Clock::default();
-    let dedupe = Arc::new(recent_ids(config, &store, &clock));
     let token_key = token_key(&catalog, &store).map_err(StartError::TokenKey)?;
     let routes = SharedRoutes::default();
     if !config.namesrv_addr.trim().is_empty() {
         routes.begin_to_learn();
     }
     let (deltas, name) = (deltas.clone(), config.broker_name.clone());
-    let (catalog_writer, task) =
+    let (catalog_writer, catalog_task) =
         CatalogWriter::new(catalog.clone(), store.clone(), routes.clone(), deltas, name);
-    control.spawn(task);
     let lite_topics_max = config.max_lite_topics as usize;
-    let (lite_writer, task) = LiteWriter::new(catalog.clone(), lite_topics, store.clone(), lite_topics_max);
-    control.spawn(task);
-    Ok(Broker {
+    let (lite_writer, lite_task) =
+        LiteWriter::new(catalog.clone(), lite_topics, store.clone(), lite_topics_max);
+    let broker = Broker {
         name: config.broker_name.as_str().into(),
         store_host: advertise::advertised(&config.advertised_address, address(&config.grpc_listen_address)),
         durability: config.durability(),
@@ -155,7 +164,8 @@ fn assemble(
         verifying: AtomicBool::new(false),
         redriving: AtomicBool::new(false),
         stopping: CancellationToken::new(),
-    })
+    };
+    Ok((broker, [Box::pin(catalog_task), Box::pin(lite_task)]))
 }
 
 /// The ids of what was stored in the last window; topics with a longer one begin with less.
@@ -208,7 +218,13 @@ fn open_for(
         flush: broker.durability == Durability::ReplicatedDisk,
         stopping: broker.stopping.clone(),
     });
-    let inside = outside.clone().add_service(replication);
+    let repair = RepairServer::new(RepairService {
+        store: Arc::new(Mutex::new(Arc::downgrade(&broker.store))),
+        cluster: config.broker_cluster_name.clone(),
+        broker_name: config.broker_name.clone(),
+        secret: config.cluster_secret.clone(),
+    });
+    let inside = outside.clone().add_service(replication).add_service(repair);
     open_doors(
         config,
         takes_over,
@@ -226,6 +242,24 @@ fn announce(broker: &Broker, identity: BrokerIdentity) {
         groups: broker.catalog.groups().iter().map(|group| group.config.clone()).collect(),
     };
     broker.routes.apply(RouteChange { change: Some(RouteChanged::Joined(state)) });
+}
+
+/// Fetches from its slaves what is damaged of its log.
+fn repair(config: &BrokerConfig, broker: &Arc<Broker>) -> impl Future<Output = ()> + use<> {
+    let own = v1::Replica {
+        cluster: config.broker_cluster_name.clone(),
+        broker_name: config.broker_name.clone(),
+        ..Default::default()
+    };
+    let repairs = Repairs::new(broker.store.clone(), own, config.cluster_secret.clone());
+    let (followers, stopping) = (broker.followers.clone(), broker.stopping.clone());
+    async move {
+        if stopping.run_until_cancelled(repairs.run(move || followers.in_sync())).await.is_some() {
+            tracing::warn!(
+                "all that was damaged is repaired; restart this broker, or hand over: topics, groups and progress lack what was"
+            );
+        }
+    }
 }
 
 fn start_delivery(broker: &Broker) -> Result<JoinHandle<()>, StartError> {

@@ -8,10 +8,11 @@ use std::thread::JoinHandle;
 use karman_remoting::admin_front::AdminFront;
 use karman_remoting::channel::ChannelPool;
 use karman_remoting::clients::ClientRegistry;
-use karman_remoting::front::Front;
+use karman_remoting::front::{Front, Standby};
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::karman::admin_server::AdminServer;
-use karman_remoting::proto::v2::messaging_service_server::MessagingServiceServer;
+use karman_remoting::proto::karman::repair_server::RepairServer;
+use karman_remoting::proto::v2::messaging_service_server::{MessagingService, MessagingServiceServer};
 use karman_remoting::relay::Peers;
 use karman_remoting::route_table::SharedRoutes;
 use karman_remoting::server::{MAX_DECODING_SIZE_BYTES, with_health_and_reflection};
@@ -20,6 +21,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
+use super::slave_reads::SlaveReads;
 use super::{Role, Running, SHUTDOWN_GRACE, StartError, identity, open_doors, open_probe, register};
 use crate::clock::Clock;
 use crate::config::BrokerConfig;
@@ -28,6 +30,7 @@ use crate::metrics;
 use crate::open::Opened;
 use crate::registration::{Own, Registrations};
 use crate::replication::attend::Attending;
+use crate::replication::repair::{OpenStore, RepairService};
 use crate::replication::slave;
 
 /// What a slave has beside what every node has.
@@ -52,11 +55,30 @@ pub(super) fn start(
     }
     let peers = Peers::new(ChannelPool::new(), config.cluster_secret.clone());
     let admin = AdminFront::new(routes.clone(), peers.clone(), config.cluster_secret.clone(), None);
-    let front = Front::new(routes.clone(), clients, peers, None, stopping.clone());
+    let opened_now = Arc::new(Mutex::new(None));
+    let reads = config
+        .slave_read_enable
+        .then(|| Arc::new(SlaveReads::new(config, opened_now.clone(), stopping.clone())));
+    let admin = match &reads {
+        Some(reads) => admin.with_standby(&config.broker_name, reads.clone()),
+        None => admin,
+    };
+    let reads = reads.map(|reads| reads as Arc<dyn MessagingService>);
+    let standby = Standby { broker_name: config.broker_name.clone(), reads };
+    let front = Front::new(routes.clone(), clients, peers, None, stopping.clone()).with_standby(standby);
     let messaging = MessagingServiceServer::new(front).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
     let admin = AdminServer::new(admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
-    let services = with_health_and_reflection(Routes::new(messaging).add_service(admin));
-    let (clients, internal) = open_doors(config, takes_over, &control, services.clone(), services)?;
+    let outside = Routes::new(messaging).add_service(admin);
+    let store = OpenStore::default();
+    let repair = RepairServer::new(RepairService {
+        store: store.clone(),
+        cluster: config.broker_cluster_name.clone(),
+        broker_name: config.broker_name.clone(),
+        secret: config.cluster_secret.clone(),
+    });
+    let inside = with_health_and_reflection(outside.clone().add_service(repair));
+    let outside = with_health_and_reflection(outside);
+    let (clients, internal) = open_doors(config, takes_over, &control, outside, inside)?;
     let started_ms = Clock::default().started_ms();
     let (outside, inside) = (clients.local_addr(), internal.local_addr());
     let identity = identity(config, config.broker_id, (outside, inside), started_ms, 0);
@@ -80,6 +102,8 @@ pub(super) fn start(
         routes,
         attending,
         status: status.clone(),
+        store,
+        opened: opened_now,
         failed,
         stopping: stopping.clone(),
     };

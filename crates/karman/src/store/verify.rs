@@ -177,6 +177,7 @@ struct LiveJson {
     damaged_bytes: u64,
     damage: Vec<LiveDamageJson>,
     indexes: Vec<LiveIndexJson>,
+    repaired: Vec<RepairedJson>,
 }
 
 #[derive(Serialize)]
@@ -184,6 +185,14 @@ struct LiveDamageJson {
     from: u64,
     to: u64,
     reason: String,
+}
+
+#[derive(Serialize)]
+struct RepairedJson {
+    from: u64,
+    to: u64,
+    source: String,
+    repaired_ms: u64,
 }
 
 #[derive(Serialize)]
@@ -216,6 +225,16 @@ impl From<v1::VerifyStoreResponse> for LiveJson {
                 .indexes
                 .into_iter()
                 .map(|index| LiveIndexJson { segment: index.segment, reason: index.reason })
+                .collect(),
+            repaired: report
+                .repaired
+                .into_iter()
+                .map(|v1::RepairedStretch { from, to, source, repaired_ms }| RepairedJson {
+                    from,
+                    to,
+                    source,
+                    repaired_ms,
+                })
                 .collect(),
         }
     }
@@ -295,6 +314,9 @@ fn print_live(rows: &[LiveJson]) -> anyhow::Result<()> {
         print_damage(
             row.damage.iter().map(|damage| (damage.from, damage.to, damage.reason.as_str())).collect(),
         )?;
+        for RepairedJson { from, to, source, .. } in &row.repaired {
+            output::line(&format!("{from}..{to} was damaged and is repaired from {source}"))?;
+        }
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use tonic::{Request, Response, Status};
 
 use super::merge::{self, Answered, collected, respond};
 use super::{AdminFront, BROKER_TIMEOUT};
+use crate::front::standby::marked;
 use crate::metadata;
 use crate::proto::karman::admin_server::Admin;
 use crate::proto::karman::{self as v1, BrokerIdentity};
@@ -175,10 +176,19 @@ impl Admin for AdminFront {
         request: Request<v1::QueryMessagesRequest>,
     ) -> Result<Response<v1::QueryMessagesResponse>, Status> {
         let asked = request.get_ref().clone();
-        let answers: Vec<Answered<v1::QueryMessagesResponse>> = door!(self, query_messages, request);
-        let place = self.check_place(&asked.topic, &asked.broker_name).map_err(v2::Status::from);
+        let (answers, why): (Vec<Answered<v1::QueryMessagesResponse>>, _) =
+            door_or_standby!(self, query_messages, request);
+        let place = match why {
+            // The master's routes may be gone.
+            Some(_) => Ok(()),
+            None => self.check_place(&asked.topic, &asked.broker_name).map_err(v2::Status::from),
+        };
         let parts = place.and_then(|()| collected(answers, |answer| vec![answer]));
-        respond(parts.map(|parts| merge::messages(parts, asked.by.as_ref(), asked.max)))
+        let answer = respond(parts.map(|parts| merge::messages(parts, asked.by.as_ref(), asked.max)))?;
+        Ok(match why {
+            Some((broker, why)) => marked(answer, &broker, &why),
+            None => answer,
+        })
     }
 
     async fn verify_store(

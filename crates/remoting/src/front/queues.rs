@@ -3,6 +3,7 @@
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response};
 
+use super::standby::or_standby;
 use super::{Front, Owner, call, failure_here};
 use crate::proto::v2;
 use crate::relay::failure;
@@ -72,6 +73,13 @@ impl Front {
         &self,
         request: Request<v2::PullMessageRequest>,
     ) -> Result<Response<BoxStream<v2::PullMessageResponse>>, Rejection> {
+        or_standby!(self, request, pull_at_owner, pull_message)
+    }
+
+    async fn pull_at_owner(
+        &self,
+        request: Request<v2::PullMessageRequest>,
+    ) -> Result<Response<BoxStream<v2::PullMessageResponse>>, Rejection> {
         let relayed = self.heard(&request)?.relayed;
         let owner = self.owner_of_queue(request.get_ref().message_queue.as_ref(), relayed).await?;
         stream!(self, owner, pull_message, request)
@@ -81,12 +89,26 @@ impl Front {
         &self,
         request: Request<v2::QueryOffsetRequest>,
     ) -> Result<Response<v2::QueryOffsetResponse>, Rejection> {
+        or_standby!(self, request, offset_at_owner, query_offset)
+    }
+
+    async fn offset_at_owner(
+        &self,
+        request: Request<v2::QueryOffsetRequest>,
+    ) -> Result<Response<v2::QueryOffsetResponse>, Rejection> {
         let relayed = self.heard(&request)?.relayed;
         let owner = self.owner_of_queue(request.get_ref().message_queue.as_ref(), relayed).await?;
         call!(self, owner, query_offset, request)
     }
 
     pub(super) async fn stored_offset_of_queue(
+        &self,
+        request: Request<v2::GetOffsetRequest>,
+    ) -> Result<Response<v2::GetOffsetResponse>, Rejection> {
+        or_standby!(self, request, stored_offset_at_owner, get_offset)
+    }
+
+    async fn stored_offset_at_owner(
         &self,
         request: Request<v2::GetOffsetRequest>,
     ) -> Result<Response<v2::GetOffsetResponse>, Rejection> {
@@ -130,6 +152,6 @@ impl Front {
     }
 }
 
-fn broker_of(queue: Option<&v2::MessageQueue>) -> &str {
+pub(super) fn broker_of(queue: Option<&v2::MessageQueue>) -> &str {
     queue.and_then(|queue| queue.broker.as_ref()).map_or("", |broker| broker.name.as_str())
 }

@@ -14,7 +14,7 @@ use crate::*;
 
 const GONE: QueueNumber = QueueNumber(8);
 
-fn copy_all(from: &Path, to: &Path) {
+pub(super) fn copy_all(from: &Path, to: &Path) {
     for part in ["", "commitlog", "snapshot"] {
         fs::create_dir_all(to.join(part)).unwrap();
         for entry in fs::read_dir(from.join(part)).unwrap() {
