@@ -17,7 +17,7 @@ use super::record::outcome;
 use super::{Shared, transaction};
 
 /// Workers of each kind but FIFO, where each message group has one.
-const WORKERS: usize = 8;
+const WORKERS: usize = 16;
 /// Messages that wait for a worker: of one message group while its broker is away, and of others.
 const LANE_WAITING_MAX: usize = 64;
 const WAITING_MAX: usize = 8;
