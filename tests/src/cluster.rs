@@ -56,10 +56,11 @@ impl Node {
 
     fn command(&self) -> Command {
         let mut command = match &self.namespace {
-            // It becomes the program: the child is the server itself.
+            // It becomes the program: the child is the server itself. (`ip netns exec` would give it mounts of its own,
+            // and a disk that is mounted there too cannot be unmounted here.)
             Some(namespace) => {
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", namespace]).arg(program(self.program));
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net=/run/netns/{namespace}")).arg(program(self.program));
                 command
             }
             None => Command::new(program(self.program)),
