@@ -329,8 +329,13 @@ fn start_readers(runtime: &Runtime, shared: &Arc<Shared>) {
             }
         }
     }
-    for broker in shared.brokers("transactions") {
-        runtime.spawn(transaction::answer(shared.clone(), broker));
+    // Who asks is whoever is master then: like every client, a producer is at all doors.
+    for target in &shared.brokers {
+        for endpoint in &target.endpoints {
+            let door = Target { name: target.name.clone(), endpoints: vec![endpoint.clone()] };
+            let broker = Broker::new(&door, "transactions@mixed");
+            runtime.spawn(transaction::answer(shared.clone(), broker));
+        }
     }
 }
 
