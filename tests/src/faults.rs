@@ -80,7 +80,11 @@ pub fn run(options: &Options, out: &Path, stop: &Arc<AtomicBool>) -> anyhow::Res
     eprintln!("{}", options.repeat());
     std::fs::create_dir_all(out)?;
     let is_empty = std::fs::read_dir(out)?.next().is_none();
-    anyhow::ensure!(is_empty, "{} is not empty; the logs of two runs must not be mixed: name another", out.display());
+    anyhow::ensure!(
+        is_empty,
+        "{} is not empty; the logs of two runs must not be mixed: name another",
+        out.display()
+    );
     let mut servers = Servers::start(out);
     mixed_load::set_up(&servers.doors(), servers::SETS.len());
     let file = out.join("history.jsonl");

@@ -67,7 +67,9 @@ impl LogWriter {
     /// Learns where each queue goes on: behind what is seen, and what was received and is not.
     pub(super) fn prepare_to_lead(&mut self, epoch: u32) -> Result<(), AppendError> {
         if epoch <= self.epoch {
-            return Err(AppendError::Invalid("its epoch must be greater than that of every record of the log"));
+            return Err(AppendError::Invalid(
+                "its epoch must be greater than that of every record of the log",
+            ));
         }
         // What came in this same batch is read below too: it must not be in the buffer alone.
         if self.position > self.log.progress.written() {
