@@ -105,7 +105,7 @@ fn walk(directory: &Path, mut show: impl FnMut(u64, &[u8], u64, u32)) -> anyhow:
                 |from: usize| u32::from_le_bytes(record[from..from + 4].try_into().expect("four bytes"));
             let place = u64::from_le_bytes(record[16..24].try_into().expect("eight bytes"));
             let length = number(0) as usize;
-            if place != next || length < HEADER_BYTES || length % 8 != 0 || length > record.len() {
+            if place != next || length < HEADER_BYTES || !length.is_multiple_of(8) || length > record.len() {
                 return Ok((first, next));
             }
             let seen = if record[9] == BLANK { HEADER_BYTES } else { length };
