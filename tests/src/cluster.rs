@@ -47,7 +47,7 @@ impl Node {
         self
     }
 
-    /// The same process once more, whatever becomes of it; with more `--set`, which count before the others.
+    /// The same process once more, whatever becomes of it; with more `--set`, of which the last of a key counts.
     pub(crate) fn twin(&self, name: &str, settings: &[String]) -> Process {
         let mut command = self.command();
         command.args(settings.iter().flat_map(|setting| ["--set", setting]));

@@ -1,7 +1,10 @@
 //! The servers of a fault run: three namesrvs with controllers, two sets of three brokers. Owned by the thread of the run.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use rustix::fs::{FlockOperation, flock};
 
 use super::network::{self, Network, Place};
 use super::wait_whole;
@@ -43,6 +46,8 @@ pub(super) struct Servers {
     /// Goes last.
     network: Network,
     work: PathBuf,
+    /// Locked: there is no other run.
+    _alone: File,
 }
 
 impl Server {
@@ -94,11 +99,14 @@ impl Servers {
     pub(super) fn start(out: &Path) -> Self {
         let out = out.canonicalize().expect("the directory was made");
         let work = std::env::temp_dir().join("karman-fault-run");
+        let alone = File::create(work.with_extension("lock")).expect("a file can be made");
+        let locked = flock(&alone, FlockOperation::NonBlockingLockExclusive);
+        assert!(locked.is_ok(), "another fault run is under way; it has the same names: wait for its end");
         let network = Network::new();
         network::clear_mounts(&work);
         std::fs::create_dir_all(&work).expect("a directory for disks can be made");
         let mut servers =
-            Self { namesrvs: Vec::new(), brokers: Vec::new(), ended: Vec::new(), network, work };
+            Self { namesrvs: Vec::new(), brokers: Vec::new(), ended: Vec::new(), network, work, _alone: alone };
         for id in 1..=NAMESRVS {
             let place = servers.network.place(&format!("n{id}"), 10 + id);
             servers.namesrvs.push(namesrv(id, place, &servers.work, &out));
