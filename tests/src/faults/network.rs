@@ -125,7 +125,13 @@ fn clear() {
         }
         let _ = run("ip", &["netns", "del", name]);
     }
-    let _ = run("ip", &["link", "del", BRIDGE]);
+    // Connections that nobody ends any more keep a namespace, and so its link, for a while.
+    for link in run("ip", &["-o", "link"]).unwrap_or_default().lines() {
+        let name = link.split(' ').nth(1).and_then(|name| name.split(['@', ':']).next());
+        if let Some(name) = name.filter(|name| name.starts_with(PREFIX)) {
+            let _ = run("ip", &["link", "del", name]);
+        }
+    }
 }
 
 /// Unmounts what an earlier run has left under `directory`, and removes that.

@@ -105,8 +105,14 @@ impl Servers {
         let network = Network::new();
         network::clear_mounts(&work);
         std::fs::create_dir_all(&work).expect("a directory for disks can be made");
-        let mut servers =
-            Self { namesrvs: Vec::new(), brokers: Vec::new(), ended: Vec::new(), network, work, _alone: alone };
+        let mut servers = Self {
+            namesrvs: Vec::new(),
+            brokers: Vec::new(),
+            ended: Vec::new(),
+            network,
+            work,
+            _alone: alone,
+        };
         for id in 1..=NAMESRVS {
             let place = servers.network.place(&format!("n{id}"), 10 + id);
             servers.namesrvs.push(namesrv(id, place, &servers.work, &out));
