@@ -29,14 +29,44 @@ pub struct Node {
     program: &'static str,
     arguments: Vec<String>,
     directory: PathBuf,
+    /// The network namespace in which it runs.
+    namespace: Option<String>,
     process: Option<Process>,
     ready: HashMap<String, String>,
 }
 
 impl Node {
-    fn new(name: &str, program: &'static str, arguments: Vec<String>, directory: &Path) -> Node {
+    pub(crate) fn new(name: &str, program: &'static str, arguments: Vec<String>, directory: &Path) -> Node {
         let (name, directory) = (name.to_owned(), directory.to_owned());
-        Node { name, program, arguments, directory, process: None, ready: HashMap::new() }
+        Node { name, program, arguments, directory, namespace: None, process: None, ready: HashMap::new() }
+    }
+
+    /// The same in a network namespace.
+    pub(crate) fn within(mut self, namespace: &str) -> Node {
+        self.namespace = Some(namespace.to_owned());
+        self
+    }
+
+    /// The same process once more, whatever becomes of it; with more `--set`, of which the last of a key counts.
+    pub(crate) fn twin(&self, name: &str, settings: &[String]) -> Process {
+        let mut command = self.command();
+        command.args(settings.iter().flat_map(|setting| ["--set", setting]));
+        Process::start(name, command, &self.directory)
+    }
+
+    fn command(&self) -> Command {
+        let mut command = match &self.namespace {
+            // It becomes the program: the child is the server itself. (`ip netns exec` would give it mounts of its own,
+            // and a disk that is mounted there too cannot be unmounted here.)
+            Some(namespace) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net=/run/netns/{namespace}")).arg(program(self.program));
+                command
+            }
+            None => Command::new(program(self.program)),
+        };
+        command.args(&self.arguments).current_dir(&self.directory).env("KARMAN_LOG", "info");
+        command
     }
 
     /// A node started by hand, for tests of the command line.
@@ -50,9 +80,7 @@ impl Node {
     /// Starts the node and waits until it is ready.
     pub fn start(&mut self) {
         assert!(self.process.is_none(), "{} runs already", self.name);
-        let mut command = Command::new(program(self.program));
-        command.args(&self.arguments).current_dir(&self.directory).env("KARMAN_LOG", "info");
-        let process = Process::start(&self.name, command, &self.directory);
+        let process = Process::start(&self.name, self.command(), &self.directory);
         self.ready = process.wait_line("ready line", START_DEADLINE, |line| {
             let fields = line.strip_prefix("karman ready ")?;
             Some(
@@ -256,7 +284,7 @@ fn dev(directory: &Path) -> Node {
     node
 }
 
-fn sets(settings: impl IntoIterator<Item = String>) -> Vec<String> {
+pub(crate) fn sets(settings: impl IntoIterator<Item = String>) -> Vec<String> {
     settings.into_iter().flat_map(|setting| ["--set".to_owned(), setting]).collect()
 }
 

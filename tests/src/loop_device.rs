@@ -36,17 +36,22 @@ pub struct LoopDevice {
 impl LoopDevice {
     /// A file system of `bytes`; the image grows as it is written.
     pub fn new(bytes: u64) -> LoopDevice {
-        Self::make(bytes, None)
+        Self::make(&std::env::temp_dir(), bytes, None)
+    }
+
+    /// The same with everything below `directory`.
+    pub fn new_in(directory: &Path, bytes: u64) -> LoopDevice {
+        Self::make(directory, bytes, None)
     }
 
     /// A file system that says it has `bytes` but can keep only `backing_bytes`: beyond that, what was written is not
     /// kept, and only the next flush says so.
     pub fn thin(bytes: u64, backing_bytes: u64) -> LoopDevice {
-        Self::make(bytes, Some(backing_bytes))
+        Self::make(&std::env::temp_dir(), bytes, Some(backing_bytes))
     }
 
-    fn make(bytes: u64, backing_bytes: Option<u64>) -> LoopDevice {
-        let directory = TempDir::with_prefix("karman-disk-").unwrap();
+    fn make(parent: &Path, bytes: u64, backing_bytes: Option<u64>) -> LoopDevice {
+        let directory = TempDir::with_prefix_in("karman-disk-", parent).unwrap();
         let [mounted, below] = ["mounted", "below"].map(|name| directory.path().join(name));
         std::fs::create_dir(&mounted).unwrap();
         std::fs::create_dir(&below).unwrap();

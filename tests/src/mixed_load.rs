@@ -1,8 +1,8 @@
 //! The mixed load: all kinds of messages and all ways to end one, against two brokers of which one after the other is
 //! killed, put down as a history for the checker.
 //!
-//! Who calls: the program `mixed_load` and `tests/mixed.rs`. The caller's thread owns the cluster and kills; producers and
-//! consumers are tasks of a runtime of their own. Everything random follows from the seed, but the moment at which a kill
+//! Who calls: the program `mixed_load` and `tests/mixed.rs`; the fault run uses the [`Load`] alone. The caller's thread owns
+//! the cluster and kills; producers and consumers are tasks of a runtime of their own. Everything random follows from the seed, but the moment at which a kill
 //! meets an operation.
 
 use std::collections::VecDeque;
@@ -27,7 +27,8 @@ mod record;
 mod transaction;
 
 use broker::Broker;
-use plan::{Filter, KINDS, Plan, READERS, now_ms};
+pub(crate) use plan::now_ms;
+use plan::{Filter, KINDS, Plan, READERS};
 use record::Recorder;
 
 /// Queues of each topic on each broker.
@@ -36,6 +37,8 @@ const QUEUES: u32 = 4;
 const MEMBERS: usize = 2;
 /// Nothing has come for so long: what was left to expire has come again, twice.
 const QUIET: Duration = Duration::from_secs(12);
+/// Until every node knows a new topic.
+const ROUTE_DEADLINE: Duration = Duration::from_secs(15);
 /// Then the history ends without saying that all is read.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(300);
 /// A killed broker stays away for at most so long.
@@ -106,12 +109,12 @@ pub struct Summary {
 }
 
 /// What all tasks share.
+#[derive(Debug)]
 struct Shared {
     options: Options,
     plan: Plan,
     recorder: Recorder,
-    /// Name and address.
-    brokers: Vec<(String, String)>,
+    brokers: Vec<Target>,
     /// Delayed messages that were stored lately: broker, id, due time.
     delayed: Mutex<VecDeque<(String, String, u64)>>,
 }
@@ -120,7 +123,7 @@ impl Shared {
     /// A connection to each broker, for one client.
     fn brokers(&self, client: &str) -> Vec<Broker> {
         let client = format!("{client}@mixed");
-        self.brokers.iter().map(|(name, endpoint)| Broker::new(name, endpoint, &client)).collect()
+        self.brokers.iter().map(|target| Broker::new(target, &client)).collect()
     }
 
     /// A delayed message was stored.
@@ -133,46 +136,132 @@ impl Shared {
     }
 }
 
+/// A broker, or a broker set.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// `brokerName`.
+    pub name: String,
+    /// Doors to it: when one fails, the next is tried.
+    pub endpoints: Vec<String>,
+}
+
+/// Producers and consumers at work. Dropping it ends them where they are.
+#[derive(Debug)]
+pub struct Load {
+    shared: Arc<Shared>,
+    runtime: Runtime,
+    producing: tokio::task::JoinHandle<()>,
+}
+
+impl Load {
+    /// Begins to send, to topics and groups that are there, and to write the history to `out`.
+    pub fn start(options: Options, brokers: Vec<Target>, out: &Path) -> Self {
+        let shared = Arc::new(Shared {
+            plan: Plan::new(&options),
+            recorder: Recorder::create(out).expect("the history can be written"),
+            brokers,
+            delayed: Mutex::default(),
+            options,
+        });
+        introduce(&shared);
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+        start_readers(&runtime, &shared);
+        let producing = runtime.spawn(produce::run(shared.clone()));
+        Self { shared, runtime, producing }
+    }
+
+    /// One more line of the history.
+    pub fn line(&self, event: &Event<'_>) {
+        self.shared.recorder.line(event);
+    }
+
+    /// Sends answered OK, and deliveries.
+    pub fn counts(&self) -> (u64, u64) {
+        let (stored, delivered, _) = self.shared.recorder.counts();
+        (stored, delivered)
+    }
+
+    /// Whether everything was sent.
+    pub fn has_sent(&self) -> bool {
+        self.producing.is_finished()
+    }
+
+    /// Waits for the producers, and until nothing comes any more; false when that does not happen.
+    pub fn drain(&mut self) -> bool {
+        let producing = &mut self.producing;
+        self.runtime.block_on(producing).expect("producers do not panic");
+        eprintln!("all is sent; reading what is left");
+        let drained = drain(&self.shared);
+        if drained {
+            for reader in READERS {
+                let drained = event::Drained { t: now_ms(), g: reader.name.into() };
+                self.line(&Event::Drained(drained));
+            }
+        }
+        drained
+    }
+
+    /// When something was delivered last. Milliseconds since 1970.
+    pub fn last_delivery_ms(&self) -> u64 {
+        self.shared.recorder.counts().2
+    }
+
+    /// No client asks for anything any more.
+    pub fn stop(self) -> History {
+        self.runtime.shutdown_timeout(Duration::from_secs(5));
+        History { shared: self.shared }
+    }
+}
+
+/// What is left of a [`Load`] that was stopped.
+#[derive(Debug)]
+pub struct History {
+    shared: Arc<Shared>,
+}
+
+impl History {
+    /// One more line.
+    pub fn line(&self, event: &Event<'_>) {
+        self.shared.recorder.line(event);
+    }
+
+    /// The last line.
+    pub fn end(self) {
+        self.line(&Event::Done { t: now_ms() });
+        self.shared.recorder.flush();
+    }
+}
+
 /// Starts a cluster, loads it, kills its brokers in turn, reads everything to its end and writes the history to `out`.
 pub fn run(options: Options, out: &Path) -> Summary {
     eprintln!("{}", options.repeat());
     let builder = Cluster::builder().namesrvs(1).brokers(2);
     let mut cluster =
         builder.set("transactionTimeOut", "2000").set("transactionCheckInterval", "2000").start();
-    set_up(&cluster);
-    let named = |node: &crate::cluster::Node| (node.name().to_owned(), node.endpoint());
-    let shared = Arc::new(Shared {
-        plan: Plan::new(&options),
-        recorder: Recorder::create(out).expect("the history can be written"),
-        brokers: cluster.brokers.iter().map(named).collect(),
-        delayed: Mutex::default(),
-        options,
-    });
-    introduce(&shared);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let doors: Vec<String> =
+        cluster.namesrvs.iter().chain(&cluster.brokers).map(crate::cluster::Node::endpoint).collect();
+    set_up(&doors, cluster.brokers.len());
+    let target = |node: &crate::cluster::Node| Target {
+        name: node.name().to_owned(),
+        endpoints: vec![node.endpoint()],
+    };
+    let targets = cluster.brokers.iter().map(target).collect();
     let began = Instant::now();
-    start_readers(&runtime, &shared);
-    let producing = runtime.spawn(produce::run(shared.clone()));
-    let (kills, flips) = kill_in_turn(&mut cluster, &shared, began);
-    runtime.block_on(producing).expect("producers do not panic");
-    let sending = began.elapsed();
-    eprintln!("sent after {sending:.1?}; reading what is left");
-    let drained = drain(&shared);
-    if drained {
-        for reader in READERS {
-            shared.recorder.line(&Event::Drained(event::Drained { t: now_ms(), g: reader.name.into() }));
-        }
+    let mut load = Load::start(options, targets, out);
+    let (kills, flips) = kill_in_turn(&mut cluster, &load.shared, began);
+    while !load.has_sent() {
+        let_run(Duration::from_millis(100));
     }
-    runtime.shutdown_timeout(Duration::from_secs(5));
-    shared.recorder.line(&Event::Done { t: now_ms() });
-    shared.recorder.flush();
-    let (stored, delivered, _) = shared.recorder.counts();
+    let sending = began.elapsed();
+    let drained = load.drain();
+    let (stored, delivered) = load.counts();
+    load.stop().end();
     Summary { stored, delivered, kills, flips, sending, draining: began.elapsed() - sending, drained }
 }
 
-/// Topics and groups.
-fn set_up(cluster: &Cluster) {
-    let raw = Raw::connect(&cluster.brokers[0].endpoint());
+/// Topics and groups; returns when all `doors` know them on so many brokers.
+pub fn set_up(doors: &[String], brokers: usize) {
+    let raw = Raw::connect(&doors[0]);
     for kind in KINDS {
         let status = raw.make_topic(TopicConfig {
             name: kind.topic().to_owned(),
@@ -181,7 +270,6 @@ fn set_up(cluster: &Cluster) {
             ..Default::default()
         });
         assert_eq!(status.code, Code::Ok as i32, "{}: {status:?}", kind.topic());
-        cluster.wait_route(kind.topic());
     }
     for reader in READERS {
         let status = raw.make_group(GroupConfig {
@@ -190,6 +278,17 @@ fn set_up(cluster: &Cluster) {
             ..Default::default()
         });
         assert_eq!(status.code, Code::Ok as i32, "{}: {status:?}", reader.name);
+    }
+    for door in doors {
+        let raw = Raw::connect(door);
+        for kind in KINDS {
+            let what = format!("{door} knows {} on all brokers", kind.topic());
+            crate::until(&what, ROUTE_DEADLINE, || {
+                let mut known = raw.route_brokers(kind.topic());
+                known.dedup();
+                (known.len() == brokers).then_some(())
+            });
+        }
     }
 }
 
@@ -230,8 +329,13 @@ fn start_readers(runtime: &Runtime, shared: &Arc<Shared>) {
             }
         }
     }
-    for broker in shared.brokers("transactions") {
-        runtime.spawn(transaction::answer(shared.clone(), broker));
+    // Who asks is whoever is master then: like every client, a producer is at all doors.
+    for target in &shared.brokers {
+        for endpoint in &target.endpoints {
+            let door = Target { name: target.name.clone(), endpoints: vec![endpoint.clone()] };
+            let broker = Broker::new(&door, "transactions@mixed");
+            runtime.spawn(transaction::answer(shared.clone(), broker));
+        }
     }
 }
 

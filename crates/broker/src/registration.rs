@@ -171,7 +171,11 @@ impl Registrations {
 
     fn apply(&self, index: usize, update: RouteUpdate) {
         match update.update {
-            Some(Update::Full(table)) => self.replace(index, table.brokers),
+            Some(Update::Full(table)) => {
+                // First: who does not know them yet would give their message groups to others.
+                self.routes.expect_back(table.away);
+                self.replace(index, table.brokers);
+            }
             Some(Update::Change(change)) => self.change(index, change),
             Some(Update::Heartbeat(_)) | None => {}
         }

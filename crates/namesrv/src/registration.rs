@@ -111,7 +111,8 @@ impl Registrations {
     fn subscribe(&self) -> (RouteTable, broadcast::Receiver<RouteChange>) {
         let _order = self.info.lock();
         let changes = self.changes.subscribe();
-        (RouteTable { brokers: self.routes.read().states() }, changes)
+        let routes = self.routes.read();
+        (RouteTable { brokers: routes.states(), away: routes.states_away() }, changes)
     }
 }
 

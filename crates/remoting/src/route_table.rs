@@ -94,6 +94,12 @@ impl SharedRoutes {
         }
     }
 
+    /// Brokers that left before this node began to listen.
+    pub fn expect_back(&self, away: Vec<BrokerState>) {
+        let mut table = self.0.table.write();
+        away.into_iter().for_each(|state| table.expect_back(state));
+    }
+
     /// Calls `listener` after every change that is about groups, on the thread that made it. The first listener stays.
     pub(crate) fn listen(&self, listener: impl Fn(&Self, &GroupsChanged) + Send + Sync + 'static) {
         let _ = self.0.listener.set(Box::new(listener));
@@ -121,6 +127,12 @@ struct BrokerEntry {
 }
 
 impl BrokerEntry {
+    fn of(state: BrokerState) -> Option<Self> {
+        let topics = state.topics.into_iter().map(|topic| (topic.name.clone(), topic)).collect();
+        let groups = state.groups.into_iter().map(|group| (group.name.clone(), group)).collect();
+        Some(Self { identity: state.identity?, topics, groups })
+    }
+
     fn state(&self) -> BrokerState {
         BrokerState {
             identity: Some(self.identity.clone()),
@@ -157,16 +169,28 @@ impl RouteTable {
     }
 
     fn join(&mut self, state: BrokerState) {
-        let Some(identity) = state.identity else { return };
-        let name = identity.broker_name.clone();
+        let Some(entry) = BrokerEntry::of(state) else { return };
+        let name = entry.identity.broker_name.clone();
         self.remove(&name);
         self.away.back(&name);
-        for topic in &state.topics {
+        for topic in entry.topics.values() {
             self.topics.entry(topic.name.clone()).or_default().insert(name.clone(), topic.message_type());
         }
-        let topics = state.topics.into_iter().map(|topic| (topic.name.clone(), topic)).collect();
-        let groups = state.groups.into_iter().map(|group| (group.name.clone(), group)).collect();
-        self.brokers.insert(name, BrokerEntry { identity, topics, groups });
+        self.brokers.insert(name, entry);
+    }
+
+    /// A broker left before this table was begun, and is expected back. What is known better stays.
+    pub fn expect_back(&mut self, state: BrokerState) {
+        let Some(entry) = BrokerEntry::of(state) else { return };
+        let name = &entry.identity.broker_name;
+        if !self.brokers.contains_key(name) && !self.is_expected_back(name) {
+            self.away.left(entry, Instant::now());
+        }
+    }
+
+    /// The last state of every broker that is expected back.
+    pub fn states_away(&self) -> Vec<BrokerState> {
+        self.away.expected(Instant::now()).map(BrokerEntry::state).collect()
     }
 
     fn change(&mut self, delta: BrokerDelta) {

@@ -93,6 +93,11 @@ impl Store {
         self.log.inbox.nudge();
     }
 
+    /// Whether that time has not come: what is shown now is what everybody else is shown.
+    pub fn may_answer(&self) -> bool {
+        self.log.fence.is_open()
+    }
+
     /// The master in whose epoch the log ends.
     pub fn epoch(&self) -> u32 {
         self.log.epochs.lock().last().epoch

@@ -157,7 +157,7 @@ impl LogWriter {
     fn prepare(&mut self, request: &Request) -> Result<(), AppendError> {
         match &request.work {
             Work::Raw { raw, .. } => return self.take_raw(raw),
-            Work::Lead { epoch } => self.may_lead(*epoch)?,
+            Work::Lead { epoch } => self.prepare_to_lead(*epoch)?,
             Work::Records(_) if self.log.follows() => return Err(AppendError::Follows),
             Work::Records(_) => {}
         }

@@ -76,6 +76,7 @@ impl Book {
     pub(crate) fn deliver_as<'a>(self, id: &'a str, t: u64, change: impl FnOnce(&mut Deliver<'a>)) -> Self {
         let mut deliver = Deliver {
             t,
+            given: None,
             until: t + HELD_MS,
             m: id.into(),
             g: "g".into(),

@@ -52,6 +52,18 @@ pub enum Event<'a> {
     Kill(Fault<'a>),
     /// A broker is ready again.
     Up(Fault<'a>),
+    /// Something is done to servers, disks, clocks or the network.
+    Inject(Inject<'a>),
+    /// It is undone, and everything works again.
+    Heal(Heal),
+    /// A broker became the master of its set.
+    Leads(Leads<'a>),
+    /// A broker that leads its set was given an error by its disk.
+    Failed(Failed<'a>),
+    /// A stretch of the log of one broker, read when all had stopped.
+    Stretch(Stretch<'a>),
+    /// What a process wrote to its log was read.
+    Words(Words<'a>),
     /// One bit of the stored body of a message was flipped.
     Flip(Flip<'a>),
     /// Nothing is left for a group; it and its dead letters were read to their end.
@@ -151,6 +163,9 @@ pub struct Receive<'a> {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Deliver<'a> {
     pub t: u64,
+    /// When the broker gave it, if that is known to be, or may be, earlier; absent: at `t`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub given: Option<u64>,
     /// The end of its invisible time, as the consumer was told.
     pub until: u64,
     #[serde(borrow)]
@@ -219,6 +234,80 @@ pub struct Fault<'a> {
     pub t: u64,
     #[serde(borrow)]
     pub broker: Cow<'a, str>,
+}
+
+/// See [`Event::Inject`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Inject<'a> {
+    /// Of the run; [`Heal`] has the same.
+    pub number: u32,
+    pub t: u64,
+    /// `F1` to `F27`.
+    #[serde(borrow)]
+    pub kind: Cow<'a, str>,
+    /// To whom and how.
+    #[serde(borrow)]
+    pub what: Cow<'a, str>,
+    /// The broker set whose clock it sets, and by how much at most. Milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skew: Option<(Cow<'a, str>, u64)>,
+}
+
+/// See [`Event::Heal`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Heal {
+    pub number: u32,
+    pub t: u64,
+}
+
+/// See [`Event::Leads`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Leads<'a> {
+    pub t: u64,
+    /// The set.
+    #[serde(borrow)]
+    pub broker: Cow<'a, str>,
+    /// Which broker of the set.
+    pub id: u32,
+    pub epoch: u32,
+}
+
+/// See [`Event::Failed`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Failed<'a> {
+    /// From when on nothing can be written.
+    pub t: u64,
+    /// The set.
+    #[serde(borrow)]
+    pub broker: Cow<'a, str>,
+    pub id: u32,
+}
+
+/// See [`Event::Stretch`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stretch<'a> {
+    /// The set.
+    #[serde(borrow)]
+    pub broker: Cow<'a, str>,
+    pub id: u32,
+    /// Physical offset of its first record.
+    pub at: u64,
+    /// Up to the end of its last record; what lies under blanks counts as zeros.
+    pub bytes: u64,
+    pub sum: u32,
+    /// The lowest and the highest epoch of its records.
+    pub epochs: (u32, u32),
+}
+
+/// See [`Event::Words`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Words<'a> {
+    #[serde(borrow)]
+    pub node: Cow<'a, str>,
+    pub lines: u64,
+    /// The first line that says that a thread panicked.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub panic: Option<Cow<'a, str>>,
 }
 
 /// See [`Event::Flip`].

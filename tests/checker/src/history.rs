@@ -11,6 +11,9 @@ use anyhow::{Context as _, bail, ensure};
 use crate::event::{self, Event, Outcome, VERSION};
 use crate::names::Names;
 
+mod cluster;
+pub use cluster::{Injected, Lead, Stretch};
+
 /// Deliveries, acknowledgements and messages that are read, together; more are refused.
 pub const OPERATIONS_MAX: usize = 50_000_000;
 /// A longer line is not of a history.
@@ -34,8 +37,8 @@ pub struct Message {
     pub began: u64,
     /// When an attempt was answered with OK first; [`NEVER`]: not at all.
     pub stored: u64,
-    /// Bit by bit the brokers that may have it.
-    pub brokers: u64,
+    /// When that attempt was begun.
+    pub attempt: u64,
     /// A bit of what is stored was flipped: it may be lost, but must not come out wrong.
     pub flipped: bool,
     /// When a commit was begun first that was not refused, and whether one was answered with OK.
@@ -56,7 +59,7 @@ impl Message {
             label: None,
             began: NEVER,
             stored: NEVER,
-            brokers: 0,
+            attempt: NEVER,
             flipped: false,
             commit: (NEVER, false),
             rolled_back: false,
@@ -103,6 +106,8 @@ pub struct Delivery {
     pub message: u32,
     pub group: u32,
     pub t: u64,
+    /// The broker gave it then or later.
+    pub given: u64,
     pub until: u64,
     pub place: Place,
     pub attempt: u32,
@@ -170,6 +175,16 @@ pub struct History {
     pub progress: Vec<Progress>,
     /// When, and which broker.
     pub kills: Vec<(u64, u32)>,
+    /// What was done to the cluster.
+    pub faults: Vec<Injected>,
+    /// Who became master.
+    pub leads: Vec<Lead>,
+    /// Masters whose disk failed: when, which set, which of its brokers.
+    pub failed: Vec<(u64, u32, u32)>,
+    /// The logs of all brokers, as they were at the end.
+    pub stretches: Vec<Stretch>,
+    /// Nodes whose words were read, and what those said of a panic.
+    pub words: Vec<(String, Option<String>)>,
     /// The writer came to its end.
     pub done: bool,
     /// The command that repeats the run.
@@ -227,6 +242,14 @@ impl History {
             }
             Event::Kill(fault) => self.kills.push((fault.t, self.brokers.number(&fault.broker))),
             Event::Up(_) => {}
+            Event::Inject(_)
+            | Event::Heal(_)
+            | Event::Leads(_)
+            | Event::Failed(_)
+            | Event::Stretch(_)
+            | Event::Words(_) => {
+                self.add_of_cluster(event)?;
+            }
             Event::Flip(flip) => self.message(&flip.m).flipped = true,
             Event::Drained(drained) => {
                 let group = self.group(&drained.g)?;
@@ -257,8 +280,6 @@ impl History {
         let topic = self.names.number(&send.topic);
         let lane = send.lane.as_ref().map(|lane| self.names.number(lane));
         let label = send.label.as_ref().map(|label| self.names.number(label));
-        let broker = self.brokers.number(&send.to);
-        ensure!(broker < u64::BITS, "broker {} is one too many", send.to);
         let message = self.message(&send.m);
         if message.topic.is_none() {
             message.topic = Some(topic);
@@ -270,11 +291,10 @@ impl History {
         }
         message.began = message.began.min(send.b);
         match send.out {
-            Outcome::Ok => message.stored = message.stored.min(send.e),
-            Outcome::Refused => return Ok(()),
-            Outcome::Unknown => {}
+            Outcome::Ok if send.e < message.stored => (message.stored, message.attempt) = (send.e, send.b),
+            Outcome::Ok => {}
+            Outcome::Refused | Outcome::Unknown => {}
         }
-        message.brokers |= 1 << broker;
         Ok(())
     }
 
@@ -292,8 +312,9 @@ impl History {
     fn add_delivery(&mut self, deliver: &event::Deliver<'_>) -> anyhow::Result<()> {
         let (message, group) = (self.ids_number(&deliver.m), self.group(&deliver.g)?);
         let place = self.place(&deliver.broker, deliver.queue, deliver.offset);
-        let event::Deliver { t, until, attempt, digest, .. } = *deliver;
-        self.deliveries.push(Delivery { message, group, t, until, place, attempt, digest });
+        let event::Deliver { t, given, until, attempt, digest, .. } = *deliver;
+        let given = given.unwrap_or(t);
+        self.deliveries.push(Delivery { message, group, t, given, until, place, attempt, digest });
         Ok(())
     }
 
@@ -344,6 +365,8 @@ impl History {
         self.releases.sort_by_key(|release| (release.message, release.group, release.b));
         self.letters.sort_by_key(|letter| (letter.message, letter.group, letter.t));
         self.progress.sort_unstable();
+        self.leads.sort_unstable();
+        self.stretches.sort_unstable();
     }
 
     /// The id of a message.
@@ -394,9 +417,10 @@ impl History {
         self.deliveries.chunk_by(same).map(|one| self.case(one[0].message, one[0].group))
     }
 
-    /// Whether `broker` was killed in that time.
+    /// Whether `broker` was killed in that time, or another broker of the set became its master.
     pub fn killed(&self, broker: u32, from: u64, to: u64) -> bool {
-        self.kills.iter().any(|&(t, killed)| killed == broker && from <= t && t <= to)
+        let led = self.leads.iter().map(|lead| (lead.t, lead.broker));
+        self.kills.iter().copied().chain(led).any(|(t, other)| other == broker && from <= t && t <= to)
     }
 }
 

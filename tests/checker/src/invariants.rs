@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use crate::History;
 
+mod cluster;
 mod dead;
 mod delivery;
 mod holding;
@@ -68,7 +69,7 @@ pub struct Verdict {
 
 type Invariant = (&'static str, &'static str, fn(&History, &mut Found));
 
-const INVARIANTS: [Invariant; 14] = [
+const INVARIANTS: [Invariant; 18] = [
     ("whole", "the history ends where its writer ended, and every group was read to its end", whole),
     (
         "S1",
@@ -87,6 +88,10 @@ const INVARIANTS: [Invariant; 14] = [
     ("S9b", "a transaction does not stay undecided", transaction::all_decided),
     ("S10", "a dead letter was delivered often enough, or given up, and lives no more", dead::explained),
     ("S10b", "what was delivered is acknowledged or a dead letter in the end", dead::nothing_disappears),
+    ("S11", "in an epoch of a broker set no more than one broker is its master", cluster::one_master),
+    ("S12", "the logs of the brokers of a set are equal", cluster::one_log),
+    ("S13", "a master whose disk has failed answers no send with OK", cluster::fail_stop),
+    ("S14", "no thread of a server panics", cluster::no_panic),
 ];
 
 /// All verdicts.

@@ -1,5 +1,8 @@
-//! One broker as the tasks of the load see it: raw gRPC calls with a deadline. It may be away at any time.
+//! One broker as the tasks of the load see it: raw gRPC calls with a deadline. It may be away at any time; of several doors
+//! to it, that of the last call that went well is used.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,6 +12,7 @@ use prost::Message as _;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
+use super::Target;
 use super::plan::now_ms;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -17,12 +21,16 @@ const MESSAGE_MAX_BYTES: usize = 64 << 20;
 /// After a failure, before the next attempt.
 pub(super) const PAUSE: Duration = Duration::from_millis(150);
 
-/// A connection of its own to one broker.
+type Client = MessagingServiceClient<Channel>;
+
+/// Connections of its own to one broker.
 #[derive(Clone, Debug)]
 pub(super) struct Broker {
     pub(super) name: String,
     client_id: String,
-    client: MessagingServiceClient<Channel>,
+    doors: Vec<Client>,
+    /// Which of them is used; clones go through the same.
+    turn: Arc<AtomicUsize>,
 }
 
 /// What a call for messages brought.
@@ -38,11 +46,46 @@ pub(super) struct Received {
 
 impl Broker {
     /// Connects with the first call, and again when the connection is lost. Within a runtime.
-    pub(super) fn new(name: &str, endpoint: &str, client_id: &str) -> Self {
-        let address = Endpoint::from_shared(format!("http://{endpoint}")).expect("an endpoint is host:port");
-        let channel = address.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).connect_lazy();
-        let client = MessagingServiceClient::new(channel).max_decoding_message_size(MESSAGE_MAX_BYTES);
-        Self { name: name.to_owned(), client_id: client_id.to_owned(), client }
+    pub(super) fn new(target: &Target, client_id: &str) -> Self {
+        let door = |endpoint: &String| {
+            let address =
+                Endpoint::from_shared(format!("http://{endpoint}")).expect("an endpoint is host:port");
+            let channel = address.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).connect_lazy();
+            MessagingServiceClient::new(channel).max_decoding_message_size(MESSAGE_MAX_BYTES)
+        };
+        let doors: Vec<_> = target.endpoints.iter().map(door).collect();
+        // Not all through the same: a door that fails is seen by some only.
+        let first = client_id.bytes().map(usize::from).sum();
+        Self {
+            name: target.name.clone(),
+            client_id: client_id.to_owned(),
+            doors,
+            turn: Arc::new(AtomicUsize::new(first)),
+        }
+    }
+
+    fn door(&self) -> (usize, Client) {
+        let turn = self.turn.load(Ordering::Relaxed);
+        (turn, self.doors[turn % self.doors.len()].clone())
+    }
+
+    /// The call through door `turn` failed.
+    fn failed(&self, turn: usize) {
+        // Of several that failed at the same time one goes on.
+        let _ = self.turn.compare_exchange(turn, turn + 1, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// The answer of one call. One without an answer leads to the next door.
+    async fn call<T>(
+        &self,
+        call: impl AsyncFnOnce(Client) -> Result<tonic::Response<T>, Status>,
+    ) -> Result<T, Status> {
+        let (turn, client) = self.door();
+        let answer = call(client).await;
+        if answer.is_err() {
+            self.failed(turn);
+        }
+        answer.map(tonic::Response::into_inner)
     }
 
     fn request<T>(&self, message: T, timeout: Duration) -> Request<T> {
@@ -56,14 +99,18 @@ impl Broker {
     /// One request; the entries of the answer are those of the messages.
     pub(super) async fn send(&self, messages: Vec<Bytes>) -> Result<v2::SendMessageResponse, Status> {
         let request = self.request(v2::SendMessageRequest { messages }, CALL_TIMEOUT);
-        Ok(self.client.clone().send_message(request).await?.into_inner())
+        self.call(async |mut client| client.send_message(request).await).await
     }
 
     /// Takes what there is, or waits for `poll`.
     pub(super) async fn receive(&self, request: v2::ReceiveMessageRequest, poll: Duration) -> Received {
         let mut received = Received::default();
         let request = self.request(request, poll + CALL_TIMEOUT);
-        let Ok(frames) = self.client.clone().receive_message(request).await else { return received };
+        let (turn, mut client) = self.door();
+        let Ok(frames) = client.receive_message(request).await else {
+            self.failed(turn);
+            return received;
+        };
         let mut frames = frames.into_inner();
         loop {
             match frames.message().await {
@@ -82,7 +129,7 @@ impl Broker {
                     }
                     continue;
                 }
-                Err(_) => {}
+                Err(_) => self.failed(turn),
             }
             return received;
         }
@@ -90,8 +137,9 @@ impl Broker {
 
     /// Acknowledges; the status of each entry, or nothing when there was no answer.
     pub(super) async fn ack(&self, request: v2::AckMessageRequest) -> Vec<Option<v2::Status>> {
-        let answer = self.client.clone().ack_message(self.request(request, CALL_TIMEOUT)).await;
-        let entries = answer.map(|answer| answer.into_inner().entries).unwrap_or_default();
+        let request = self.request(request, CALL_TIMEOUT);
+        let answer = self.call(async |mut client| client.ack_message(request).await).await;
+        let entries = answer.map(|answer| answer.entries).unwrap_or_default();
         entries.into_iter().map(|entry| entry.status).collect()
     }
 
@@ -100,8 +148,9 @@ impl Broker {
         &self,
         request: v2::ChangeInvisibleDurationRequest,
     ) -> Option<v2::Status> {
-        let answer = self.client.clone().change_invisible_duration(self.request(request, CALL_TIMEOUT)).await;
-        answer.ok()?.into_inner().status
+        let request = self.request(request, CALL_TIMEOUT);
+        let answer = self.call(async |mut client| client.change_invisible_duration(request).await).await;
+        answer.ok()?.status
     }
 
     /// Gives a message up.
@@ -110,20 +159,21 @@ impl Broker {
         request: v2::ForwardMessageToDeadLetterQueueRequest,
     ) -> Option<v2::Status> {
         let request = self.request(request, CALL_TIMEOUT);
-        let answer = self.client.clone().forward_message_to_dead_letter_queue(request).await;
-        answer.ok()?.into_inner().status
+        let answer =
+            self.call(async |mut client| client.forward_message_to_dead_letter_queue(request).await).await;
+        answer.ok()?.status
     }
 
     /// Ends a transaction.
     pub(super) async fn end_transaction(&self, request: v2::EndTransactionRequest) -> Option<v2::Status> {
-        let answer = self.client.clone().end_transaction(self.request(request, CALL_TIMEOUT)).await;
-        answer.ok()?.into_inner().status
+        let request = self.request(request, CALL_TIMEOUT);
+        self.call(async |mut client| client.end_transaction(request).await).await.ok()?.status
     }
 
     /// Where a group is in a queue.
     pub(super) async fn offset(&self, request: v2::GetOffsetRequest) -> Option<u64> {
-        let answer =
-            self.client.clone().get_offset(self.request(request, CALL_TIMEOUT)).await.ok()?.into_inner();
+        let request = self.request(request, CALL_TIMEOUT);
+        let answer = self.call(async |mut client| client.get_offset(request).await).await.ok()?;
         let well = answer.status.is_some_and(|status| status.code == v2::Code::Ok as i32);
         u64::try_from(answer.offset).ok().filter(|_| well)
     }
@@ -142,6 +192,6 @@ impl Broker {
         outbound.try_send(first).expect("there is room for eight");
         let mut request = self.request(tokio_stream::wrappers::ReceiverStream::new(outgoing), CALL_TIMEOUT);
         request.metadata_mut().remove("grpc-timeout");
-        Ok((outbound, self.client.clone().telemetry(request).await?.into_inner()))
+        Ok((outbound, self.call(async |mut client| client.telemetry(request).await).await?))
     }
 }

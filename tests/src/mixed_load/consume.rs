@@ -50,7 +50,7 @@ pub(super) async fn read(shared: Arc<Shared>, reader: Reader, broker: Broker) {
             member.shared.recorder.line(&Event::Receive(event::Receive { b, e: now_ms(), g, broker }));
         }
         let nothing = received.messages.is_empty();
-        member.handle(received).await;
+        member.handle(b, received).await;
         if nothing {
             tokio::time::sleep_until(began + IDLE).await;
         }
@@ -64,13 +64,16 @@ struct Member {
 }
 
 impl Member {
-    async fn handle(&self, received: Received) {
+    /// `b`: when the call for the messages was begun.
+    async fn handle(&self, b: u64, received: Received) {
         let mut acks = Vec::new();
         let mut others = Vec::new();
         for (t, message) in received.messages {
             let system = message.system_properties.clone().unwrap_or_default();
             let attempt = system.delivery_attempt().unsigned_abs();
-            self.delivered(t.min(received.end_ms.unwrap_or(t)), t, &message, &system);
+            // They may have been on their way for long.
+            let given = received.end_ms.unwrap_or(b).min(t);
+            self.delivered(given, t, &message, &system);
             let deed = self.shared.plan.deed(&self.reader, id_of(&message), attempt);
             match deed {
                 Deed::Ack => acks.push(system),
@@ -89,12 +92,13 @@ impl Member {
         }
     }
 
-    fn delivered(&self, from_ms: u64, t: u64, message: &v2::Message, system: &v2::SystemProperties) {
+    fn delivered(&self, given: u64, t: u64, message: &v2::Message, system: &v2::SystemProperties) {
         let invisible = system.invisible_duration.unwrap_or_default();
         let invisible_ms = invisible.seconds * 1000 + i64::from(invisible.nanos) / 1_000_000;
         self.shared.recorder.line(&Event::Deliver(event::Deliver {
             t,
-            until: from_ms.saturating_add_signed(invisible_ms),
+            given: Some(given).filter(|&given| given < t),
+            until: given.saturating_add_signed(invisible_ms),
             m: id_of(message).into(),
             g: self.reader.name.into(),
             broker: self.broker.name.as_str().into(),

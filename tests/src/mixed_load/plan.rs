@@ -338,7 +338,7 @@ pub(super) fn digest(message: &v2::Message) -> u32 {
 }
 
 /// Milliseconds since 1970.
-pub(super) fn now_ms() -> u64 {
+pub(crate) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
     u64::try_from(since.as_millis()).expect("the clock is before the year 500,000,000")
 }

@@ -17,10 +17,10 @@ use super::record::outcome;
 use super::{Shared, transaction};
 
 /// Workers of each kind but FIFO, where each message group has one.
-const WORKERS: usize = 8;
-/// Messages that wait for a worker: of one message group while its broker is away, and of others.
-const LANE_WAITING_MAX: usize = 64;
-const WAITING_MAX: usize = 8;
+const WORKERS: usize = 16;
+/// Messages that wait for a worker while a broker is away, so that the others get theirs; fewer where they are large.
+const WAITING_MAX: usize = 256;
+const LARGE_WAITING_MAX: usize = 8;
 /// Messages of one request, when so many wait.
 const BATCH_MAX: usize = 8;
 /// A message that could not be stored for so long is given up: it may be stored all the same.
@@ -35,9 +35,12 @@ pub(super) async fn run(shared: Arc<Shared>) {
         workers.spawn(Worker { shared: shared.clone(), kind, number, brokers }.run(messages));
         queue
     };
-    let lanes: Vec<_> = (0..LANES).map(|lane| start(Kind::Fifo, lane as usize, LANE_WAITING_MAX)).collect();
+    let lanes: Vec<_> = (0..LANES).map(|lane| start(Kind::Fifo, lane as usize, WAITING_MAX)).collect();
     let others: Vec<Vec<_>> = KINDS
-        .map(|kind| (0..WORKERS).map(|number| start(kind, number, WAITING_MAX)).collect())
+        .map(|kind| {
+            let waiting = if kind == Kind::Large { LARGE_WAITING_MAX } else { WAITING_MAX };
+            (0..WORKERS).map(|number| start(kind, number, waiting)).collect()
+        })
         .into_iter()
         .collect();
     let began = Instant::now();

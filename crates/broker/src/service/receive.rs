@@ -47,6 +47,9 @@ const ANSWER_AHEAD: Duration = Duration::from_secs(1);
 /// Kept back from the deadline of a client that does not say how long to poll.
 const ANSWER_AHEAD_UNSAID: Duration = Duration::from_millis(1500);
 
+/// A master without a lease looks again after this.
+const NO_LEASE_MS: u64 = 100;
+
 pub(super) const NO_MESSAGE: &str = "no new message";
 pub(super) const SUSPENDED: &str = "the group is suspended: karman group resume lets it go on";
 
@@ -203,7 +206,14 @@ pub async fn receive(
         let over = Instant::now() >= deadline;
         // Settings may have changed while this call waited.
         group = broker.catalog.group_numbered(group.number).unwrap_or(group);
-        let round = if group.config.suspended { Round::default() } else { take(broker, &row, &poll, &group) };
+        let round = if group.config.suspended {
+            Round::default()
+        } else if !broker.store.may_answer() {
+            // Another master may have given these messages, and been told that they are done.
+            Round { next_due_ms: Some(broker.clock.now_ms() + NO_LEASE_MS), ..Round::default() }
+        } else {
+            take(broker, &row, &poll, &group)
+        };
         // Made before anything is awaited: what it holds is put back if this call is dropped.
         let mut batch = Batch::new(broker.clone(), row.clone(), round.messages);
         dead_letter::bury_all(broker, &row, &round.dead).await;

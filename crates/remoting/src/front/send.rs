@@ -216,6 +216,14 @@ mod tests {
         left.apply(RouteChange { change: Some(Change::Left("c".into())) });
         assert_eq!(home_name(&left, &at_c), "c");
         assert_eq!(home(&left, "t", &at_c, Ordered::LiteTopic), home(&two, "t", &at_c, Ordered::LiteTopic));
+        // Also of a node that was not there yet when it left.
+        let mut later = RouteTable::default();
+        left.states()
+            .into_iter()
+            .for_each(|state| later.apply(RouteChange { change: Some(Change::Joined(state)) }));
+        assert_ne!(home_name(&later, &at_c), "c");
+        left.states_away().into_iter().for_each(|state| later.expect_back(state));
+        assert_eq!(home_name(&later, &at_c), "c");
         let state = BrokerState {
             identity: Some(BrokerIdentity { broker_name: "c".into(), ..Default::default() }),
             ..Default::default()

@@ -36,9 +36,13 @@ impl Away {
 
     /// The masters that had `topic` when they left.
     pub(super) fn masters_of(&self, topic: &str, now: Instant) -> impl Iterator<Item = &BrokerIdentity> {
-        let expected = self.0.values().filter(move |(left, _)| is_expected(*left, now));
-        let masters = expected.filter(|(_, entry)| entry.identity.broker_id == 0);
-        masters.filter(move |(_, entry)| entry.topics.contains_key(topic)).map(|(_, entry)| &entry.identity)
+        let masters = self.expected(now).filter(|entry| entry.identity.broker_id == 0);
+        masters.filter(move |entry| entry.topics.contains_key(topic)).map(|entry| &entry.identity)
+    }
+
+    /// All that may come back yet.
+    pub(super) fn expected(&self, now: Instant) -> impl Iterator<Item = &BrokerEntry> {
+        self.0.values().filter(move |(left, _)| is_expected(*left, now)).map(|(_, entry)| entry)
     }
 }
 

@@ -344,6 +344,30 @@ fn a_replica_goes_on_as_master_where_the_log_ends() {
 }
 
 #[test]
+fn a_replica_that_leads_at_once_goes_on_behind_what_it_has_just_received() {
+    for _ in 0..10 {
+        let (here, there) = (scratch(), scratch());
+        let ((master, _), queue) = (master(here.path()), QueueNumber(3));
+        let (replica, _) = replica_of(&master, there.path());
+        master.lead(1, Durability::Disk).unwrap().wait().unwrap();
+        master.append(vec![message(queue, "0")], Durability::Disk).unwrap().wait().unwrap();
+        let first = master.raw(0, 1 << 20).unwrap();
+        let shown = master.watermarks().confirmed;
+        master.append(vec![message(queue, "1")], Durability::Disk).unwrap().wait().unwrap();
+        let second = master.raw(shown, 1 << 20).unwrap();
+        // While the first is flushed, the others become one batch.
+        let first = replica.append_raw(first, shown, Durability::Disk).unwrap();
+        let second = replica.append_raw(second, shown, Durability::Memory).unwrap();
+        let leads = replica.lead(2, Durability::Disk).unwrap();
+        first.wait().unwrap();
+        second.wait().unwrap();
+        leads.wait().unwrap();
+        let own = replica.append(vec![message(queue, "2")], Durability::Disk).unwrap().wait().unwrap();
+        assert_eq!(own.queue_offset, QueueOffset(2));
+    }
+}
+
+#[test]
 fn a_replica_that_was_killed_goes_on_where_it_was() {
     let (here, there) = (scratch(), scratch());
     let (master, seen) = master(here.path());

@@ -64,27 +64,33 @@ struct Checked {
 }
 
 impl LogWriter {
-    pub(super) fn may_lead(&self, epoch: u32) -> Result<(), AppendError> {
-        match epoch > self.epoch {
-            true => Ok(()),
-            false => {
-                Err(AppendError::Invalid("its epoch must be greater than that of every record of the log"))
-            }
+    /// Learns where each queue goes on: behind what is seen, and what was received and is not.
+    pub(super) fn prepare_to_lead(&mut self, epoch: u32) -> Result<(), AppendError> {
+        if epoch <= self.epoch {
+            return Err(AppendError::Invalid(
+                "its epoch must be greater than that of every record of the log",
+            ));
         }
+        // What came in this same batch is read below too: it must not be in the buffer alone.
+        if self.position > self.log.progress.written() {
+            self.write(false)?;
+        }
+        let mut next = self.log.index.ends();
+        let (log, received) = (self.log.clone(), self.received.shown..self.received.end);
+        walk(&log, received, |_, header, _| {
+            if let Some(queue) = header.queue {
+                next.insert(queue, header.queue_offset + 1);
+            }
+            Ok(())
+        })
+        .map_err(|reason| log.poison_because(reason.into()))?;
+        self.next_queue_offsets = next;
+        Ok(())
     }
 
     /// Goes on as the master of an epoch; what it begins with is returned. What was received is seen when that is durable
     /// enough.
     pub(super) fn lead(&mut self, epoch: u32, durability: Durability) -> Vec<NewRecord> {
-        self.next_queue_offsets = self.log.index.ends();
-        let (log, received) = (self.log.clone(), self.received.shown..self.received.end);
-        // Never fails: the bytes were looked at when they came. If they do now, they do so again when they are to be seen.
-        let _ = walk(&log, received, |_, header, _| {
-            if let Some(queue) = header.queue {
-                self.next_queue_offsets.insert(queue, header.queue_offset + 1);
-            }
-            Ok(())
-        });
         self.epoch = epoch;
         self.received.durability = durability;
         self.log.following.store(false, Ordering::Release);

@@ -19,9 +19,9 @@ pub(super) fn explained(history: &History, found: &mut Found) {
         if let Some(why) = unexplained(history, &case, first) {
             found.violation(history, number, || format!("is a dead letter of {group}: {why}"));
         }
-        let lives = case.deliveries.iter().find(|one| one.t > first.t);
-        let copies = history.messages[number as usize].brokers.count_ones();
-        if let Some(lives) = lives.filter(|_| copies < 2) {
+        // The copy of another broker is a message of its own; its letters lie with it.
+        let mut here = case.deliveries.iter().filter(|one| one.place.broker == first.place.broker);
+        if let Some(lives) = here.find(|one| one.given > first.t) {
             let t = lives.t;
             found.violation(history, number, || format!("came to {group} at {t}, after its letter"));
         }

@@ -25,7 +25,7 @@ pub(super) fn acknowledged_for_good(history: &History, found: &mut Found) {
             seen.push(ack.broker);
             found.checked();
             let mut copy = case.deliveries.iter().filter(|one| one.place.broker == ack.broker);
-            if let Some(again) = copy.rfind(|one| one.t > ack.e) {
+            if let Some(again) = copy.rfind(|one| one.given > ack.e) {
                 let (group, t, e) = (history.group_name(again.group), again.t, ack.e);
                 found.violation(history, again.message, || {
                     format!("came to {group} at {t}, {} ms after its acknowledgement was answered OK", t - e)
@@ -44,7 +44,8 @@ pub(super) fn held_by_one(history: &History, found: &mut Found) {
             found.checked();
             let visible = visible_at(&case, one, next.t);
             let from = one.t.saturating_sub(ON_ITS_WAY_MS);
-            if next.t + TOLERANCE_MS < visible && !history.killed(one.place.broker, from, next.t) {
+            let tolerance = TOLERANCE_MS + history.skew(one.place.broker, next.t);
+            if next.t + tolerance < visible && !history.killed(one.place.broker, from, next.t) {
                 found.violation(history, one.message, || {
                     format!("came at {} and at {}, held until {visible}", one.t, next.t)
                 });

@@ -52,7 +52,7 @@ fn judge_lane(history: &History, group: u32, lane: &[u32], found: &mut Found) {
             let holder = history.id(holder);
             found.violation(history, number, || format!("came at {}, when {holder} was not done", first.t));
         }
-        let last = case.deliveries[case.deliveries.len() - 1].t;
+        let last = case.deliveries.iter().map(|one| one.given).max().unwrap_or_default();
         if last > followed && !is_taken_back_by_a_crash(history, &case, followed) {
             let what = || format!("came again at {last}, when one behind it had come at {followed}");
             found.violation(history, number, what);

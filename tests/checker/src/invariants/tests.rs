@@ -1,7 +1,7 @@
 //! For each invariant: histories that it must let pass, and bad ones that it, and no other, must find.
 
 use crate::book::{BROKER, Book};
-use crate::event::{Group, Outcome};
+use crate::event::{self, Event, Group, Outcome};
 use crate::{History, judge};
 
 use Outcome::{Ok, Refused, Unknown};
@@ -223,6 +223,72 @@ fn s10b_what_came_and_disappeared_is_found() {
     assert_eq!(Book::new().send("a").deliver("a", 5).ack("a", 6, Refused).violated(), ["S10b"]);
     assert_eq!(Book::new().send("a").deliver("a", 5).ack("a", 6, Unknown).violated(), NONE);
     assert_eq!(Book::new().send("a").deliver("a", 5).nack("a", 6, Ok, 9).violated(), ["S10b"]);
+}
+
+fn leads(t: u64, id: u32, epoch: u32) -> Event<'static> {
+    Event::Leads(event::Leads { t, broker: BROKER.into(), id, epoch })
+}
+
+fn stretch(id: u32, at: u64, sum: u32) -> Event<'static> {
+    let broker = BROKER.into();
+    Event::Stretch(event::Stretch { broker, id, at, bytes: 100, sum, epochs: (1, 1) })
+}
+
+#[test]
+fn s11_two_masters_of_an_epoch_are_found() {
+    let one = || Book::new().line(&leads(1, 1, 1));
+    assert_eq!(one().line(&leads(5, 2, 2)).violated(), NONE);
+    assert_eq!(one().line(&leads(5, 2, 1)).violated(), ["S11"]);
+    assert_eq!(one().line(&stretch(1, 0, 7)).violated(), NONE);
+    let stranger = event::Stretch { broker: BROKER.into(), id: 1, at: 0, bytes: 8, sum: 7, epochs: (1, 2) };
+    assert_eq!(one().line(&Event::Stretch(stranger)).violated(), ["S11"], "nobody began it");
+}
+
+#[test]
+fn s12_logs_that_differ_are_found() {
+    let one = || Book::new().line(&leads(1, 1, 1)).line(&stretch(1, 0, 7)).line(&stretch(1, 100, 8));
+    assert_eq!(one().line(&stretch(2, 0, 7)).line(&stretch(2, 100, 8)).violated(), NONE);
+    assert_eq!(one().line(&stretch(2, 0, 7)).line(&stretch(2, 100, 9)).violated(), ["S12"]);
+}
+
+#[test]
+fn s13_an_answer_after_the_disk_has_failed_is_found() {
+    let failed = Event::Failed(event::Failed { t: 10, broker: BROKER.into(), id: 1 });
+    let sent = |b: u64, e: u64| {
+        let book = Book::new().line(&leads(1, 1, 1)).line(&failed).line(&leads(50, 2, 2));
+        book.send_as("a", |send| (send.b, send.e) = (b, e)).deliver("a", e).ack("a", e + 1, Ok)
+    };
+    assert_eq!(sent(9, 11).violated(), NONE, "it may have been written before");
+    assert_eq!(sent(11, 49).violated(), ["S13"]);
+    assert_eq!(sent(11, 51).violated(), NONE, "another answered");
+}
+
+#[test]
+fn s14_a_panic_is_found() {
+    let words = |panic| Event::Words(event::Words { node: "n".into(), lines: 3, panic });
+    assert_eq!(Book::new().line(&words(None)).violated(), NONE);
+    assert_eq!(Book::new().line(&words(Some("thread panicked".into()))).violated(), ["S14"]);
+}
+
+#[test]
+fn what_was_long_on_its_way_was_given_before() {
+    let late = |given| {
+        Book::new().send("a").deliver("a", 5).ack("a", 6, Ok).deliver_as("a", 20_000, |one| one.given = given)
+    };
+    assert_eq!(late(None).violated(), ["S5"]);
+    assert_eq!(late(Some(5)).violated(), NONE);
+}
+
+#[test]
+fn a_clock_that_was_set_excuses_what_is_early_by_so_much() {
+    let early = |ms| {
+        let skew = Some((BROKER.into(), ms));
+        let inject = event::Inject { number: 1, t: 2, kind: "F20".into(), what: "".into(), skew };
+        let book = Book::new().send_as("a", |send| send.due = Some(1000)).line(&Event::Inject(inject));
+        book.deliver("a", 500).ack("a", 501, Ok).violated()
+    };
+    assert_eq!(early(400), ["S8"]);
+    assert_eq!(early(500), NONE);
 }
 
 #[test]

@@ -1,0 +1,163 @@
+//! Namespaces of the network, one for each server, on one bridge; and what is done to packets between them. Owned by the thread of
+//! the run.
+
+use std::path::Path;
+use std::process::Command;
+
+/// Everything that a run makes is called so: a run removes what is there of an earlier one.
+const PREFIX: &str = "kmf-";
+const BRIDGE: &str = "kmf-br";
+const NET: &str = "10.213.77";
+
+/// The place of a server in the network.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    /// Of the namespace.
+    pub(super) name: String,
+    pub(super) ip: String,
+}
+
+/// The network of a run.
+#[derive(Debug)]
+pub(super) struct Network(());
+
+/// What happens to packets that come from some place.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Rule {
+    Drop,
+    /// So many of a hundred are lost.
+    Lose(u32),
+    /// Connections are reset.
+    Reset,
+}
+
+/// The address of host number `host`; the load is number 1.
+pub(super) fn address(host: usize) -> String {
+    format!("{NET}.{host}")
+}
+
+impl Network {
+    /// The bridge; the load is at its own address.
+    pub(super) fn new() -> Self {
+        let root = rustix::process::geteuid().is_root();
+        assert!(
+            root,
+            "the fault run needs root: it makes network namespaces and file systems. It is never skipped."
+        );
+        clear();
+        let network = Self(());
+        must("ip", &["link", "add", BRIDGE, "type", "bridge"]);
+        must("ip", &["addr", "add", &format!("{}/24", address(1)), "dev", BRIDGE]);
+        must("ip", &["link", "set", BRIDGE, "up"]);
+        network
+    }
+
+    /// One more place, with the number `host`.
+    pub(super) fn place(&self, name: &str, host: usize) -> Place {
+        let place = Place { name: format!("{PREFIX}{name}"), ip: address(host) };
+        let (inner, outer) = (place.device(), format!("{PREFIX}o{host}"));
+        must("ip", &["netns", "add", &place.name]);
+        must("ip", &["link", "add", &outer, "type", "veth", "peer", "name", &inner, "netns", &place.name]);
+        must("ip", &["link", "set", &outer, "master", BRIDGE, "up"]);
+        place.inside("ip", &["addr", "add", &format!("{}/24", place.ip), "dev", &inner]);
+        place.inside("ip", &["link", "set", &inner, "up"]);
+        place.inside("ip", &["link", "set", "lo", "up"]);
+        place
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        clear();
+    }
+}
+
+impl Place {
+    fn device(&self) -> String {
+        format!("{PREFIX}i{}", self.ip.rsplit('.').next().unwrap_or_default())
+    }
+
+    fn inside(&self, program: &str, arguments: &[&str]) {
+        let all = ["netns", "exec", &self.name, program].into_iter().chain(arguments.iter().copied());
+        must("ip", &all.collect::<Vec<_>>());
+    }
+
+    /// From now on, to what comes from `ip`.
+    pub(super) fn from(&self, ip: &str, rule: Rule) {
+        let share;
+        let rule = match rule {
+            Rule::Drop => vec!["-j", "DROP"],
+            Rule::Reset => vec!["-p", "tcp", "-j", "REJECT", "--reject-with", "tcp-reset"],
+            Rule::Lose(percent) => {
+                share = format!("{}", f64::from(percent) / 100.0);
+                vec!["-m", "statistic", "--mode", "random", "--probability", &share, "-j", "DROP"]
+            }
+        };
+        let all = ["-w", "-A", "INPUT", "-s", ip].into_iter().chain(rule);
+        self.inside("iptables", &all.collect::<Vec<_>>());
+    }
+
+    /// No more bits a second leave it than `rate` says.
+    pub(super) fn slow(&self, rate: &str) {
+        let device = self.device();
+        let shape = ["root", "tbf", "rate", rate, "burst", "32kbit", "latency", "400ms"];
+        let all = ["qdisc", "add", "dev", &device].into_iter().chain(shape);
+        self.inside("tc", &all.collect::<Vec<_>>());
+    }
+
+    /// Nothing is done to packets any more.
+    pub(super) fn heal(&self) {
+        self.inside("iptables", &["-w", "-F", "INPUT"]);
+        // There may be none.
+        let del = ["netns", "exec", &self.name, "tc", "qdisc", "del", "dev", &self.device(), "root"];
+        let _ = run("ip", &del);
+    }
+}
+
+/// Ends what runs in namespaces of a run and removes them.
+fn clear() {
+    for namespace in run("ip", &["netns", "list"]).unwrap_or_default().lines() {
+        let Some(name) = namespace.split(' ').next().filter(|name| name.starts_with(PREFIX)) else {
+            continue;
+        };
+        for process in run("ip", &["netns", "pids", name]).unwrap_or_default().split_whitespace() {
+            let _ = run("kill", &["-9", process]);
+        }
+        let _ = run("ip", &["netns", "del", name]);
+    }
+    // Connections that nobody ends any more keep a namespace, and so its link, for a while.
+    for link in run("ip", &["-o", "link"]).unwrap_or_default().lines() {
+        let name = link.split(' ').nth(1).and_then(|name| name.split(['@', ':']).next());
+        if let Some(name) = name.filter(|name| name.starts_with(PREFIX)) {
+            let _ = run("ip", &["link", "del", name]);
+        }
+    }
+}
+
+/// Unmounts what an earlier run has left under `directory`, and removes that.
+pub(super) fn clear_mounts(directory: &Path) {
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
+    let below = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+    for mounted in below.filter(|mounted| Path::new(mounted).starts_with(directory)) {
+        let _ = run("fsfreeze", &["--unfreeze", mounted]);
+        let _ = run("umount", &["--lazy", mounted]);
+    }
+    let _ = std::fs::remove_dir_all(directory);
+}
+
+fn must(program: &str, arguments: &[&str]) {
+    run(program, arguments).unwrap_or_else(|error| {
+        panic!(
+            "{error}\nThe fault run needs root and the packages iproute2 and iptables. It is never skipped."
+        )
+    });
+}
+
+fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
+    let failed = |why: String| format!("{program} {}: {why}", arguments.join(" "));
+    let output = Command::new(program).args(arguments).output().map_err(|error| failed(error.to_string()))?;
+    match output.status.success() {
+        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        false => Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+    }
+}
