@@ -104,6 +104,9 @@ pub struct BrokerConfig {
     pub pop_inflight_message_threshold: u32,
     /// How far ahead the delivery time of a message may lie. Milliseconds.
     pub max_delay_time_mills: u64,
+    /// `maxDelayTimeMills` may not be more. It sets no limit by itself, but keeps configurations of RocketMQ, where broker
+    /// and proxy have one each. Seconds.
+    pub timer_max_delay_sec: u64,
     /// A producer that has not ended a transaction is asked about it after so long, if the message does not say
     /// otherwise. Milliseconds.
     pub transaction_time_out: u64,
@@ -173,6 +176,7 @@ impl Default for BrokerConfig {
             default_topic_queue_nums: 8,
             pop_inflight_message_threshold: 100_000,
             max_delay_time_mills: 24 * 3_600_000,
+            timer_max_delay_sec: DELAY_MAX_DAYS * 86_400,
             transaction_time_out: 6000,
             transaction_check_interval: 30_000,
             transaction_check_max: 15,
@@ -188,6 +192,8 @@ impl Default for BrokerConfig {
     }
 }
 
+/// A message is delayed for at most this long.
+const DELAY_MAX_DAYS: u64 = 40;
 /// A topic's messages are kept for at most this long.
 pub const RESERVED_HOURS_MAX: u32 = 87_600;
 

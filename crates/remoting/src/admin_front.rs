@@ -30,7 +30,7 @@ use merge::no_broker;
 /// How long one broker may take before its row says so.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Messages that one QueryMessages of it, or of the public service, gives at most.
+/// Messages that one QueryMessages of it, or of the public service, gives at most: RocketMQ's limit for a query.
 pub const QUERY_MAX: u32 = 64;
 
 /// How often, and for how long, the routes of a new topic are waited for.

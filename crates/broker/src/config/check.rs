@@ -6,7 +6,7 @@ use karman_remoting::config::Unusable;
 use karman_remoting::validate::is_node_name;
 use karman_store::Durability;
 
-use super::{BrokerConfig, RESERVED_HOURS_MAX, delete_hours};
+use super::{BrokerConfig, DELAY_MAX_DAYS, RESERVED_HOURS_MAX, delete_hours};
 
 /// Takes a key, its value, what is allowed, and whether it is good.
 type Check<'a> = &'a mut dyn FnMut(&'static str, String, &'static str, bool);
@@ -155,12 +155,19 @@ impl BrokerConfig {
     }
 
     fn check_held(&self, check: Check<'_>) {
+        let most_sec = self.timer_max_delay_sec;
+        check(
+            "timerMaxDelaySec",
+            most_sec.to_string(),
+            "1 to 3456000 seconds (40 days) are allowed",
+            (1..=DELAY_MAX_DAYS * 86_400).contains(&most_sec),
+        );
         let delay = self.max_delay_time_mills;
         check(
             "maxDelayTimeMills",
             delay.to_string(),
-            "1000 to 3456000000 milliseconds (40 days) are allowed",
-            (1000..=3_456_000_000).contains(&delay),
+            "1000 milliseconds to timerMaxDelaySec, which is 3456000 seconds (40 days) at most, are allowed",
+            (1000..=most_sec.saturating_mul(1000)).contains(&delay),
         );
         for (key, value) in [
             ("transactionTimeOut", self.transaction_time_out),

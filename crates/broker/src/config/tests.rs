@@ -39,6 +39,23 @@ fn hours_are_a_list_and_the_ladder_goes_up() {
 }
 
 #[test]
+fn the_longest_delay_is_one_limit_and_the_other_key_bounds_it() {
+    const DAY_MS: u64 = 86_400_000;
+    let refused = |max_delay_time_mills, timer_max_delay_sec| {
+        let config = BrokerConfig { max_delay_time_mills, timer_max_delay_sec, ..BrokerConfig::default() };
+        config.invalid().iter().map(|invalid| invalid.key).collect::<Vec<_>>()
+    };
+    let default = BrokerConfig::default();
+    // RocketMQ's own values, and the longest there is.
+    for (millis, seconds) in [(DAY_MS, 3 * 86_400), (40 * DAY_MS, default.timer_max_delay_sec)] {
+        assert_eq!(refused(millis, seconds), [""; 0]);
+    }
+    assert_eq!(refused(7 * DAY_MS, 3 * 86_400), ["maxDelayTimeMills"]);
+    assert_eq!(refused(40 * DAY_MS + 1, default.timer_max_delay_sec), ["maxDelayTimeMills"]);
+    assert_eq!(refused(DAY_MS, 40 * 86_400 + 1), ["timerMaxDelaySec"]);
+}
+
+#[test]
 fn every_unusable_value_is_named() {
     let config = BrokerConfig {
         broker_name: "a/b".into(),

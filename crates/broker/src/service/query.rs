@@ -2,6 +2,7 @@
 //!
 //! The store finds by hashes; here it is checked that a message really has the id or key that was asked for.
 
+use karman_remoting::admin_front::QUERY_MAX;
 use karman_remoting::message::EncodedMessage;
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::karman::query_messages_request::By;
@@ -18,8 +19,6 @@ use crate::refuse;
 
 /// Messages of one answer when it is not said how many.
 const MAX_DEFAULT: usize = 32;
-/// RocketMQ's limit for a query.
-const MAX_MAX: usize = 64;
 /// Bytes of messages in one answer, if they are more than one.
 const ANSWER_MAX_BYTES: usize = 4 << 20;
 /// So many messages with the same hash are looked at when some turn out to have another key.
@@ -223,8 +222,8 @@ impl Broker {
 fn max_of(request: &v1::QueryMessagesRequest) -> Result<usize, Rejection> {
     match request.max {
         0 => Ok(MAX_DEFAULT),
-        max if max as usize <= MAX_MAX => Ok(max as usize),
-        max => Err(Rejection::BadRequest(format!("{max} messages are asked for, the limit is {MAX_MAX}"))),
+        max if max <= QUERY_MAX => Ok(max as usize),
+        max => Err(Rejection::BadRequest(format!("{max} messages are asked for, the limit is {QUERY_MAX}"))),
     }
 }
 

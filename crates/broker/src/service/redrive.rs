@@ -98,13 +98,13 @@ impl Broker {
                 pending: Vec::new(),
                 pending_bytes: 0,
             };
-            let answer = redrive.run(&request.message_id)?;
+            let answer = redrive.run(&request.message_id);
             if !request.dry_run {
                 tracing::info!(group = request.group, count = answer.count, "dead letters went back");
             }
-            Ok(answer)
+            answer
         });
-        redriven.await.unwrap_or_else(|error| Err(Rejection::Internal(error.to_string())))
+        redriven.await.map_err(|error| Rejection::Internal(error.to_string()))
     }
 }
 
@@ -125,7 +125,8 @@ struct Redrive<'a> {
 }
 
 impl Redrive<'_> {
-    fn run(mut self, message_id: &str) -> Result<v1::RedriveDeadLettersResponse, Rejection> {
+    /// What was done; what failed is said beside it, for what has gone back until then is gone.
+    fn run(mut self, message_id: &str) -> v1::RedriveDeadLettersResponse {
         self.forget_deleted();
         let looked = if message_id.is_empty() {
             (0..self.letters.queue_nums()).try_for_each(|queue_id| self.queue(queue_id))
@@ -134,8 +135,11 @@ impl Redrive<'_> {
         };
         // Also after an error: the next call must find what this one has sent.
         let settled = self.settle();
-        looked.and(settled)?;
-        Ok(self.answer)
+        if let Err(rejection) = looked.and(settled) {
+            self.answer.failure = Some(rejection.into());
+            self.answer.more = true;
+        }
+        self.answer
     }
 
     /// Letters that were deleted need not be remembered any more.
@@ -187,7 +191,7 @@ impl Redrive<'_> {
                 if self.went_back(position) {
                     continue;
                 }
-                if self.answer.count >= self.max {
+                if self.answer.count as usize + self.pending.len() >= self.max as usize {
                     self.answer.more = true;
                     return Ok(());
                 }
@@ -241,8 +245,10 @@ impl Redrive<'_> {
                 return Ok(());
             }
         };
-        self.answer.count += 1;
-        let Some(row) = self.row.filter(|_| !self.dry_run) else { return Ok(()) };
+        let Some(row) = self.row.filter(|_| !self.dry_run) else {
+            self.answer.count += 1;
+            return Ok(());
+        };
         let origin = Origin {
             group: row.group,
             topic: self.letters.number,
@@ -266,10 +272,17 @@ impl Redrive<'_> {
         Ok(())
     }
 
-    /// Waits for what was handed to the log.
+    /// Waits for all that was handed to the log and counts what went back; the first that failed is the error.
     fn settle(&mut self) -> Result<(), Rejection> {
         self.pending_bytes = 0;
-        self.pending.drain(..).try_for_each(|append| append.wait().map(drop)).map_err(refuse::append)
+        let mut settled = Ok(());
+        for append in self.pending.drain(..) {
+            match append.wait() {
+                Ok(_) => self.answer.count += 1,
+                Err(error) => settled = settled.and(Err(refuse::append(error))),
+            }
+        }
+        settled
     }
 
     /// The topic and queue that a letter goes to, and the message as it was there; or why it cannot go back.

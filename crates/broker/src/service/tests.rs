@@ -247,6 +247,39 @@ async fn dead_messages_do_not_wait_for_one_another() {
 }
 
 #[tokio::test]
+async fn what_went_back_before_a_redrive_failed_is_told() {
+    let node = Node::start().await;
+    let topic = node.topic(topic_named("a", 1)).await;
+    let letters = node.topic(topic_named("%DLQ%g", 1)).await;
+    let origin = v2::DeadLetterQueue { topic: "a".to_owned(), ..Default::default() };
+    // The third has more keys than the store takes, which no send lets through.
+    for (id, keys) in [("1", 0), ("2", 0), ("3", 5000), ("4", 0)] {
+        let mut letter = message(&letters, id);
+        let system = letter.system_properties.as_mut().unwrap();
+        system.dead_letter_queue = Some(origin.clone());
+        system.keys = (0..keys).map(|key| key.to_string()).collect();
+        let record = karman_store::NewRecord {
+            kind: karman_store::RecordKind::Message,
+            queue: Some(karman_store::QueueNumber(letters.queues[0])),
+            tag_hash: 0,
+            mark: 0,
+            keys: vec![],
+            payload: letter.encode_to_vec().into(),
+        };
+        node.broker.store.append(vec![record], karman_store::Durability::Disk).unwrap().await.unwrap();
+    }
+    let request = v1::RedriveDeadLettersRequest { group: "g".to_owned(), ..Default::default() };
+    for went_back in [2, 0] {
+        let answer = node.broker.redrive_dead_letters(request.clone()).await.unwrap();
+        let failure = answer.failure.expect("the third does not go");
+        assert!(failure.message.contains("keys"), "{}", failure.message);
+        assert_eq!((answer.count, answer.more), (went_back, true));
+        assert_eq!(node.count(&topic), 2);
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn a_pull_that_finds_nothing_ends_in_time() {
     const COUNT: i64 = 5000;
     let node = Node::start().await;

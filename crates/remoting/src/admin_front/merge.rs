@@ -149,6 +149,9 @@ pub(super) fn redriven(
                 whole.count += part.count;
                 whole.more |= part.more;
                 whole.skipped.extend(part.skipped);
+                if let Some(status) = part.failure {
+                    failed(&mut whole.status, &broker, &status);
+                }
             }
             Err(status) => failed(&mut whole.status, &broker, &status),
         }
@@ -243,15 +246,23 @@ mod tests {
 
     #[test]
     fn a_broker_that_failed_does_not_hide_what_the_others_sent_back() {
-        let sent = v1::RedriveDeadLettersResponse { count: 3, status: Some(ok()), ..Default::default() };
+        let sent = |count, failure: Option<Rejection>| v1::RedriveDeadLettersResponse {
+            count,
+            failure: failure.map(Status::from),
+            status: Some(ok()),
+            ..Default::default()
+        };
         let moved_one =
             v1::ResetOffsetResponse { moves: vec![v1::OffsetMove::default()], ..Default::default() };
         let full = || Rejection::StoreFull("no room".into());
-        let whole =
-            redriven(vec![answered("a", Ok(sent)), answered("b", Err(full())), answered("c", Err(full()))]);
+        let whole = redriven(vec![
+            answered("a", Ok(sent(3, None))),
+            answered("b", Err(full())),
+            answered("c", Ok(sent(2, Some(full())))),
+        ]);
         let moves =
             moved(vec![answered("b", Err(full())), answered("c", Err(full())), answered("a", Ok(moved_one))]);
-        assert_eq!((whole.count, moves.moves.len()), (3, 1));
+        assert_eq!((whole.count, moves.moves.len()), (5, 1));
         for status in [whole.status.unwrap(), moves.status.unwrap()] {
             assert_eq!(status.code(), Code::InternalServerError);
             assert!(
