@@ -62,8 +62,10 @@ pub enum Known {
 struct State {
     current: Table<PhysicalOffset>,
     former: Table<PhysicalOffset>,
-    /// When the first of `current` came in. Milliseconds since 1970.
+    /// Nothing in `former` is younger. Milliseconds since 1970.
     since_ms: u64,
+    /// The latest time that was seen: who settles late brings an earlier one. Milliseconds since 1970.
+    latest_ms: u64,
     /// What is claimed; who waits for it is told by the end of the channel, which is made for the first that does.
     pending: Table<Option<watch::Sender<()>>>,
 }
@@ -87,12 +89,12 @@ pub struct Dedupe {
 }
 
 impl Dedupe {
-    /// Remembers at most `ids_max` ids, and never fewer than the last half of that.
-    pub fn new(ids_max: usize) -> Self {
+    /// Remembers at most `ids_max` ids, and never fewer than the last half of that, for at least `window_ms`.
+    pub fn new(ids_max: usize, window_ms: u64) -> Self {
         Self {
             generation_max: (ids_max / 2).max(1),
             state: Mutex::default(),
-            window_ms: AtomicU64::new(0),
+            window_ms: AtomicU64::new(window_ms),
             repeated: AtomicU64::new(0),
         }
     }
@@ -139,6 +141,8 @@ impl Dedupe {
     }
 
     fn remember(&self, state: &mut State, hash: u64, at: PhysicalOffset, now_ms: u64) {
+        state.latest_ms = state.latest_ms.max(now_ms);
+        let now_ms = state.latest_ms;
         let is_old = now_ms.saturating_sub(state.since_ms) > self.window_ms.load(Ordering::Relaxed).max(1);
         if state.current.len() >= self.generation_max || is_old && !state.current.is_empty() {
             // Both keep their memory: growing anew would hold up everyone who sends.
@@ -228,7 +232,7 @@ mod tests {
 
     #[test]
     fn an_id_is_pending_until_it_is_settled_and_then_known() {
-        let dedupe = Dedupe::new(100);
+        let dedupe = Dedupe::new(100, 0);
         assert!(matches!(dedupe.claim(&[7], 1000)[..], [Known::Unknown]));
         let [Known::Pending(mut waiting)] = <[Known; 1]>::try_from(dedupe.claim(&[7], 1000)).unwrap() else {
             panic!("it is pending")
@@ -242,7 +246,7 @@ mod tests {
 
     #[test]
     fn what_another_has_stored_since_it_was_looked_up_is_not_claimed() {
-        let dedupe = Dedupe::new(100);
+        let dedupe = Dedupe::new(100, 0);
         dedupe.restore(7, PhysicalOffset(64), 1);
         // Two that find the same and take it for too old.
         assert!(dedupe.claim_anyway(7, PhysicalOffset(64)));
@@ -254,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_released_id_is_free_again() {
-        let dedupe = Dedupe::new(100);
+        let dedupe = Dedupe::new(100, 0);
         dedupe.claim(&[7], 1000);
         dedupe.release([7]);
         assert_eq!(stored(&dedupe, 7), None);
@@ -262,7 +266,7 @@ mod tests {
 
     #[test]
     fn old_ids_go_when_there_are_too_many_or_their_time_is_over() {
-        let dedupe = Dedupe::new(20);
+        let dedupe = Dedupe::new(20, 0);
         for hash in 0..25 {
             dedupe.restore(hash, PhysicalOffset(hash), 1);
         }
@@ -278,3 +282,6 @@ mod tests {
         );
     }
 }
+
+#[cfg(test)]
+mod model;

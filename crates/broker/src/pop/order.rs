@@ -5,40 +5,36 @@
 //! line may be delivered; what stands behind it is withheld, whatever the other lines do. Message groups are told apart
 //! by a hash: two with the same hash wait for one another, which delays but never disorders.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 /// See the module's comment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Order {
-    lines: HashMap<u32, Line>,
+    /// Of each line. A tree: a hash table that has just grown takes twice as much for each, and there may be a million.
+    fronts: BTreeMap<u32, u64>,
+    /// What stands behind them. Most lines have one message, and nothing here.
+    behind: HashMap<u32, VecDeque<u64>>,
     /// Some of what is in flight stands in no line: it was read from records, which do not tell message groups.
     pub is_stale: bool,
-}
-
-/// Most lines have one message: they take no memory for the others.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Line {
-    front: u64,
-    #[expect(clippy::box_collection, reason = "a third of the size of the line of a single message")]
-    behind: Option<Box<VecDeque<u64>>>,
 }
 
 impl Order {
     /// Nothing is known of what is in flight.
     pub fn stale() -> Self {
-        Self { lines: HashMap::new(), is_stale: true }
+        Self { is_stale: true, ..Self::default() }
     }
 
     /// The message at `offset`, behind all that joined before, stands in the line of its message group. True when it is
     /// the front.
     pub fn join(&mut self, message_group: u32, offset: u64) -> bool {
-        match self.lines.get_mut(&message_group) {
-            Some(line) => {
-                line.behind.get_or_insert_default().push_back(offset);
+        match self.fronts.entry(message_group) {
+            Entry::Occupied(_) => {
+                self.behind.entry(message_group).or_default().push_back(offset);
                 false
             }
-            None => {
-                self.lines.insert(message_group, Line { front: offset, behind: None });
+            Entry::Vacant(line) => {
+                line.insert(offset);
                 true
             }
         }
@@ -46,24 +42,28 @@ impl Order {
 
     /// Whether the message may be delivered. What stands in no line may: it is the last of its message group.
     pub fn is_front(&self, message_group: u32, offset: u64) -> bool {
-        self.lines.get(&message_group).is_none_or(|line| line.front == offset)
+        self.fronts.get(&message_group).is_none_or(|&front| front == offset)
     }
 
     /// The message at the front of a line.
     pub fn front_of(&self, message_group: u32) -> Option<u64> {
-        self.lines.get(&message_group).map(|line| line.front)
+        self.fronts.get(&message_group).copied()
     }
 
     /// The message at `offset` is done; the new front of its line, if it was the front. Those that were done out of
     /// their turn are left in the line until they come to its front; `waits` tells them from the others.
     pub fn leave(&mut self, message_group: u32, offset: u64, waits: impl Fn(u64) -> bool) -> Option<u64> {
-        let line = self.lines.get_mut(&message_group).filter(|line| line.front == offset)?;
-        let behind = line.behind.as_mut();
-        let next =
-            behind.and_then(|behind| std::iter::from_fn(|| behind.pop_front()).find(|&next| waits(next)));
-        match next {
-            Some(next) => line.front = next,
-            None => drop(self.lines.remove(&message_group)),
+        let Entry::Occupied(mut front) = self.fronts.entry(message_group) else { return None };
+        if *front.get() != offset {
+            return None;
+        }
+        let behind = self.behind.get_mut(&message_group);
+        let next = behind.and_then(|line| std::iter::from_fn(|| line.pop_front()).find(|&next| waits(next)));
+        if let Some(next) = next {
+            front.insert(next);
+        } else {
+            front.remove();
+            self.behind.remove(&message_group);
         }
         next
     }

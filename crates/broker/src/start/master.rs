@@ -31,6 +31,7 @@ use tonic::service::Routes;
 use super::{Role, Running, SHUTDOWN_GRACE, StartError, address, identity, open_doors, open_probe, register};
 use crate::advertise;
 use crate::broker::{Broker, Counters};
+use crate::catalog::Catalog;
 use crate::catalog_writer::{CatalogWriter, token_key};
 use crate::clock::Clock;
 use crate::config::BrokerConfig;
@@ -76,7 +77,7 @@ pub(super) fn start(
     lite.go_live();
     let control = Control::start().map_err(StartError::Thread)?;
     let (deltas, _) = broadcast::channel(DELTAS_MAX);
-    let dedupe = Arc::new(recent_ids(config, &opened.store, &Clock::default()));
+    let dedupe = Arc::new(recent_ids(config, catalog, &opened.store, &Clock::default()));
     let (broker, tasks) = assemble(config, opened, &deltas, dedupe)?;
     tasks.into_iter().for_each(|task| control.spawn(task));
     let broker = Arc::new(broker);
@@ -168,10 +169,15 @@ pub(super) fn assemble(
     Ok((broker, [Box::pin(catalog_task), Box::pin(lite_task)]))
 }
 
-/// The ids of what was stored in the last window; topics with a longer one begin with less.
-fn recent_ids(config: &BrokerConfig, store: &Store, clock: &Clock) -> Dedupe {
-    let dedupe = Dedupe::new(usize::try_from(config.dedup_messages_max).unwrap_or(usize::MAX));
-    let (now_ms, window_ms) = (clock.now_ms(), u64::from(config.dedup_window_minutes) * 60_000);
+/// The ids of what was stored in the longest window that a topic has. The keys of users come along and take places of
+/// `dedupMessagesMax`: the index does not tell one from the other.
+fn recent_ids(config: &BrokerConfig, catalog: &Catalog, store: &Store, clock: &Clock) -> Dedupe {
+    let topics = catalog.topics();
+    let windows_ms =
+        topics.iter().map(|topic| topic.dedup_window_ms(Durability::Disk, config.dedup_window_minutes));
+    let window_ms = windows_ms.max().unwrap_or(0).max(u64::from(config.dedup_window_minutes) * 60_000);
+    let dedupe = Dedupe::new(usize::try_from(config.dedup_messages_max).unwrap_or(usize::MAX), window_ms);
+    let now_ms = clock.now_ms();
     let remember = &mut |hash, at| dedupe.restore(hash, at, now_ms);
     if let Err(error) = store.keys_since(now_ms.saturating_sub(window_ms), remember) {
         tracing::warn!(%error, "message ids from before the start are not known: a repeated send is stored again");
