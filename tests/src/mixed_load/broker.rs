@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use karman_remoting::proto::v2::messaging_service_client::MessagingServiceClient;
-use karman_remoting::proto::v2::{self, receive_message_response::Content};
+use karman_remoting::proto::v2::{self, Code, receive_message_response::Content};
 use prost::Message as _;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
@@ -112,9 +112,10 @@ impl Broker {
             return received;
         };
         let mut frames = frames.into_inner();
+        let mut refused = false;
         loop {
             match frames.message().await {
-                Ok(None) => received.whole = true,
+                Ok(None) => received.whole = !refused,
                 Ok(Some(frame)) => {
                     match frame.content {
                         Some(Content::Message(bytes)) => {
@@ -125,7 +126,11 @@ impl Broker {
                             received.end_ms =
                                 u64::try_from(at.seconds * 1000 + i64::from(at.nanos) / 1_000_000).ok();
                         }
-                        Some(Content::Status(_)) | None => {}
+                        // A door that has lost the broker says so behind what it had of it.
+                        Some(Content::Status(status)) => {
+                            refused |= !matches!(status.code(), Code::Ok | Code::MessageNotFound);
+                        }
+                        None => {}
                     }
                     continue;
                 }

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use karman_remoting::metadata::Caller;
 use karman_remoting::proto::v2;
@@ -71,8 +72,13 @@ pub async fn receive(
         // Settings may have changed while this call waited.
         group = broker.catalog.group_numbered(group.number).unwrap_or(group);
         let suspended = group.config.suspended;
-        let (messages, again) =
-            if suspended { (VecDeque::new(), false) } else { take(broker, &row, &poll, &client, &group) };
+        // Without its lease another master may have given them, and been told that they are done.
+        let has_lease = broker.store.may_answer();
+        let (messages, again) = if suspended || !has_lease {
+            (VecDeque::new(), false)
+        } else {
+            take(broker, &row, &poll, &client, &group)
+        };
         if !messages.is_empty() {
             return Ok(Box::pin(Batch::new(broker.clone(), row, messages)));
         }
@@ -86,6 +92,7 @@ pub async fn receive(
         tokio::select! {
             () = &mut arrived => {}
             () = tokio::time::sleep_until(deadline) => {}
+            () = tokio::time::sleep(Duration::from_millis(receive::NO_LEASE_MS)), if !has_lease => {}
             () = broker.stopping.cancelled() => return Ok(receive::no_message(receive::NO_MESSAGE)),
         }
     }

@@ -215,6 +215,11 @@ impl Broker {
             self.progress.get(group.number, topic.number, client)
         });
         let state = row.and_then(|row| row.run(|pop| pop.queue_state(queue_id)));
+        if !self.store.may_answer() {
+            // Another master may be further, or have never heard of the last acknowledgements.
+            let why = "has no lease as the master of its set at the moment: ask again".to_owned();
+            return Err(Rejection::PeerUnavailable { broker: self.name.to_string(), why });
+        }
         let state = state.ok_or_else(|| Rejection::OffsetNotFound {
             group: name.to_owned(),
             topic: topic.name().to_owned(),

@@ -48,7 +48,7 @@ const ANSWER_AHEAD: Duration = Duration::from_secs(1);
 const ANSWER_AHEAD_UNSAID: Duration = Duration::from_millis(1500);
 
 /// A master without a lease looks again after this.
-const NO_LEASE_MS: u64 = 100;
+pub const NO_LEASE_MS: u64 = 100;
 
 pub(super) const NO_MESSAGE: &str = "no new message";
 pub(super) const SUSPENDED: &str = "the group is suspended: karman group resume lets it go on";
