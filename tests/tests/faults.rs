@@ -1,4 +1,4 @@
-//! The fault run in short: a fault each 12 s for `KARMAN_FAULT_SECONDS` (180), judged by the checker. The whole one is a
+//! The fault run in short: a fault each 10 s for `KARMAN_FAULT_SECONDS` (120), judged by the checker. The whole one is a
 //! command: see `docs/reliability.md`. Needs root, and fails without it.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -9,9 +9,9 @@ use karman_tests::faults::{Options, run};
 
 #[test]
 fn nothing_that_was_promised_is_broken_by_faults() {
-    let seconds = std::env::var("KARMAN_FAULT_SECONDS").map_or(180, |text| text.parse().unwrap());
+    let seconds = std::env::var("KARMAN_FAULT_SECONDS").map_or(120, |text| text.parse().unwrap());
     let options =
-        Options { seconds, rate: 200, every_seconds: 12, seed: karman_tests::seed(), kinds: Vec::new() };
+        Options { seconds, rate: 200, every_seconds: 10, seed: karman_tests::seed(), kinds: Vec::new() };
     // It stays, with the logs of all servers.
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("faults");
     let _ = std::fs::remove_dir_all(&out);
