@@ -205,7 +205,7 @@ fn must(program: &str, arguments: &[&str]) {
 }
 
 /// What the program wrote to stdout, or what went wrong.
-fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
+pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
     let failed = |why: String| format!("{program} {}: {why}", arguments.join(" "));
     let output = Command::new(program).args(arguments).output().map_err(|error| failed(error.to_string()))?;
     match output.status.success() {

@@ -2,7 +2,8 @@
 //! the run.
 
 use std::path::Path;
-use std::process::Command;
+
+use crate::loop_device::run;
 
 /// Everything that a run makes is called so: a run removes what is there of an earlier one.
 const PREFIX: &str = "kmf-";
@@ -151,13 +152,4 @@ fn must(program: &str, arguments: &[&str]) {
             "{error}\nThe fault run needs root and the packages iproute2 and iptables. It is never skipped."
         )
     });
-}
-
-fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
-    let failed = |why: String| format!("{program} {}: {why}", arguments.join(" "));
-    let output = Command::new(program).args(arguments).output().map_err(|error| failed(error.to_string()))?;
-    match output.status.success() {
-        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        false => Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
-    }
 }
