@@ -5,6 +5,9 @@
 //! `haMaxTimeSlaveNotCatchup`. What is acknowledged as replicated is with all that count (`allAckInSyncStateSet`, which a
 //! controller needs: any of them may be elected) or with as many as were asked for (`inSyncReplicas`, the master included).
 //! While fewer count than must, nothing is: the master stops acknowledging rather than promise what it cannot keep.
+//!
+//! With controllers a slave has what its device has, never less: it may lose its power and be elected when it is back, as long as it is
+//! agreed on, and a master that was never told would be cut to what is left.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -120,6 +123,7 @@ impl InSync {
 
     /// A slave says how far it is.
     pub fn ack(&mut self, id: i32, session: u64, acked: Marks, log: LogEnd, now: Duration) {
+        let controlled = self.controlled.is_some();
         let Some(follower) = self.of(id, session) else { return };
         follower.written = follower.written.max(acked.written);
         follower.flushed = follower.flushed.max(acked.flushed.min(acked.written));
@@ -130,7 +134,8 @@ impl InSync {
         if follower.written >= log.end {
             follower.caught_up = now;
         }
-        follower.in_sync |= follower.written >= log.confirmed;
+        let keeps = if controlled { follower.flushed } else { follower.written };
+        follower.in_sync |= keeps >= log.confirmed;
     }
 
     /// A slave is gone.
@@ -220,7 +225,9 @@ impl InSync {
             let from_the_top = if all { marks.len() } else { others };
             marks.len().checked_sub(from_the_top).and_then(|at| marks.get(at).copied())
         };
-        Some(Marks { written: mark(|f| f.written)?, flushed: mark(|f| f.flushed)? })
+        let flushed = mark(|f| f.flushed)?;
+        let written = if self.controlled.is_some() { flushed } else { mark(|f| f.written)? };
+        Some(Marks { written, flushed })
     }
 
     /// How far each is that counts or may count. One that is not connected may have nothing.
@@ -320,6 +327,19 @@ mod tests {
             set.followers().map(|(id, follower)| (id, follower.written)).collect::<Vec<_>>(),
             [(1, 50)]
         );
+    }
+
+    #[test]
+    fn who_may_be_elected_counts_by_what_its_device_has() {
+        let mut set = set(2, false);
+        set.control(1, BTreeSet::from([1]), 1);
+        set.join(2, 1, "a", 0, 500, ms(0)).unwrap();
+        ack(&mut set, 2, 1, (500, 400), (450, 500), ms(1));
+        assert_eq!(set.propose(), None, "without its power it would have less than was seen");
+        ack(&mut set, 2, 1, (500, 450), (450, 500), ms(2));
+        assert_eq!(set.propose(), Some((1, BTreeSet::from([1, 2]))));
+        set.control(1, BTreeSet::from([1, 2]), 2);
+        assert_eq!(set.marks(), marks(450, 450));
     }
 
     #[test]

@@ -221,7 +221,8 @@ fn open_for(
         broker_name: config.broker_name.clone(),
         secret: config.cluster_secret.clone(),
         segment_bytes: config.mapped_file_size_commit_log,
-        flush: broker.durability == Durability::ReplicatedDisk,
+        // Who may be elected counts by what its device has.
+        flush: broker.durability == Durability::ReplicatedDisk || config.enable_controller_mode,
         stopping: broker.stopping.clone(),
     });
     let repair = RepairServer::new(RepairService {
