@@ -31,6 +31,7 @@ pub struct Node {
     directory: PathBuf,
     /// The network namespace in which it runs.
     namespace: Option<String>,
+    environment: Vec<(&'static str, String)>,
     process: Option<Process>,
     ready: HashMap<String, String>,
 }
@@ -38,7 +39,22 @@ pub struct Node {
 impl Node {
     pub(crate) fn new(name: &str, program: &'static str, arguments: Vec<String>, directory: &Path) -> Node {
         let (name, directory) = (name.to_owned(), directory.to_owned());
-        Node { name, program, arguments, directory, namespace: None, process: None, ready: HashMap::new() }
+        Node {
+            name,
+            program,
+            arguments,
+            directory,
+            namespace: None,
+            environment: Vec::new(),
+            process: None,
+            ready: HashMap::new(),
+        }
+    }
+
+    /// The same with more in its environment.
+    pub(crate) fn with(mut self, environment: Vec<(&'static str, String)>) -> Node {
+        self.environment = environment;
+        self
     }
 
     /// The same in a network namespace.
@@ -66,6 +82,7 @@ impl Node {
             None => Command::new(program(self.program)),
         };
         command.args(&self.arguments).current_dir(&self.directory).env("KARMAN_LOG", "info");
+        command.envs(self.environment.iter().map(|(key, value)| (key, value)));
         command
     }
 

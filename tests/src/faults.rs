@@ -17,10 +17,12 @@ use karman_checker::report::Report;
 
 use crate::mixed_load::{self, Load, now_ms};
 
+mod damage;
 mod inject;
 mod logs;
 mod network;
 mod plan;
+mod relay;
 mod servers;
 mod summary;
 
@@ -140,7 +142,7 @@ fn inject_all(options: &Options, servers: &mut Servers, load: &Load, stop: &Atom
             t,
             kind: fault.kind.to_string().into(),
             what: whom.into(),
-            skew: None,
+            skew: injection.skew().map(|(broker, ms)| (broker.into(), ms)),
         }));
         injection.run();
         wait_whole(servers);

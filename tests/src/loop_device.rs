@@ -17,65 +17,99 @@ use crate::until;
 /// Processes that were killed still hold their files for a moment.
 const UNMOUNT_DEADLINE: Duration = Duration::from_secs(20);
 const BLOCK_BYTES: u64 = 4096;
-/// What `mkfs.ext4` takes of a thin device before the first file.
+/// What `mkfs.ext4` takes of a thin device before the first file, and of a large one; journals in MB.
 const THIN_METADATA_BYTES: u64 = 5 << 20;
+const THIN_JOURNAL: &str = "size=4";
+const LARGE_THIN_METADATA_BYTES: u64 = 80 << 20;
+const LARGE_THIN_JOURNAL: &str = "size=64";
 /// Largest request in KiB, as the kernel takes it: one block, and as it was.
 const SINGLE_BLOCKS: &str = "4";
 const DEFAULT_LIMIT: &str = "0";
+
+/// Where the image of a thin device lies.
+#[derive(Debug)]
+enum Backing {
+    Memory(PathBuf),
+    Disk(Box<LoopDevice>),
+}
+
+impl Backing {
+    fn path(&self) -> &Path {
+        match self {
+            Backing::Memory(mounted) => mounted,
+            Backing::Disk(disk) => disk.path(),
+        }
+    }
+}
 
 /// A mounted file system of its own. Dropping it unmounts and removes everything, whatever state it is in.
 #[derive(Debug)]
 pub struct LoopDevice {
     image: PathBuf,
     mounted: PathBuf,
-    /// The tmpfs that holds the image, if its blocks are to be had only as long as there is memory in it.
-    backing: Option<PathBuf>,
+    /// What holds the image, if its blocks are to be had only as long as there is room in that.
+    backing: Option<Backing>,
     _directory: TempDir,
 }
 
 impl LoopDevice {
     /// A file system of `bytes`; the image grows as it is written.
     pub fn new(bytes: u64) -> LoopDevice {
-        Self::make(&std::env::temp_dir(), bytes, None)
+        Self::new_in(&std::env::temp_dir(), bytes)
     }
 
     /// The same with everything below `directory`.
     pub fn new_in(directory: &Path, bytes: u64) -> LoopDevice {
-        Self::make(directory, bytes, None)
+        let device = Self::unmade(directory);
+        device.make(bytes, &[]);
+        device
     }
 
     /// A file system that says it has `bytes` but can keep only `backing_bytes`: beyond that, what was written is not
     /// kept, and only the next flush says so.
     pub fn thin(bytes: u64, backing_bytes: u64) -> LoopDevice {
-        Self::make(&std::env::temp_dir(), bytes, Some(backing_bytes))
+        let mut device = Self::unmade(&std::env::temp_dir());
+        let memory = device.image.with_file_name("memory");
+        std::fs::create_dir(&memory).unwrap();
+        device.image = memory.join("image");
+        device.backing = Some(Backing::Memory(memory.clone()));
+        let size = format!("size={backing_bytes}");
+        must("mount", &["-t", "tmpfs", "-o", &size, "karman-test", text(&memory)]);
+        device.make(bytes, &["-N", "1024", "-J", THIN_JOURNAL, "-E", "packed_meta_blocks=1"]);
+        device.reserve(THIN_METADATA_BYTES);
+        device
     }
 
-    fn make(parent: &Path, bytes: u64, backing_bytes: Option<u64>) -> LoopDevice {
-        let directory = TempDir::with_prefix_in("karman-disk-", parent).unwrap();
-        let [mounted, below] = ["mounted", "below"].map(|name| directory.path().join(name));
-        std::fs::create_dir(&mounted).unwrap();
-        std::fs::create_dir(&below).unwrap();
-        let image = below.join("image");
-        let backing = backing_bytes.map(|_| below.clone());
-        // From here on, what fails is cleaned up by the drop.
-        let device = LoopDevice { image, mounted, backing, _directory: directory };
-        if let Some(bytes) = backing_bytes {
-            let size = format!("size={bytes}");
-            must("mount", &["-t", "tmpfs", "-o", &size, "karman-test", text(&below)]);
-        }
-        let image = File::create_new(&device.image).unwrap();
-        image.set_len(bytes).unwrap();
-        let mut arguments = vec!["-q", "-m", "0", text(&device.image)];
-        if device.backing.is_some() {
-            arguments.extend(["-N", "1024", "-J", "size=4", "-E", "packed_meta_blocks=1"]);
-        }
-        must("mkfs.ext4", &arguments);
-        if device.backing.is_some() {
-            // Only files are to fail: without its journal ext4 becomes read-only, and no flush says OK any more.
-            fallocate(&image, FallocateFlags::empty(), 0, THIN_METADATA_BYTES).unwrap();
-        }
-        device.mount();
+    /// The same below `directory`, as large as it says it is until [`LoopDevice::fill_backing`].
+    pub fn thin_in(directory: &Path, bytes: u64) -> LoopDevice {
+        let below = Self::new_in(directory, bytes + bytes / 8);
+        let mut device = Self::unmade(directory);
+        device.image = below.path().join("image");
+        device.backing = Some(Backing::Disk(Box::new(below)));
+        device.make(bytes, &["-N", "4096", "-J", LARGE_THIN_JOURNAL, "-E", "packed_meta_blocks=1"]);
+        device.reserve(LARGE_THIN_METADATA_BYTES);
         device
+    }
+
+    /// Directories for it. From here on, what fails is cleaned up by the drop.
+    fn unmade(parent: &Path) -> LoopDevice {
+        let directory = TempDir::with_prefix_in("karman-disk-", parent).unwrap();
+        let [mounted, image] = ["mounted", "image"].map(|name| directory.path().join(name));
+        std::fs::create_dir(&mounted).unwrap();
+        LoopDevice { image, mounted, backing: None, _directory: directory }
+    }
+
+    fn make(&self, bytes: u64, arguments: &[&str]) {
+        File::create_new(&self.image).unwrap().set_len(bytes).unwrap();
+        let all = ["-q", "-m", "0"].iter().chain(arguments).copied().chain([text(&self.image)]);
+        must("mkfs.ext4", &all.collect::<Vec<_>>());
+        self.mount();
+    }
+
+    /// Only files are to fail: without its journal ext4 becomes read-only, and no flush says OK any more.
+    fn reserve(&self, metadata_bytes: u64) {
+        let image = File::options().write(true).open(&self.image).unwrap();
+        fallocate(&image, FallocateFlags::KEEP_SIZE, 0, metadata_bytes).unwrap();
     }
 
     /// Where it is mounted.
@@ -85,7 +119,6 @@ impl LoopDevice {
 
     fn mount(&self) {
         must("mount", &["-o", "loop", text(&self.image), text(&self.mounted)]);
-        self.limit_requests(SINGLE_BLOCKS).unwrap();
     }
 
     /// Lets a thin device be written block by block. Of a larger request that finds room for its front only, the loop
@@ -139,20 +172,22 @@ impl LoopDevice {
     pub fn fill_backing(&self) {
         // Names that are only in memory yet get their blocks.
         syncfs(File::open(&self.mounted).unwrap()).unwrap();
-        fill(self.backing.as_ref().expect("a thin device"));
+        self.limit_requests(SINGLE_BLOCKS).unwrap();
+        fill(self.backing.as_ref().expect("a thin device").path());
     }
 
     /// Gives back what [`LoopDevice::fill_backing`] has taken.
     pub fn free_backing(&self) {
-        std::fs::remove_file(filler(self.backing.as_ref().expect("a thin device"))).unwrap();
+        std::fs::remove_file(filler(self.backing.as_ref().expect("a thin device").path())).unwrap();
     }
 }
 
 impl Drop for LoopDevice {
     fn drop(&mut self) {
         self.before_unmount();
-        for mounted in [Some(&self.mounted), self.backing.as_ref()].into_iter().flatten() {
-            // Lazily: a test that fails may leave processes behind that are just ending. Not mounted is fine too.
+        // Lazily: a test that fails may leave processes behind that are just ending. Not mounted is fine too.
+        let _ = run("umount", &["--lazy", text(&self.mounted)]);
+        if let Some(Backing::Memory(mounted)) = &self.backing {
             let _ = run("umount", &["--lazy", text(mounted)]);
         }
     }

@@ -2,16 +2,19 @@
 
 use std::time::Duration;
 
-use karman_checker::event::{self, Event};
-
 use super::WHOLE_DEADLINE;
 use super::network::{Rule, address};
 use super::plan::{Fault, Kind};
-use super::servers::{MEMBERS, SETS, Server, Servers};
-use crate::mixed_load::{Load, now_ms};
+use super::relay::{Answers, Relay};
+use super::servers::{MEMBERS, PORTS, SETS, Server, Servers, THIN};
+use crate::mixed_load::Load;
 use crate::{let_run, until};
 
 const FLAPS: u32 = 8;
+const CUT_OFF_FIRST: Duration = Duration::from_millis(300);
+const HOUR_SECONDS: i64 = 3600;
+/// Until a server has read its clock again.
+const CLOCK_READ: Duration = Duration::from_secs(3);
 const REFUSAL_DEADLINE: Duration = Duration::from_secs(10);
 /// For so long an impostor tries.
 const IMPOSTURE: Duration = Duration::from_secs(6);
@@ -50,15 +53,30 @@ impl Injection<'_> {
                 2 => vec![slaves[0]],
                 _ => vec![self.master, slaves[0], slaves[1]],
             },
-            Kind::Pause | Kind::Partition if form % 6 == 5 => vec![namesrvs.start + form / 6 % 3],
-            Kind::Pause | Kind::Partition | Kind::DiskFull | Kind::Twin if form % 3 == 1 => vec![slaves[0]],
+            Kind::Pause | Kind::Partition | Kind::Clock if form % 6 == 5 => {
+                vec![namesrvs.start + form / 6 % 3]
+            }
+            Kind::Pause | Kind::Partition | Kind::DiskFull | Kind::Twin | Kind::SlowDisk | Kind::Hang
+                if form % 3 == 1 =>
+            {
+                vec![slaves[0]]
+            }
+            // The disk of one broker alone can lose what it was given.
+            Kind::FlushError => vec![THIN],
             Kind::LostFile => vec![slaves[form / 3 % 2]],
+            Kind::Flip if !form.is_multiple_of(4) => vec![slaves[form / 4 % 2]],
+            Kind::TornTail if form.is_multiple_of(2) => vec![slaves[form / 2 % 2]],
             Kind::NoNamesrvs => namesrvs.collect(),
             _ => vec![self.master],
         }
     }
 
-    fn server(&mut self, index: usize) -> &mut Server {
+    /// What it has written last is with nobody else when it is killed.
+    fn is_cut_off_first(&self) -> bool {
+        self.fault.kind == Kind::Kill && self.fault.form % 8 == 4
+    }
+
+    pub(super) fn server(&mut self, index: usize) -> &mut Server {
         let brokers = self.servers.brokers.len();
         match index.checked_sub(brokers) {
             Some(namesrv) => &mut self.servers.namesrvs[namesrv],
@@ -77,14 +95,24 @@ impl Injection<'_> {
         let names: Vec<_> = hit.into_iter().map(name).collect();
         let how = match self.fault.kind {
             Kind::Partition => self.others().1,
+            Kind::Kill if self.is_cut_off_first() => "after it was cut off from brokers",
             Kind::OneWay if self.fault.form.is_multiple_of(2) => "hears nobody",
             Kind::OneWay => "is heard by nobody",
-            Kind::LostFile => self.lost(),
+            Kind::LostFile | Kind::Flip | Kind::TornTail => self.harmed_file(),
+            Kind::Latency => self.latency().1,
+            Kind::Clock => self.clock().1,
             Kind::Loss => ["1 %", "5 %", "20 %"][self.fault.form % 3],
             Kind::Bandwidth => self.rate(),
             _ => "",
         };
         format!("{} {how}", names.join(", ")).trim_end().to_owned()
+    }
+
+    /// Whose clock is wrong, and by how many milliseconds at most.
+    pub(super) fn skew(&self) -> Option<(&'static str, u64)> {
+        let set = SETS.get(self.hit()[0] / MEMBERS).filter(|_| self.fault.kind == Kind::Clock)?;
+        let most = self.clock().0.into_iter().map(i64::unsigned_abs).max()?;
+        Some((set, most * 1000))
     }
 
     /// From whom a partition cuts off.
@@ -105,8 +133,22 @@ impl Injection<'_> {
         ["1mbit", "10mbit"][self.fault.form % 2]
     }
 
-    fn lost(&self) -> &'static str {
-        ["cursor", "snapshot", "idx"][self.fault.form % 3]
+    fn latency(&self) -> (Answers, &'static str) {
+        match self.fault.form % 4 {
+            0 => (Answers::Never, "takes connections and never answers"),
+            1 => (Answers::After(Duration::from_millis(20)), "20 ms"),
+            2 => (Answers::After(Duration::from_millis(100)), "100 ms"),
+            _ => (Answers::After(Duration::from_millis(500)), "500 ms"),
+        }
+    }
+
+    /// How many seconds a clock is ahead, one after the other, each for a second; and for people.
+    fn clock(&self) -> (Vec<i64>, &'static str) {
+        match self.fault.form % 3 {
+            0 => (vec![HOUR_SECONDS; 10], "an hour ahead"),
+            1 => (vec![-HOUR_SECONDS; 10], "an hour behind"),
+            _ => ((1..=10).collect(), "a second more each second"),
+        }
     }
 
     /// Does it, and undoes it.
@@ -114,6 +156,11 @@ impl Injection<'_> {
         let hit = self.hit();
         match self.fault.kind {
             Kind::Kill | Kind::NoNamesrvs => {
+                if self.is_cut_off_first() {
+                    let place = self.server(self.master).place.clone();
+                    self.servers.brokers.iter().for_each(|other| place.from(&other.place.ip, Rule::Drop));
+                    let_run(CUT_OFF_FIRST);
+                }
                 hit.iter().for_each(|&index| self.server(index).kill());
                 let away = match self.fault.kind {
                     Kind::Kill => self.fault.time(200, 8000),
@@ -126,11 +173,33 @@ impl Injection<'_> {
                 self.server(hit[0]).pause();
                 let_run(self.fault.time(1000, 10_000));
             }
-            Kind::Partition | Kind::OneWay | Kind::Flap | Kind::Loss | Kind::Bandwidth | Kind::Reset => {
-                self.harm_network(hit[0]);
-            }
+            Kind::Partition | Kind::OneWay | Kind::Flap | Kind::Loss => self.harm_network(hit[0]),
+            Kind::Bandwidth | Kind::Reset | Kind::Latency => self.harm_network(hit[0]),
             Kind::PowerCut => self.cut_power(&hit),
-            Kind::DiskError => self.fail_disk(hit[0]),
+            Kind::DiskError | Kind::FlushError => self.fail_disk(hit[0]),
+            Kind::Hang => {
+                let frozen = self.server(hit[0]).disk().freeze();
+                let_run(Duration::from_secs(5));
+                drop(frozen);
+            }
+            Kind::SlowDisk => {
+                for _ in 0..20 {
+                    let frozen = self.server(hit[0]).disk().freeze();
+                    let_run(Duration::from_millis(900));
+                    drop(frozen);
+                    let_run(Duration::from_millis(100));
+                }
+            }
+            Kind::Flip if self.fault.form.is_multiple_of(4) => self.flip_under(hit[0]),
+            Kind::Flip | Kind::TornTail => self.damage(hit[0]),
+            Kind::Clock => {
+                for ahead_seconds in self.clock().0 {
+                    self.server(hit[0]).set_clock(ahead_seconds);
+                    let_run(Duration::from_secs(1));
+                }
+                self.server(hit[0]).set_clock(0);
+                let_run(CLOCK_READ);
+            }
             Kind::DiskFull => {
                 self.server(hit[0]).disk().fill();
                 let_run(Duration::from_secs(8));
@@ -191,61 +260,21 @@ impl Injection<'_> {
                 place.slow(self.rate());
                 let_run(Duration::from_secs(10));
             }
+            Kind::Latency => {
+                let seed = self.fault.share.to_bits();
+                let relay = Relay::before(&place, PORTS, self.latency().0, seed);
+                // What is connected connects anew.
+                place.from(&everyone, Rule::Reset);
+                let_run(Duration::from_millis(300));
+                place.pass();
+                let_run(Duration::from_secs(10));
+                drop(relay);
+            }
             _ => {
                 place.from(&everyone, Rule::Reset);
                 let_run(Duration::from_millis(500));
             }
         }
-    }
-
-    /// All at the same moment, as far as they can be.
-    fn cut_power(&mut self, hit: &[usize]) {
-        hit.iter().for_each(|&index| self.server(index).pause());
-        for &index in hit {
-            self.server(index).disk().cut_power();
-        }
-        hit.iter().for_each(|&index| self.server(index).kill());
-        hit.iter().for_each(|&index| self.server(index).disk().remount());
-        let_run(self.fault.time(0, 4000));
-        hit.iter().for_each(|&index| self.server(index).start());
-    }
-
-    /// It must end by itself, and say that it failed.
-    fn fail_disk(&mut self, index: usize) {
-        let failed = event::Failed {
-            t: 0,
-            broker: SETS[index / MEMBERS].into(),
-            id: u32::try_from(index % MEMBERS + 1).expect("a few"),
-        };
-        let server = self.server(index);
-        server.disk().cut_power();
-        let t = now_ms();
-        let (status, _) = server.node.wait_end();
-        server.running = false;
-        assert_eq!(status.code(), Some(1), "a broker whose disk fails ends with an error: {status}");
-        self.load.line(&Event::Failed(event::Failed { t, ..failed }));
-        self.server(index).disk().remount();
-        self.server(index).start();
-    }
-
-    fn lose_files(&mut self, index: usize) {
-        let what = self.lost();
-        let server = self.server(index);
-        server.kill();
-        let store = server.disk().path().join("store");
-        let directory = match what {
-            "cursor" => store.clone(),
-            "snapshot" => store.join("snapshot"),
-            _ => store.join("commitlog"),
-        };
-        for entry in std::fs::read_dir(&directory).expect("the directory of a stopped broker can be read") {
-            let path = entry.expect("an entry can be read").path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if name == what || name.ends_with(".idx") || (what == "snapshot" && name.ends_with(".snap")) {
-                std::fs::remove_file(&path).expect("a file of a stopped broker can be removed");
-            }
-        }
-        server.start();
     }
 
     /// Ports of its own: the store must be what stops it.

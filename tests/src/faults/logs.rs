@@ -74,7 +74,8 @@ fn milliseconds(text: &str) -> Option<u64> {
     Some(seconds * 1000 + number(20, 23)?)
 }
 
-fn segments(directory: &Path) -> anyhow::Result<Vec<(u64, PathBuf)>> {
+/// Segment files and where they start, in order.
+pub(super) fn segments(directory: &Path) -> anyhow::Result<Vec<(u64, PathBuf)>> {
     let mut found = Vec::new();
     let entries = std::fs::read_dir(directory).with_context(|| format!("read {}", directory.display()))?;
     for entry in entries {
@@ -99,23 +100,43 @@ fn walk(directory: &Path, mut show: impl FnMut(u64, &[u8], u64, u32)) -> anyhow:
             break;
         }
         let bytes = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-        let mut at = 0;
-        while let Some(record) = bytes.get(at..).filter(|rest| rest.len() >= HEADER_BYTES) {
-            let number =
-                |from: usize| u32::from_le_bytes(record[from..from + 4].try_into().expect("four bytes"));
-            let place = u64::from_le_bytes(record[16..24].try_into().expect("eight bytes"));
-            let length = number(0) as usize;
-            if place != next || length < HEADER_BYTES || !length.is_multiple_of(8) || length > record.len() {
-                return Ok((first, next));
-            }
-            let seen = if record[9] == BLANK { HEADER_BYTES } else { length };
-            show(next, &record[..seen], length as u64, number(12));
-            at += length;
-            next += length as u64;
+        next = walk_segment(start, &bytes, &mut show);
+        if next < start + bytes.len() as u64 {
+            break;
         }
-        next = start + bytes.len() as u64;
     }
     Ok((first, next))
+}
+
+/// The same for one of them; where it ends.
+fn walk_segment(start: u64, bytes: &[u8], mut show: impl FnMut(u64, &[u8], u64, u32)) -> u64 {
+    let mut at = 0;
+    while let Some(record) = bytes.get(at..).filter(|rest| rest.len() >= HEADER_BYTES) {
+        let number = |from: usize| u32::from_le_bytes(record[from..from + 4].try_into().expect("four bytes"));
+        let place = u64::from_le_bytes(record[16..24].try_into().expect("eight bytes"));
+        let length = number(0) as usize;
+        let is_record = length >= HEADER_BYTES && length.is_multiple_of(8) && length <= record.len();
+        if place != start + at as u64 || !is_record {
+            return start + at as u64;
+        }
+        let seen = if record[9] == BLANK { HEADER_BYTES } else { length };
+        show(place, &record[..seen], length as u64, number(12));
+        at += length;
+    }
+    start + bytes.len() as u64
+}
+
+/// Where the records of a segment file lie in it, blanks left out, and where the last one ends.
+pub(super) fn records(path: &Path) -> anyhow::Result<(Vec<(u64, u64)>, u64)> {
+    let start = path.file_stem().and_then(|name| name.to_str()?.parse().ok()).context("a segment's name")?;
+    let bytes = std::fs::read(path)?;
+    let mut found = Vec::new();
+    let end = walk_segment(start, &bytes, |at, record, length, _| {
+        if record.len() as u64 == length {
+            found.push((at - start, length));
+        }
+    });
+    Ok((found, end - start))
 }
 
 fn extent(directory: &Path) -> anyhow::Result<(u64, u64)> {

@@ -8,6 +8,8 @@ use crate::loop_device::run;
 /// Everything that a run makes is called so: a run removes what is there of an earlier one.
 const PREFIX: &str = "kmf-";
 const BRIDGE: &str = "kmf-br";
+/// Where a container engine runs, what a bridge forwards is dropped unless it says otherwise.
+const FORWARD: &[&str] = &["FORWARD", "-i", BRIDGE, "-o", BRIDGE, "-j", "ACCEPT"];
 const NET: &str = "10.213.77";
 
 /// The place of a server in the network.
@@ -50,6 +52,7 @@ impl Network {
         must("ip", &["link", "add", BRIDGE, "type", "bridge"]);
         must("ip", &["addr", "add", &format!("{}/24", address(1)), "dev", BRIDGE]);
         must("ip", &["link", "set", BRIDGE, "up"]);
+        must("iptables", &[&["-w", "-I"], FORWARD].concat());
         network
     }
 
@@ -106,9 +109,23 @@ impl Place {
         self.inside("tc", &all.collect::<Vec<_>>());
     }
 
+    /// Connections to `port` that are made from now on come to `other` instead.
+    pub(super) fn redirect(&self, port: u16, other: u16) {
+        let (port, other) = (port.to_string(), other.to_string());
+        let rule = ["-p", "tcp", "--dport", &port, "-j", "REDIRECT", "--to-ports", &other];
+        let all = ["-w", "-t", "nat", "-A", "PREROUTING"].into_iter().chain(rule);
+        self.inside("iptables", &all.collect::<Vec<_>>());
+    }
+
+    /// All packets pass again; connections still go where they are sent.
+    pub(super) fn pass(&self) {
+        self.inside("iptables", &["-w", "-F", "INPUT"]);
+    }
+
     /// Nothing is done to packets any more.
     pub(super) fn heal(&self) {
-        self.inside("iptables", &["-w", "-F", "INPUT"]);
+        self.pass();
+        self.inside("iptables", &["-w", "-t", "nat", "-F", "PREROUTING"]);
         // There may be none.
         let del = ["netns", "exec", &self.name, "tc", "qdisc", "del", "dev", &self.device(), "root"];
         let _ = run("ip", &del);
@@ -126,6 +143,7 @@ fn clear() {
         }
         let _ = run("ip", &["netns", "del", name]);
     }
+    while run("iptables", &[&["-w", "-D"], FORWARD].concat()).is_ok() {}
     // Connections that nobody ends any more keep a namespace, and so its link, for a while.
     for link in run("ip", &["-o", "link"]).unwrap_or_default().lines() {
         let name = link.split(' ').nth(1).and_then(|name| name.split(['@', ':']).next());

@@ -20,9 +20,13 @@ const NAMESRVS: usize = 3;
 /// Sparse: what is written is taken.
 const DISK_BYTES: u64 = 16 << 30;
 const SEGMENT_BYTES: u64 = 64 << 20;
+/// The broker whose disk can lose what it was given.
+pub(super) const THIN: usize = SETS.len() * MEMBERS - 1;
 const NAMESRV_PORT: u16 = 9876;
 const PORT: u16 = 8081;
 const INTERNAL_PORT: u16 = 10911;
+/// Of a broker: clients, and other nodes.
+pub(super) const PORTS: &[u16] = &[PORT, INTERNAL_PORT];
 
 /// One broker, or a namesrv.
 #[derive(Debug)]
@@ -33,6 +37,8 @@ pub(super) struct Server {
     pub(super) running: bool,
     /// Where a broker's store is.
     pub(super) disk: Option<LoopDevice>,
+    /// By how many seconds its clock is wrong: a file that it reads each second.
+    clock: PathBuf,
 }
 
 /// See the module's comment.
@@ -84,8 +90,18 @@ impl Server {
         self.paused = false;
     }
 
+    /// So many seconds ahead of all others, within a second.
+    pub(super) fn set_clock(&self, ahead_seconds: i64) {
+        std::fs::write(&self.clock, format!("{ahead_seconds:+}\n")).expect("a small file can be written");
+    }
+
     pub(super) fn disk(&self) -> &LoopDevice {
         self.disk.as_ref().expect("a broker has a disk")
+    }
+
+    /// How often it has said that something damaged came back from another broker. It runs.
+    pub(super) fn repairs(&self) -> usize {
+        self.node.log().matches("is repaired from").count()
     }
 
     /// The directory of a broker's log.
@@ -120,8 +136,11 @@ impl Servers {
         for (set, name) in SETS.iter().enumerate() {
             for id in 1..=MEMBERS {
                 let place = servers.network.place(&format!("b{set}{id}"), 20 + set * 10 + id);
-                let disk = LoopDevice::new_in(&servers.work, DISK_BYTES);
-                servers.brokers.push(broker(name, id, place, disk, &out));
+                let disk = match servers.brokers.len() {
+                    THIN => LoopDevice::thin_in(&servers.work, DISK_BYTES),
+                    _ => LoopDevice::new_in(&servers.work, DISK_BYTES),
+                };
+                servers.brokers.push(broker(name, id, place, disk, &servers.work, &out));
             }
         }
         servers.all_mut().for_each(Server::start);
@@ -188,6 +207,7 @@ impl Servers {
         let mut ended = Vec::new();
         for server in self.all_mut() {
             server.place.heal();
+            server.set_clock(0);
             server.resume();
             if server.running && !server.node.is_running() {
                 let (status, _) = server.node.wait_end();
@@ -248,10 +268,35 @@ fn namesrv(id: usize, place: Place, work: &Path, out: &Path) -> Server {
         format!("controllerStorePath={}", root.join("controller").display()),
     ];
     let node = Node::new(&name, "karman-namesrv", cluster::sets(settings), out).within(&place.name);
-    Server { node, place, paused: false, running: false, disk: None }
+    server(node, place, None, work)
 }
 
-fn broker(set: &str, id: usize, place: Place, disk: LoopDevice, out: &Path) -> Server {
+/// It lives in a time of its own.
+fn server(node: Node, place: Place, disk: Option<LoopDevice>, work: &Path) -> Server {
+    let clock = work.join(format!("{}.clock", node.name()));
+    let environment = vec![
+        ("LD_PRELOAD", faketime().display().to_string()),
+        ("FAKETIME_TIMESTAMP_FILE", clock.display().to_string()),
+        ("FAKETIME_CACHE_DURATION", "1".to_owned()),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
+        ("FAKETIME_DISABLE_SHM", "1".to_owned()),
+    ];
+    let node = node.with(environment);
+    let server = Server { node, place, paused: false, running: false, disk, clock };
+    server.set_clock(0);
+    server
+}
+
+/// The library that tells a process another time.
+fn faketime() -> PathBuf {
+    let libraries = std::fs::read_dir("/usr/lib").into_iter().flatten().filter_map(Result::ok);
+    let mut found = libraries.map(|entry| entry.path().join("faketime/libfaketimeMT.so.1"));
+    found
+        .find(|path| path.exists())
+        .expect("the fault run needs the package libfaketime; it is never skipped")
+}
+
+fn broker(set: &str, id: usize, place: Place, disk: LoopDevice, work: &Path, out: &Path) -> Server {
     let namesrvs = namesrv_addresses().join(";");
     let settings = [
         "brokerClusterName=test".to_owned(),
@@ -265,6 +310,8 @@ fn broker(set: &str, id: usize, place: Place, disk: LoopDevice, out: &Path) -> S
         format!("internalListenAddress={}:{INTERNAL_PORT}", place.ip),
         format!("metricsListenAddress={}:5557", place.ip),
         format!("mappedFileSizeCommitLog={SEGMENT_BYTES}"),
+        // What is damaged is to be found soon.
+        "scrubRateBytesPerSecond=100000000".to_owned(),
         // Everybody may lose power at once.
         "defaultDurability=replicated_disk".to_owned(),
         // Long outages are no reason to give a transaction up.
@@ -277,5 +324,5 @@ fn broker(set: &str, id: usize, place: Place, disk: LoopDevice, out: &Path) -> S
     ];
     let name = format!("{set}-{id}");
     let node = Node::new(&name, "karman-broker", cluster::sets(settings), out).within(&place.name);
-    Server { node, place, paused: false, running: false, disk: Some(disk) }
+    server(node, place, Some(disk), work)
 }
