@@ -173,7 +173,17 @@ impl LoopDevice {
         // Names that are only in memory yet get their blocks.
         syncfs(File::open(&self.mounted).unwrap()).unwrap();
         self.limit_requests(SINGLE_BLOCKS).unwrap();
-        fill(self.backing.as_ref().expect("a thin device").path());
+        let backing = self.backing.as_ref().expect("a thin device");
+        let frozen = self.freeze();
+        if let Backing::Disk(_) = backing {
+            // What holds zeros in advance would still be kept.
+            let from = LARGE_THIN_METADATA_BYTES.to_string();
+            let length =
+                (std::fs::metadata(&self.image).unwrap().len() - LARGE_THIN_METADATA_BYTES).to_string();
+            must("fallocate", &["--dig-holes", "--offset", &from, "--length", &length, text(&self.image)]);
+        }
+        fill(backing.path());
+        drop(frozen);
     }
 
     /// Gives back what [`LoopDevice::fill_backing`] has taken.

@@ -46,11 +46,8 @@ impl Injection<'_> {
 
     /// It must end by itself, and say that it failed.
     pub(super) fn fail_disk(&mut self, index: usize) {
-        let failed = event::Failed {
-            t: 0,
-            broker: SETS[index / MEMBERS].into(),
-            id: u32::try_from(index % MEMBERS + 1).expect("a few"),
-        };
+        let set = index / MEMBERS;
+        let leads = self.servers.master_of(set) == Some(index);
         let is_thin = self.fault.kind == Kind::FlushError;
         let server = self.server(index);
         match is_thin {
@@ -61,12 +58,16 @@ impl Injection<'_> {
         let (status, _) = server.node.wait_end();
         server.running = false;
         assert_eq!(status.code(), Some(1), "a broker whose disk fails ends with an error: {status}");
-        self.load.line(&Event::Failed(event::Failed { t, ..failed }));
         if is_thin {
-            self.server(index).disk().free_backing();
+            server.disk().free_backing();
         }
-        self.server(index).disk().remount();
-        self.server(index).start();
+        server.disk().remount();
+        server.start();
+        // Of a slave no answers are expected, nor missed.
+        if leads {
+            let id = u32::try_from(index % MEMBERS + 1).expect("a few");
+            self.load.line(&Event::Failed(event::Failed { t, broker: SETS[set].into(), id }));
+        }
     }
 
     pub(super) fn lose_files(&mut self, index: usize) {
