@@ -21,6 +21,14 @@ pub(crate) enum ClusterCommand {
     /// Have another broker of a set be its master; the one that is hands over in order
     #[command(after_help = "Example:\n  karman -e namesrv-1:9876 cluster elect broker-a --to 2")]
     Elect(controller::ElectArgs),
+    /// Have a broker hand over and stay a slave, before it is stopped for a while
+    #[command(after_help = "\
+What is in sync beside it must be as many as inSyncReplicas asks for, or sends are refused while it is away.
+
+Example:
+  karman -e namesrv-1:9876 cluster drain broker-a 1
+  karman -e namesrv-1:9876 cluster drain broker-a 1 --undo")]
+    Drain(controller::DrainArgs),
     /// Change the brokers of a set
     #[command(subcommand)]
     Replicas(controller::ReplicasCommand),
@@ -114,6 +122,7 @@ pub(crate) async fn run(command: ClusterCommand, node: &Node, format: Format) ->
         ClusterCommand::List => list(node, format).await,
         ClusterCommand::Show => controller::show(node, format).await,
         ClusterCommand::Elect(args) => controller::elect(args, node).await,
+        ClusterCommand::Drain(args) => controller::drain(args, node).await,
         ClusterCommand::Replicas(command) => controller::replicas(command, node).await,
         ClusterCommand::Controllers(command) => controller::controllers(command, node).await,
     }

@@ -1,4 +1,4 @@
-//! `karman cluster show | elect | replicas | controllers`: the controllers and what they say of the broker sets.
+//! `karman cluster show | elect | drain | replicas | controllers`: the controllers and what they say of the broker sets.
 
 use std::time::Duration;
 
@@ -26,6 +26,17 @@ pub(crate) struct ElectArgs {
     /// brokerId of the next master; left out, the most complete one
     #[arg(long, value_name = "ID")]
     to: Option<i32>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DrainArgs {
+    /// The broker set, by its brokerName
+    set: String,
+    /// brokerId of the one that is to be stopped
+    id: i32,
+    /// It may be elected again
+    #[arg(long)]
+    undo: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -93,6 +104,7 @@ struct MemberJson {
     priority: i32,
     role: &'static str,
     alive: bool,
+    drained: bool,
     in_sync: bool,
     log_epoch: u32,
     log_end: u64,
@@ -107,6 +119,7 @@ impl From<v1::SetState> for SetJson {
             address: member.address,
             priority: member.priority,
             alive: member.alive,
+            drained: member.drained,
             log_epoch: member.log_epoch,
             log_end: member.log_end,
         };
@@ -214,7 +227,12 @@ fn tables(shown: ShowJson) -> anyhow::Result<()> {
                 own.broker_id.to_string(),
                 own.address,
                 own.role.into(),
-                if own.alive { "alive" } else { "silent" }.into(),
+                match (own.alive, own.drained) {
+                    (true, true) => "drained",
+                    (true, false) => "alive",
+                    (false, _) => "silent",
+                }
+                .into(),
                 if own.in_sync { "yes" } else { "no" }.into(),
                 own.log_epoch.to_string(),
                 grouped(own.log_end),
@@ -246,6 +264,20 @@ pub(crate) async fn elect(args: ElectArgs, node: &Node) -> anyhow::Result<()> {
     let (response, checked) = answer(node, client.elect(request(node, message))).await?;
     checked?;
     eprintln!("karman: set {set} is in epoch {}; `karman cluster show` shows its master", response.epoch);
+    Ok(())
+}
+
+pub(crate) async fn drain(args: DrainArgs, node: &Node) -> anyhow::Result<()> {
+    let DrainArgs { set, id, undo } = args;
+    let mut client = client(node)?;
+    let message = v1::DrainMemberRequest { broker_name: set.clone(), broker_id: id, undo };
+    let (response, checked) = answer(node, client.drain_member(request(node, message))).await?;
+    checked?;
+    let beside = response.in_sync_beside;
+    match undo {
+        true => eprintln!("karman: broker {id} of set {set} may be elected again"),
+        false => eprintln!("karman: broker {id} of set {set} is not its master and may be stopped; in sync beside it: {beside}"),
+    }
     Ok(())
 }
 

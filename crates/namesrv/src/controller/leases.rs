@@ -223,7 +223,8 @@ impl Leases {
         (idle > TAKE_OVER).then(|| format!("broker {master} is there, but was not its master for {ms} ms"))
     }
 
-    /// The most complete of the living that have everything, and whether it may lack something (`true`).
+    /// The most complete of the living that have everything, who are not to be stopped if there are such; and whether it may
+    /// lack something (`true`).
     fn best(&self, name: &str, set: &BrokerSet, now: Duration) -> Option<(i32, bool)> {
         let living = || set.members.keys().copied().filter(|id| self.is_alive(name, *id, now));
         let others = living().filter(|id| set.in_sync.contains(id) && set.master != Some(*id));
@@ -234,11 +235,13 @@ impl Leases {
         if let Some(wished) = wished.filter(|wished| others.contains(wished)) {
             return Some((wished, false));
         }
-        let rank = |id: &i32| {
+        let complete = |id: &i32| {
             let report = self.report(name, *id).map_or((0, 0), |report| (report.epoch, report.end));
             let priority = set.members.get(id).map_or(i32::MAX, |member| member.priority);
             (report, Reverse(priority), Reverse(*id))
         };
+        // All of these have what was acknowledged.
+        let rank = |id: &i32| (!set.drained.contains(id), complete(id));
         if let Some(best) = others.into_iter().max_by_key(rank) {
             return Some((best, false));
         }
@@ -248,7 +251,7 @@ impl Leases {
             return waited.then_some((master, false));
         }
         let may_lose = set.master.is_none() || self.unclean;
-        may_lose.then(|| living().max_by_key(rank)).flatten().map(|best| (best, true))
+        may_lose.then(|| living().max_by_key(complete)).flatten().map(|best| (best, true))
     }
 }
 

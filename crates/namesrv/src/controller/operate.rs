@@ -128,18 +128,25 @@ pub(super) async fn elect(
         return Ok(answer);
     }
     let v1::ElectRequest { broker_name: set, broker_id: to } = message;
-    let answer = |status, epoch| Ok(v1::ElectResponse { status: Some(status), epoch });
+    let elected = elect_other(lead, set, to).await;
+    let (status, epoch) = elected.map_or_else(|refused| refused, |epoch| (status::ok(), epoch));
+    Ok(v1::ElectResponse { status: Some(status), epoch })
+}
+
+/// Has `to`, or the best, take the master's place; the epoch that it begins, or is in.
+async fn elect_other(lead: &Lead, set: String, to: Option<i32>) -> Result<u32, (v2::Status, u32)> {
+    let not_available = |why: String, epoch| Err((refused(Code::HaNotAvailable, why), epoch));
     let epoch = match lead.with(|leases, sets, now| may_elect(leases, sets, now, &set, to)) {
-        None => return answer(nobody_leads(lead), 0),
-        Some(Err(status)) => return answer(status, 0),
-        Some(Ok(Wanted::Is(epoch))) => return answer(status::ok(), epoch),
+        None => return Err((nobody_leads(lead), 0)),
+        Some(Err(status)) => return Err((status, 0)),
+        Some(Ok(Wanted::Is(epoch))) => return Ok(epoch),
         Some(Ok(Wanted::After { epoch, asks })) => {
             if let Some(master) = asks
                 && !lead.hand_over(&(set.clone(), master), epoch, to)
             {
                 let why =
                     format!("master {master} of set {set:?} cannot be asked to hand over now; try again");
-                return answer(refused(Code::HaNotAvailable, why), 0);
+                return not_available(why, 0);
             }
             epoch
         }
@@ -155,19 +162,60 @@ pub(super) async fn elect(
         }
     };
     match tokio::time::timeout(ELECT_TIMEOUT, elected).await {
-        Ok(Ok((epoch, master))) if to.is_none_or(|to| master == Some(to)) => answer(status::ok(), epoch),
+        Ok(Ok((epoch, master))) if to.is_none_or(|to| master == Some(to)) => Ok(epoch),
         Ok(Ok((epoch, master))) => {
             let why = format!("broker {} was elected instead, in epoch {epoch}", master.unwrap_or_default());
-            answer(refused(Code::HaNotAvailable, why), epoch)
+            not_available(why, epoch)
         }
         Ok(Err::<_, tokio::sync::watch::error::RecvError>(_)) | Err(_) => {
             let seconds = ELECT_TIMEOUT.as_secs();
             let why = format!(
                 "set {set:?} has no other master after {seconds} s; `karman cluster show` tells more"
             );
-            answer(refused(Code::HaNotAvailable, why), 0)
+            not_available(why, 0)
         }
     }
+}
+
+pub(super) async fn drain_member(
+    lead: &Lead,
+    metadata: &MetadataMap,
+    message: v1::DrainMemberRequest,
+) -> Result<v1::DrainMemberResponse, Status> {
+    if let Some(answer) = relayed!(lead, metadata, drain_member, message) {
+        return Ok(answer);
+    }
+    let v1::DrainMemberRequest { broker_name: name, broker_id: id, undo } = message;
+    let drained = drain(lead, &name, id, !undo).await;
+    let status = drained.err().unwrap_or_else(status::ok);
+    let sets = lead.consensus.agreed.sets.lock();
+    let in_sync = sets.get(&name).map(|set| set.in_sync.iter().filter(|other| **other != id).count());
+    Ok(v1::DrainMemberResponse { status: Some(status), in_sync_beside: in_sync.unwrap_or(0) as u32 })
+}
+
+/// A master hands over; nobody elects it meanwhile. A refusal leaves all as it was.
+async fn drain(lead: &Lead, set: &str, id: i32, drained: bool) -> Result<(), v2::Status> {
+    let leads = |sets: &Sets| sets.get(set).is_some_and(|own| own.master == Some(id));
+    if lead.term().borrow().is_none() {
+        return Err(nobody_leads(lead));
+    }
+    tracing::info!(set, id, drained, "an operator drains a member, or undoes it");
+    let write = async |drained| {
+        let command = Command::Drain { set: set.to_owned(), id, drained };
+        lead.consensus.write_within(command, WRITE_TIMEOUT).await.map_err(|error| match error {
+            NotWritten::Refused(error) => of_refusal(&error),
+            error => refused(Code::HaNotAvailable, error.to_string()),
+        })
+    };
+    write(drained).await?;
+    if !drained || !lead.with(|_, sets, _| leads(sets)).unwrap_or(false) {
+        return Ok(());
+    }
+    if let Err((status, _)) = elect_other(lead, set.to_owned(), None).await {
+        write(false).await?;
+        return Err(status);
+    }
+    Ok(())
 }
 
 /// What an operator's election comes to.

@@ -95,6 +95,14 @@ impl Controller for ControllerService {
         operate::elect(&self.0, &metadata, message).await.map(Response::new)
     }
 
+    async fn drain_member(
+        &self,
+        request: Request<v1::DrainMemberRequest>,
+    ) -> Result<Response<v1::DrainMemberResponse>, Status> {
+        let (metadata, message) = admitted!(self, request);
+        operate::drain_member(&self.0, &metadata, message).await.map(Response::new)
+    }
+
     async fn remove_member(
         &self,
         request: Request<v1::RemoveMemberRequest>,
@@ -321,6 +329,7 @@ pub(super) fn set_state(name: &str, set: &BrokerSet, knows: Option<(&Leases, Dur
             alive: knows.is_some_and(|(leases, now)| leases.is_alive(name, *id, now)),
             log_epoch: report.epoch,
             log_end: report.end,
+            drained: set.drained.contains(id),
         }
     };
     SetState {

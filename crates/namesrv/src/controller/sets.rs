@@ -45,6 +45,9 @@ pub struct BrokerSet {
     pub version: u64,
     /// Everybody, by `brokerId`.
     pub members: BTreeMap<i32, Member>,
+    /// Of these, who is to be stopped, as an operator said: they are elected last.
+    #[serde(default)]
+    pub drained: BTreeSet<i32>,
     /// When the last master was elected, milliseconds since 1970.
     pub elected_ms: u64,
     /// Why.
@@ -94,6 +97,15 @@ pub enum Command {
         version: u64,
         /// Who, itself included.
         in_sync: BTreeSet<i32>,
+    },
+    /// A broker is to be stopped, or is not any more.
+    Drain {
+        /// `brokerName`
+        set: String,
+        /// `brokerId`
+        id: i32,
+        /// Which of the two.
+        drained: bool,
     },
     /// A broker is gone for good.
     Remove {
@@ -207,6 +219,7 @@ impl Sets {
                 own.version += 1;
                 Ok(())
             }
+            Command::Drain { set, id, drained } => self.drain(set, *id, *drained),
             Command::Remove { set, id } => self.remove(set, *id),
         }
     }
@@ -244,6 +257,15 @@ impl Sets {
         Ok(())
     }
 
+    fn drain(&mut self, set: &str, id: i32, drained: bool) -> Result<(), Refused> {
+        let own = self.0.get_mut(set).ok_or_else(|| Refused::UnknownSet(set.to_owned()))?;
+        if !own.members.contains_key(&id) {
+            return Err(Refused::UnknownMember { set: set.to_owned(), id });
+        }
+        let _ = if drained { own.drained.insert(id) } else { own.drained.remove(&id) };
+        Ok(())
+    }
+
     /// The master goes last; the set goes with it.
     fn remove(&mut self, set: &str, id: i32) -> Result<(), Refused> {
         let own = self.0.get_mut(set).ok_or_else(|| Refused::UnknownSet(set.to_owned()))?;
@@ -258,6 +280,7 @@ impl Sets {
             return Err(Refused::IsMaster { set: set.to_owned(), id });
         }
         own.members.remove(&id);
+        own.drained.remove(&id);
         own.version += u64::from(own.in_sync.remove(&id));
         Ok(())
     }

@@ -1,6 +1,8 @@
 //! What operators ask for.
 
-use karman_remoting::proto::karman::{ChangeControllersRequest, ElectRequest, RemoveMemberRequest};
+use karman_remoting::proto::karman::{
+    ChangeControllersRequest, DrainMemberRequest, DrainMemberResponse, ElectRequest, RemoveMemberRequest,
+};
 use karman_remoting::proto::v2::{Code, Status};
 
 use crate::broker::FakeBroker;
@@ -48,6 +50,45 @@ fn a_master_hands_over_when_it_is_asked_for() {
         assert!(status.message.contains("not in sync"), "{status:?}");
         let (status, _) = elect(&cluster, 2, Some(9)).await;
         assert_eq!(status.code(), Code::NotFound, "{status:?}");
+    });
+}
+
+async fn drain(cluster: &Cluster, through: u64, id: i32, undo: bool) -> DrainMemberResponse {
+    let request = DrainMemberRequest { broker_name: "a".into(), broker_id: id, undo };
+    cluster.client(through).drain_member(with_secret(request)).await.unwrap().into_inner()
+}
+
+#[test]
+fn a_drained_member_is_master_only_if_nobody_else_can_be() {
+    run(async {
+        let cluster = Cluster::of_three();
+        let (master, slave) = master_and_slave(&cluster).await;
+        let epoch = master.acknowledging().await;
+        let answer = drain(&cluster, 2, 1, false).await;
+        assert_eq!((answer.status.unwrap().code(), answer.in_sync_beside), (Code::Ok, 1));
+        assert_eq!(slave.acknowledging().await, epoch + 1);
+        let set = cluster.set().await.unwrap();
+        assert_eq!(set.members.iter().map(|own| own.drained).collect::<Vec<_>>(), [true, false]);
+
+        // It counts again, has the lower id, and is not elected.
+        slave.in_sync(&[1, 2]).await;
+        let answer = drain(&cluster, 1, 2, false).await;
+        assert_eq!(answer.status.unwrap().code(), Code::Ok, "both may be: better one of these than none");
+        assert_eq!(master.acknowledging().await, epoch + 2);
+        let status = drain(&cluster, 1, 1, true).await.status.unwrap();
+        assert_eq!(status.code(), Code::Ok);
+
+        // Nobody could take its place: all stays as it was.
+        let status = drain(&cluster, 1, 1, false).await.status.unwrap();
+        assert_eq!(status.code(), Code::HaNotAvailable, "{status:?}");
+        let set = cluster.set().await.unwrap();
+        assert_eq!(set.members.iter().map(|own| own.drained).collect::<Vec<_>>(), [false, true]);
+        assert_eq!(master.acknowledges(), Some(epoch + 2));
+        for (name, id) in [("a", 9), ("nobody", 1)] {
+            let request = DrainMemberRequest { broker_name: name.into(), broker_id: id, undo: false };
+            let answer = cluster.client(1).drain_member(with_secret(request)).await.unwrap().into_inner();
+            assert_eq!(answer.status.unwrap().code(), Code::NotFound);
+        }
     });
 }
 
