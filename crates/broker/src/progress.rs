@@ -466,4 +466,6 @@ impl Projection for ProgressTable {
 }
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;
