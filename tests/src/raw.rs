@@ -1,6 +1,6 @@
 //! A gRPC client without manners: it sends exactly what a test says, also what no official client lets through.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use karman_remoting::proto::karman::admin_client::AdminClient;
@@ -11,6 +11,7 @@ use karman_remoting::proto::karman::{
 use karman_remoting::proto::v2::messaging_service_client::MessagingServiceClient;
 use karman_remoting::proto::v2::{self, receive_message_response::Content};
 use prost::Message as _;
+use prost_types::Timestamp;
 use tokio::runtime::Runtime;
 use tokio_stream::StreamExt as _;
 use tonic::transport::{Channel, Endpoint};
@@ -329,6 +330,26 @@ pub fn message(topic: &str, id: &str) -> v2::Message {
         }),
         ..Default::default()
     }
+}
+
+/// One that is to be delivered at `due_ms`, milliseconds since 1970.
+pub fn delayed(topic: &str, id: &str, due_ms: i64) -> v2::Message {
+    let mut message = message(topic, id);
+    let system = message.system_properties.as_mut().unwrap();
+    system.set_message_type(v2::MessageType::Delay);
+    let nanos = i32::try_from(due_ms.rem_euclid(1000)).unwrap() * 1_000_000;
+    system.delivery_timestamp = Some(Timestamp { seconds: due_ms.div_euclid(1000), nanos });
+    message
+}
+
+/// The time of this machine, in milliseconds since 1970.
+pub fn now_ms() -> i64 {
+    i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
+}
+
+/// A time of the protocol, in milliseconds since 1970.
+pub fn millis(time: &Timestamp) -> i64 {
+    time.seconds * 1000 + i64::from(time.nanos) / 1_000_000
 }
 
 /// A request for messages that is in order: all queues of all brokers, 30 s of invisibility, 5 s of patience.

@@ -327,6 +327,9 @@ fn refused_receives() {
         expect(door, broken, Code::IllegalFilterExpression, "a | b");
         let sql = receive(&|r| r.filter_expression = filter(FilterType::Sql, "a = "));
         expect(door, sql, Code::IllegalFilterExpression, "position");
+        let unknown = v2::FilterExpression { r#type: 9, expression: "*".to_owned() };
+        let unknown = receive(&|r| r.filter_expression = Some(unknown.clone()));
+        expect(door, unknown, Code::IllegalFilterExpression, "type 9");
         let elsewhere = Some(raw.receive(receive_request(TOPIC, GROUP, "broker-z")).0);
         expect(door, elsewhere, Code::BadRequest, "broker-z");
     }
@@ -426,6 +429,8 @@ fn a_changed_invisible_time_needs_the_new_handle() {
         );
         let too_long = change(&raw, GROUP, &response.receipt_handle, 13 * 3600);
         expect(door, too_long.status, Code::IllegalInvisibleTime, "46800000");
+        let negative = change(&raw, GROUP, &response.receipt_handle, -1);
+        expect(door, negative.status, Code::IllegalInvisibleTime, "-1000");
         expect(door, ack(&raw, TOPIC, GROUP, &[&response.receipt_handle]).status, Code::Ok, "");
     }
 }

@@ -113,6 +113,26 @@ fn a_group_that_is_not_orderly_reads_an_ordered_topic_at_once() {
 }
 
 #[test]
+fn one_queue_is_a_global_order_for_an_orderly_group() {
+    let cluster = broker();
+    let client = raw(&cluster);
+    is_ok(client.make_topic(TopicConfig { name: "all".into(), queue_nums: 1, ..Default::default() }));
+    is_ok(Some(client.make_group(GroupConfig { orderly: Some(true), ..group("g") })));
+    let sent: Vec<_> = (0..5).map(|number| message("all", &format!("m{number}"))).collect();
+    is_ok(client.send(&sent).status);
+    for id in ["m0", "m1", "m2", "m3", "m4"] {
+        let refused = take(&client, "all", "g");
+        assert_eq!(ids(&refused), [id]);
+        assert!(take(&client, "all", "g").is_empty(), "{id} is with a consumer");
+        nack(&client, "g", &refused[0], 0);
+        let again = take(&client, "all", "g");
+        assert_eq!((ids(&again), system(&again[0]).delivery_attempt), (vec![id.to_owned()], Some(2)));
+        ack(&client, "g", &again[0]);
+    }
+    assert!(take(&client, "all", "g").is_empty());
+}
+
+#[test]
 fn who_repeats_a_receive_gets_the_same_messages_as_the_same_delivery() {
     let cluster = broker();
     let client = raw(&cluster);
@@ -412,6 +432,15 @@ fn what_a_message_group_or_a_type_must_not_be_is_refused() {
     let client = raw(&cluster);
     topic(&client, "ordered", MessageType::Fifo, TopicConfig::default());
     topic(&client, "plain", MessageType::Normal, TopicConfig::default());
+    let delayed = Some(prost_types::Timestamp { seconds: 4_000_000_000, nanos: 0 });
+    let mut several = ["delay", "priority", "lite"].map(|id| fifo("ordered", id, "g"));
+    several[0].system_properties.as_mut().unwrap().delivery_timestamp = delayed;
+    several[1].system_properties.as_mut().unwrap().priority = Some(1);
+    several[2].system_properties.as_mut().unwrap().lite_topic = Some("l".into());
+    for sent in several {
+        let status = client.send(&[sent]).status.unwrap();
+        assert_eq!(status.code, Code::MessagePropertyConflictWithType as i32, "{status:?}");
+    }
     let cases = [
         (fifo("ordered", "m", &"g".repeat(64)), Code::IllegalMessageGroup),
         (fifo("ordered", "m", " "), Code::IllegalMessageGroup),

@@ -1,10 +1,10 @@
 //! Delayed messages through brokers as processes: not early, once, across `kill -9`, and taken back by their handles.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use karman_remoting::proto::v2::{self, Code, MessageType};
-use karman_tests::raw::{is_ok, message, receive_request, resource, system, take};
+use karman_tests::raw::{delayed, is_ok, message, millis, now_ms, receive_request, resource, system, take};
 use karman_tests::{Cluster, Raw, until};
 use prost_types::Timestamp;
 
@@ -28,23 +28,6 @@ fn doors(cluster: &Cluster) -> [(&'static str, Raw); 2] {
         ("broker", Raw::connect(&cluster.brokers[0].endpoint())),
         ("namesrv", Raw::connect(&cluster.namesrvs[0].endpoint())),
     ]
-}
-
-fn now_ms() -> i64 {
-    i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
-}
-
-fn millis(time: &Timestamp) -> i64 {
-    time.seconds * 1000 + i64::from(time.nanos) / 1_000_000
-}
-
-fn delayed(topic: &str, id: &str, due_ms: i64) -> v2::Message {
-    let mut message = message(topic, id);
-    let system = message.system_properties.as_mut().unwrap();
-    system.set_message_type(MessageType::Delay);
-    let nanos = i32::try_from(due_ms.rem_euclid(1000)).unwrap() * 1_000_000;
-    system.delivery_timestamp = Some(Timestamp { seconds: due_ms.div_euclid(1000), nanos });
-    message
 }
 
 /// Its entry in the answer.

@@ -25,7 +25,7 @@ fn query(
     raw: &Raw,
     broker: &str,
     id: i32,
-    policy: QueryOffsetPolicy,
+    policy: impl Into<i32>,
     millis: Option<i64>,
 ) -> v2::QueryOffsetResponse {
     raw.query_offset(v2::QueryOffsetRequest {
@@ -99,7 +99,7 @@ fn the_offsets_of_a_queue_are_answered_on_every_node() {
     let nodes = cluster.namesrvs.iter().chain(&cluster.brokers);
     for endpoint in nodes.map(karman_tests::cluster::Node::endpoint) {
         let raw = Raw::connect(&endpoint);
-        let ask = |policy, millis| {
+        let ask = |policy: QueryOffsetPolicy, millis| {
             let answer = query(&raw, "broker-b", queue, policy, millis);
             assert_eq!(answer.status.unwrap().code, Code::Ok as i32);
             answer.offset
@@ -109,7 +109,12 @@ fn the_offsets_of_a_queue_are_answered_on_every_node() {
         assert_eq!(ask(QueryOffsetPolicy::Timestamp, Some(0)), 0);
         assert!(ask(QueryOffsetPolicy::Timestamp, Some(stored)) <= 2);
         assert_eq!(ask(QueryOffsetPolicy::Timestamp, Some(stored + 1)), 3);
-        let refused = |broker, id, policy| query(&raw, broker, id, policy, None).status.unwrap().code;
+        let unknown = query(&raw, "broker-b", queue, 9, None).status.unwrap();
+        assert_eq!(unknown.code, Code::BadRequest as i32);
+        assert!(unknown.message.contains("policy 9"), "{}", unknown.message);
+        let refused = |broker, id, policy: QueryOffsetPolicy| {
+            query(&raw, broker, id, policy, None).status.unwrap().code
+        };
         assert_eq!(refused("broker-b", 99, QueryOffsetPolicy::End), Code::BadRequest as i32);
         assert_eq!(refused("broker-b", -1, QueryOffsetPolicy::End), Code::BadRequest as i32);
         assert_eq!(refused("broker-z", 0, QueryOffsetPolicy::End), Code::BadRequest as i32);

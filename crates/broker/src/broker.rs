@@ -75,7 +75,7 @@ pub struct Broker {
     pub role: String,
     /// Its slaves.
     pub followers: Arc<Followers>,
-    /// Seconds since 1970 at the start: handles of this process have higher revisions.
+    /// Handles of this process have higher revisions; it is higher than that of every process that wrote this log before.
     pub revision_base: u32,
     /// `popInflightMessageThreshold`
     pub inflight_max: usize,

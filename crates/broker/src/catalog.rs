@@ -307,6 +307,8 @@ impl State {
         // New settings, or applied again after a snapshot that has it already: the readers of the first stay.
         if let Some(known) = self.topics_by_number.get(&record.number) {
             known.config.store(Arc::new(record.config));
+            // An earlier one of that name, deleted since, may have been applied again as well.
+            self.topics.insert(known.name.clone(), known.clone());
             return;
         }
         self.next_topic = self.next_topic.max(record.number + 1);
@@ -396,6 +398,8 @@ impl Projection for Catalog {
     }
 }
 
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests {
     use super::*;

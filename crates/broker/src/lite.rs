@@ -272,8 +272,8 @@ impl LiteTable {
     fn apply_dead_letter(&self, origin: &Origin) {
         if let Some(row) = self.get(origin.group, origin.topic) {
             let position = Position { queue_id: origin.queue_id, offset: origin.offset };
-            // Whether there is more behind it is found out by whoever looks.
-            row.run(|pop| pop.finish(position, u64::MAX));
+            let is_live = self.live.load(Ordering::Acquire);
+            row.run(|pop| pop.buried(position, is_live));
         }
     }
 }

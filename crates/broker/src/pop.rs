@@ -160,6 +160,16 @@ impl Pop {
         is_more
     }
 
+    /// The log has a dead letter of a message, which is done by that; true as with [`Self::finish`]. `is_live`: all that was
+    /// handed out is known here. What lies behind that in a queue that was reset has been given back since, and stays so.
+    pub fn buried(&mut self, position: Position, is_live: bool) -> bool {
+        let is_given_back = |queue: &PopQueue| queue.void_to > 0 && position.offset >= queue.next;
+        if is_live && self.queues.get(position.queue_id as usize).is_some_and(is_given_back) {
+            return false;
+        }
+        self.finish(position)
+    }
+
     /// From now on everything below `offset` of a queue counts as done, and nothing else; handles of the queue are void.
     pub fn reset(&mut self, queue_id: u32, offset: u64, revision_base: u32) -> Vec<QueueProgress> {
         let Some(queue) = self.queues.get_mut(queue_id as usize) else { return Vec::new() };

@@ -37,8 +37,9 @@ pub struct GroupTopic {
     pub client: Option<Arc<str>>,
     /// Who has what.
     pop: Mutex<Pop>,
-    /// Of what the log has a dead letter while the core was in use: the log writer never waits for it.
-    buried: Mutex<Vec<Position>>,
+    /// Of what the log has a dead letter while the core was in use, and whether this broker runs as a master: the log writer
+    /// never waits for the core.
+    buried: Mutex<Vec<(Position, bool)>>,
     /// When the next message becomes visible again; `u64::MAX` if none waits. Milliseconds since 1970.
     due_ms: AtomicU64,
     /// When somebody received here last. Milliseconds since 1970; 0: not since the start of the process.
@@ -85,8 +86,8 @@ impl GroupTopic {
 
     /// The log has a dead letter of a message, which is done by that. Never waits: whoever uses the core, perhaps while he
     /// reads messages for a filter, sees to it afterwards.
-    fn buried(&self, position: Position) {
-        self.buried.lock().push(position);
+    fn buried(&self, position: Position, is_live: bool) {
+        self.buried.lock().push((position, is_live));
         self.see_buried();
     }
 
@@ -107,7 +108,7 @@ impl GroupTopic {
     fn finish_buried(&self, pop: &mut Pop) {
         let buried = std::mem::take(&mut *self.buried.lock());
         let mut is_more = false;
-        buried.into_iter().for_each(|position| is_more |= pop.finish(position));
+        buried.into_iter().for_each(|(position, is_live)| is_more |= pop.buried(position, is_live));
         if is_more {
             self.arrived.notify_one();
         }
@@ -436,7 +437,8 @@ impl Projection for ProgressTable {
                 if let Some(origin) = Origin::of(&record.payload)
                     && let Some(row) = self.get(origin.group, origin.topic, None)
                 {
-                    row.buried(Position { queue_id: origin.queue_id, offset: origin.offset });
+                    let position = Position { queue_id: origin.queue_id, offset: origin.offset };
+                    row.buried(position, self.live.load(Ordering::Acquire));
                 }
             }
             RecordKind::Progress if !self.live.load(Ordering::Acquire) => {
@@ -463,5 +465,7 @@ impl Projection for ProgressTable {
     }
 }
 
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

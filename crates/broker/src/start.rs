@@ -100,8 +100,8 @@ pub fn start(config: &BrokerConfig) -> Result<Running, StartError> {
     let opened = open(config, false, None)?;
     // Durable before anybody follows: no two masters write under one number.
     let beginning = opened.store.lead(opened.store.epoch() + 1, Durability::Disk).and_then(Append::wait);
-    beginning.map_err(StartError::Epoch)?;
-    master::start(config, opened, None)
+    let began_ms = beginning.map_err(StartError::Epoch)?.store_time_ms;
+    master::start(config, opened, began_ms, None)
 }
 
 /// The configuration has been checked.

@@ -36,6 +36,13 @@ pub enum Wanted {
 impl Wanted {
     /// Reads a filter expression; an absent one wants everything.
     pub fn of(expression: Option<&FilterExpression>, compiled: &FilterCache) -> Result<Self, Rejection> {
+        if let Some(unknown) = expression.filter(|filter| FilterType::try_from(filter.r#type).is_err()) {
+            let rule = format!("filter type {} is not known", unknown.r#type);
+            return Err(Rejection::IllegalFilter {
+                expression: validate::shortened(&unknown.expression),
+                rule,
+            });
+        }
         if let Some(sql) = expression.filter(|expression| expression.r#type() == FilterType::Sql) {
             let refused = |error: crate::filter::SqlError| Rejection::IllegalFilter {
                 expression: validate::shortened(&sql.expression),

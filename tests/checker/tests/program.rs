@@ -40,3 +40,18 @@ fn the_exit_code_says_whether_every_invariant_holds() {
     assert_eq!((code, &*table), (2, ""));
     assert!(error.contains("line 1"), "{error}");
 }
+
+/// Else nobody would notice that a bug cannot be planted any more until he tries.
+#[test]
+fn the_planted_bugs_fit_the_sources() {
+    let own = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let files = std::fs::read_dir(own.join("planted")).unwrap().map(|file| file.unwrap().path());
+    let patches: Vec<_> = files.filter(|path| path.extension().is_some_and(|end| end == "patch")).collect();
+    assert_eq!(patches.len(), 5);
+    for patch in patches {
+        let mut git = Command::new("git");
+        let output =
+            git.args(["apply", "--check"]).arg(&patch).current_dir(own.join("../..")).output().unwrap();
+        assert!(output.status.success(), "{}: {}", patch.display(), String::from_utf8_lossy(&output.stderr));
+    }
+}

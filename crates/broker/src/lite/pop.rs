@@ -253,6 +253,16 @@ impl LitePop {
         }
     }
 
+    /// The log has a dead letter of a message, which is done by that. `is_live`: where the cursor is, is known here; a cursor
+    /// that is not at the message any more was set back since, and stays so.
+    pub fn buried(&mut self, position: Position, is_live: bool) {
+        let is_there = |cursor: &Cursor| cursor.floor == position.offset;
+        if !is_live || self.cursors.get(&position.queue_id).is_some_and(is_there) {
+            // Whether there is more behind it is found out by whoever looks.
+            self.finish(position, u64::MAX);
+        }
+    }
+
     /// The holder wants the message to be visible at `visible_at_ms`, not 0; the revision of the new handle. `held` has
     /// been checked. `counts`: the delivery counts as an attempt.
     pub fn change(&mut self, held: &Held, visible_at_ms: u64, counts: bool) -> u32 {

@@ -98,6 +98,25 @@ fn a_lite_topic_waits_for_its_message_and_no_other_does() {
 }
 
 #[test]
+fn a_dead_letter_that_was_under_way_takes_nothing_of_what_a_subscription_set_back() {
+    let (mut pop, range) = subscribed(&[3]);
+    let client: Arc<str> = "me".into();
+    for offset in 0..2 {
+        let first = pop.take(&ask("me", offset, 1), &range).0.remove(0);
+        pop.finish(first.position, 3);
+    }
+    let last = pop.take(&ask("me", 2, 1), &range).0.remove(0);
+    assert!(pop.begin_burial(&held(&last), 3).is_some());
+    pop.subscribe(&client, &[(0, Start::Min)], Claim::Share, 0, &range);
+    pop.buried(last.position, true);
+    assert_eq!(positions(&pop.take(&ask("me", 4, 1), &range)), [(0, 0)]);
+    // A start reads of the letter only, not always of what lies in front of it.
+    let mut restarted = subscribed(&[3]).0;
+    restarted.buried(last.position, false);
+    assert_eq!(restarted.cursor(0).unwrap().floor, 3);
+}
+
+#[test]
 fn a_suspended_lite_topic_counts_no_attempt_and_its_new_handle_is_good() {
     let (mut pop, range) = subscribed(&[1]);
     for round in 1..=3 * u64::from(ATTEMPTS_MAX) {

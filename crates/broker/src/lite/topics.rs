@@ -157,16 +157,15 @@ impl LiteTopics {
 
     fn add(&self, state: &mut State, made: LiteTopicRecord) {
         state.next_queue = state.next_queue.max(made.queue.saturating_add(1));
-        // Its parent was deleted since, or it is applied again after a snapshot that has it already.
+        // Its parent was deleted since.
         let Some(topic) = self.catalog.topic_numbered(made.topic) else { return };
-        if state.by_queue.contains_key(&made.queue) {
-            return;
-        }
-        let name: Arc<str> = made.name.into();
         let queue = QueueNumber(made.queue);
-        let lite = Arc::new(LiteTopic { queue, name: name.clone(), topic, used_ms: AtomicU64::new(0) });
-        state.by_queue.insert(made.queue, lite.clone());
-        state.by_name.entry(made.topic).or_default().insert(name, lite);
+        let lite = state.by_queue.entry(made.queue).or_insert_with(|| {
+            Arc::new(LiteTopic { queue, name: made.name.into(), topic, used_ms: AtomicU64::new(0) })
+        });
+        // Also one that is known: an earlier one of its name may have been applied again in front of it.
+        let lite = lite.clone();
+        state.by_name.entry(made.topic).or_default().insert(lite.name.clone(), lite);
     }
 }
 

@@ -436,6 +436,21 @@ fn a_queue_can_be_reset_as_often_as_anyone_likes() {
 }
 
 #[test]
+fn a_dead_letter_that_was_under_way_takes_nothing_of_what_a_reset_gave_back() {
+    let (mut pop, stored) = (Pop::new(&[0, 0]), stored(5, 0));
+    let last = pop.take(&ask(0, 5), &stored).deliveries.pop().unwrap();
+    assert!(pop.begin_burial(&held(&last), 1).is_some());
+    pop.reset(0, 0, 0);
+    assert!(!pop.buried(last.position, true));
+    assert_eq!(offsets(&pop.take(&ask(1, 32), &stored)), [0, 1, 2, 3, 4]);
+    // A start reads of the letter only, not of the deliveries in front of it.
+    let mut restarted = Pop::new(&[0, 0]);
+    restarted.buried(last.position, false);
+    restarted.schedule();
+    assert_eq!(offsets(&restarted.take(&ask(1, 32), &stored)), [0, 1, 2, 3]);
+}
+
+#[test]
 fn what_was_passed_over_before_a_reset_is_not_done_by_a_later_record() {
     let (mut pop, mut stored) = (Pop::new(&[0, 0]), stored(4, 0));
     stored.only_even = true;

@@ -209,17 +209,19 @@ fn check_properties(index: usize, message: &EncodedMessage) -> Result<(), Reject
 
 /// The type a message declares must be the one its properties make it, and the one the topic takes.
 pub fn message_type(index: usize, system: &v2::SystemProperties, topic: &Topic) -> Result<(), Rejection> {
-    let derived = if system.message_group.is_some() {
-        MessageType::Fifo
-    } else if system.delivery_timestamp.is_some() {
-        MessageType::Delay
-    } else if system.priority.is_some() {
-        MessageType::Priority
-    } else if system.lite_topic.is_some() {
-        MessageType::Lite
-    } else {
-        MessageType::Normal
-    };
+    let has = [
+        (system.message_group.is_some(), MessageType::Fifo),
+        (system.delivery_timestamp.is_some(), MessageType::Delay),
+        (system.priority.is_some(), MessageType::Priority),
+        (system.lite_topic.is_some(), MessageType::Lite),
+    ];
+    let mut types = has.into_iter().filter_map(|(has, own)| has.then_some(own));
+    let derived = types.next().unwrap_or(MessageType::Normal);
+    if let Some(other) = types.next() {
+        // One of them would be passed over in silence.
+        let (declared, derived) = (derived.as_str_name(), other.as_str_name());
+        return Err(Rejection::TypeMismatch { index, declared, derived });
+    }
     let declared = match system.message_type() {
         MessageType::Unspecified => derived,
         declared => declared,

@@ -125,8 +125,15 @@ async fn letters_of(broker: &Broker, group: u32) -> Result<Arc<Topic>, Rejection
     }
 }
 
-/// A copy on its way into the log; `None`: there is nothing left to copy.
-type Begun = Result<Option<Append>, Rejection>;
+/// What became of a burial.
+enum Burying {
+    /// The copy is on its way into the log.
+    Begun(Append),
+    /// There is nothing left to copy.
+    Gone,
+    /// The message was given back by a reset, or is done.
+    Over,
+}
 
 fn begin(
     broker: &Broker,
@@ -134,16 +141,31 @@ fn begin(
     position: Position,
     letters: &Result<Arc<Topic>, Rejection>,
     reason: Reason<'_>,
-) -> Begun {
+) -> Result<Burying, Rejection> {
     let attempts = match row.run(|pop| pop.message_state(position)) {
         MessageState::InFlight { attempt, .. } => attempt,
         _ => 0,
     };
-    Dead { group: row.group, topic: &row.topic, position, attempts, reason }.begin(broker, letters)
+    let dead = Dead { group: row.group, topic: &row.topic, position, attempts, reason };
+    let Some(letter) = dead.letter(broker, letters)? else { return Ok(Burying::Gone) };
+    // Under the lock of the row, or it might come to lie behind the record of a reset and take that back for this message.
+    row.run(|pop| match pop.message_state(position) {
+        MessageState::Waiting | MessageState::Done => Ok(Burying::Over),
+        MessageState::Withheld { .. } | MessageState::InFlight { .. } => append(broker, letter),
+    })
 }
 
-async fn end(broker: &Broker, row: &GroupTopic, position: Position, begun: Begun) -> Result<(), Rejection> {
-    if !stored(broker, &row.topic, position, begun).await? {
+fn append(broker: &Broker, letter: NewRecord) -> Result<Burying, Rejection> {
+    broker.store.append(vec![letter], broker.durability).map(Burying::Begun).map_err(refuse::append)
+}
+
+async fn end(
+    broker: &Broker,
+    row: &GroupTopic,
+    position: Position,
+    begun: Result<Burying, Rejection>,
+) -> Result<(), Rejection> {
+    if !stored(broker, &row.topic, position, begun?).await? {
         // Trying again would not bring it back.
         row.run(|pop| pop.finish(position));
         row.arrived.notify_one();
@@ -157,28 +179,47 @@ fn begin_lite(
     position: Position,
     letters: &Result<Arc<Topic>, Rejection>,
     reason: Reason<'_>,
-) -> Begun {
+) -> Result<Burying, Rejection> {
     let attempts = row.run(|pop| pop.cursor(position.queue_id).map_or(0, |cursor| cursor.attempt));
-    Dead { group: row.group, topic: &row.topic, position, attempts, reason }.begin(broker, letters)
+    let dead = Dead { group: row.group, topic: &row.topic, position, attempts, reason };
+    let Some(letter) = dead.letter(broker, letters)? else { return Ok(Burying::Gone) };
+    // As above: a start that reads it behind a reset would take all in front of it for done.
+    row.run(|pop| match pop.cursor(position.queue_id) {
+        Some(cursor) if cursor.floor == position.offset => append(broker, letter),
+        _ => Ok(Burying::Over),
+    })
 }
 
 async fn end_lite(
     broker: &Broker,
     row: &LiteGroup,
     position: Position,
-    begun: Begun,
+    begun: Result<Burying, Rejection>,
 ) -> Result<(), Rejection> {
-    if !stored(broker, &row.topic, position, begun).await? {
+    if !stored(broker, &row.topic, position, begun?).await? {
         row.run(|pop| pop.finish(position, u64::MAX));
     }
     Ok(())
 }
 
 /// Waits for the copy. The projection has finished the original then. `false`: there was nothing left to copy.
-async fn stored(broker: &Broker, topic: &Topic, position: Position, begun: Begun) -> Result<bool, Rejection> {
-    let Some(append) = begun? else {
-        tracing::warn!(topic = topic.name(), ?position, "a dead message was no more before it was copied");
-        return Ok(false);
+async fn stored(
+    broker: &Broker,
+    topic: &Topic,
+    position: Position,
+    burying: Burying,
+) -> Result<bool, Rejection> {
+    let append = match burying {
+        Burying::Begun(append) => append,
+        Burying::Over => return Ok(true),
+        Burying::Gone => {
+            tracing::warn!(
+                topic = topic.name(),
+                ?position,
+                "a dead message was no more before it was copied"
+            );
+            return Ok(false);
+        }
     };
     append.await.map_err(refuse::append)?;
     broker.counters.dead_letters.fetch_add(1, Ordering::Relaxed);
@@ -196,8 +237,12 @@ struct Dead<'a> {
 }
 
 impl Dead<'_> {
-    /// Hands the copy to the log.
-    fn begin(&self, broker: &Broker, letters: &Result<Arc<Topic>, Rejection>) -> Begun {
+    /// The record that copies it, and ends it where it lay. `None`: it is no more.
+    fn letter(
+        &self,
+        broker: &Broker,
+        letters: &Result<Arc<Topic>, Rejection>,
+    ) -> Result<Option<NewRecord>, Rejection> {
         let letters = letters.as_ref().map_err(Clone::clone)?;
         let position = self.position;
         let Some(message) = self.copy(broker, letters.name())? else { return Ok(None) };
@@ -207,15 +252,14 @@ impl Dead<'_> {
             queue_id: position.queue_id,
             offset: position.offset,
         };
-        let record = NewRecord {
+        Ok(Some(NewRecord {
             kind: RecordKind::DeadLetter,
             queue: Some(letters.next_queue().1),
             tag_hash: Label::of(&message.system_properties).0,
             mark: Mark::of(&message.system_properties_field).0,
             keys: send::keys_of(&message.system_properties, letters.number),
             payload: origin.before(&message.bytes),
-        };
-        broker.store.append(vec![record], broker.durability).map(Some).map_err(refuse::append)
+        }))
     }
 
     /// The message as it goes to the dead letters: it says where it came from. `None`: it is no more.

@@ -193,7 +193,9 @@ impl Broker {
         &self,
         request: v2::QueryOffsetRequest,
     ) -> Result<v2::QueryOffsetResponse, Rejection> {
-        let policy = request.query_offset_policy();
+        let policy = QueryOffsetPolicy::try_from(request.query_offset_policy).map_err(|_| {
+            Rejection::BadRequest(format!("query offset policy {} is not known", request.query_offset_policy))
+        })?;
         let queue = request.message_queue.unwrap_or_default();
         let topic = self.topic(validate::topic_of(queue.topic.as_ref())?)?;
         let number = u32::try_from(queue.id).ok().and_then(|id| topic.queue(id));

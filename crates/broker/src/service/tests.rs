@@ -24,12 +24,15 @@ use crate::start::{Running, start};
 struct Node {
     broker: Arc<Broker>,
     running: Running,
-    _directory: TempDir,
+    _directory: Arc<TempDir>,
 }
 
 impl Node {
     async fn start() -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::start_in(Arc::new(tempfile::tempdir().unwrap())).await
+    }
+
+    async fn start_in(directory: Arc<TempDir>) -> Self {
         let any_port = || "127.0.0.1:0".to_owned();
         let config = BrokerConfig {
             store_path_root_dir: directory.path().to_str().unwrap().to_owned(),
@@ -144,6 +147,18 @@ fn resource(name: &str) -> v2::Resource {
 
 fn caller() -> Caller {
     Caller { client_id: "me".to_owned(), language: Language::Rust, relayed: false, timeout: None }
+}
+
+#[tokio::test]
+async fn handles_have_higher_revisions_from_start_to_start_however_soon_that_is() {
+    let (directory, mut former) = (Arc::new(tempfile::tempdir().unwrap()), 0);
+    for _ in 0..4 {
+        let node = Node::start_in(directory.clone()).await;
+        let base = node.broker.revision_base;
+        assert!(base > former, "{base} is not above {former}");
+        former = base;
+        node.stop().await;
+    }
 }
 
 #[tokio::test]

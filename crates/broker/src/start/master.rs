@@ -64,10 +64,11 @@ pub(super) struct Master {
     delivery: JoinHandle<()>,
 }
 
-/// Starts a master on what it has opened, whose store leads already.
+/// Starts a master on what it has opened, whose store leads already, by the time of the log since `began_ms`.
 pub(super) fn start(
     config: &BrokerConfig,
     opened: Opened,
+    began_ms: u64,
     attending: Option<Arc<Attending>>,
 ) -> Result<Running, StartError> {
     let began = Instant::now();
@@ -78,7 +79,7 @@ pub(super) fn start(
     let control = Control::start().map_err(StartError::Thread)?;
     let (deltas, _) = broadcast::channel(DELTAS_MAX);
     let dedupe = Arc::new(recent_ids(config, catalog, &opened.store, &Clock::default()));
-    let (broker, tasks) = assemble(config, opened, &deltas, dedupe)?;
+    let (broker, tasks) = assemble(config, opened, began_ms, &deltas, dedupe)?;
     tasks.into_iter().for_each(|task| control.spawn(task));
     let broker = Arc::new(broker);
     // With controllers it was a slave before.
@@ -116,6 +117,7 @@ type Tasks = [Pin<Box<dyn Future<Output = ()> + Send>>; 2];
 pub(super) fn assemble(
     config: &BrokerConfig,
     opened: Opened,
+    began_ms: u64,
     deltas: &broadcast::Sender<karman_remoting::proto::karman::BrokerDelta>,
     dedupe: Arc<Dedupe>,
 ) -> Result<(Broker, Tasks), StartError> {
@@ -138,7 +140,7 @@ pub(super) fn assemble(
         durability: config.durability(),
         flush_timeout: Duration::from_millis(config.sync_flush_timeout),
         slave_timeout: Duration::from_millis(config.slave_timeout),
-        revision_base: u32::try_from(clock.started_ms() / 1000).unwrap_or(u32::MAX / 2),
+        revision_base: revision_base(began_ms, store.epoch()),
         inflight_max: config.pop_inflight_message_threshold as usize,
         default_queue_nums: config.default_topic_queue_nums,
         dedup_window_minutes: config.dedup_window_minutes,
@@ -167,6 +169,12 @@ pub(super) fn assemble(
         stopping: CancellationToken::new(),
     };
     Ok((broker, [Box::pin(catalog_task), Box::pin(lite_task)]))
+}
+
+/// Not the wall clock: it may be behind that of another broker, which was the master before, or have been set back. The time of
+/// the log never goes back, and within a second the epoch makes the difference.
+fn revision_base(began_ms: u64, epoch: u32) -> u32 {
+    u32::try_from(began_ms / 1000).unwrap_or(u32::MAX / 2).saturating_add(epoch)
 }
 
 /// The ids of what was stored in the longest window that a topic has. The keys of users come along and take places of

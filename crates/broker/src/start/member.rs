@@ -133,8 +133,8 @@ impl Member {
         }
         self.attending.leads(epoch);
         let begun = opened.store.lead(epoch, Durability::Disk).map_err(StartError::Epoch)?;
-        match tokio::time::timeout(LEAD_TIMEOUT, begun).await {
-            Ok(begun) => begun.map(drop).map_err(StartError::Epoch)?,
+        let began_ms = match tokio::time::timeout(LEAD_TIMEOUT, begun).await {
+            Ok(begun) => begun.map_err(StartError::Epoch)?.store_time_ms,
             Err(_) => {
                 tracing::warn!(epoch, "was elected, but is granted no lease");
                 self.attending.leads(0);
@@ -144,13 +144,13 @@ impl Member {
                 self.running = slave_again(&self.config, &self.attending, None, rest)?;
                 return Ok(self);
             }
-        }
+        };
         tracing::info!(epoch, "is the master now");
         rest.retire();
         let (config, attending) = (self.config.clone(), self.attending.clone());
         // It waits for the log.
-        let started =
-            tokio::task::spawn_blocking(move || master::start(&config, opened, Some(attending))).await;
+        let start = move || master::start(&config, opened, began_ms, Some(attending));
+        let started = tokio::task::spawn_blocking(start).await;
         self.running = started.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))?;
         self.leads = epoch;
         tokio::spawn(rest.end());

@@ -63,7 +63,8 @@ impl SlaveReads {
         }
         let (deltas, _) = broadcast::channel(1);
         // The tasks are for what is written, and nothing is here.
-        let assembled = master::assemble(&self.config, opened, &deltas, Arc::new(Dedupe::new(0, 0)));
+        // Nor does it give out handles.
+        let assembled = master::assemble(&self.config, opened, 0, &deltas, Arc::new(Dedupe::new(0, 0)));
         let (mut made, _tasks) = assembled.map_err(|error| none(&format!("cannot read its log: {error}")))?;
         made.stopping = self.stopping.clone();
         let made = Arc::new(made);
