@@ -9,7 +9,7 @@ use karman_client::{ClientError, Code};
 
 use crate::node::Node;
 use crate::output::Format;
-use crate::{bench, client, cluster, dev, dlq, group, message, offset, store, topic};
+use crate::{bench, client, cluster, dev, dlq, group, message, offset, ready, store, topic};
 
 const EXIT_FAILED: u8 = 1;
 /// Also clap's.
@@ -54,6 +54,9 @@ enum Command {
     /// Verify, look at and repair what a broker has stored
     #[command(subcommand)]
     Store(store::StoreCommand),
+    /// Ask a node whether it is ready
+    #[command(after_help = ready::AFTER_HELP)]
+    Ready(ready::ReadyArgs),
     #[command(flatten)]
     Online(OnlineCommand),
 }
@@ -138,6 +141,7 @@ pub(crate) fn run() -> ExitCode {
 fn execute(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Dev(args) => dev::run(args, cli.cluster_secret),
+        Command::Ready(args) => ready::run(&args, cli.output),
         Command::Store(command) => {
             let node = Node::new(cli.endpoint, cli.cluster_secret);
             store::run(command, &node, cli.output)

@@ -15,6 +15,7 @@ mod message;
 mod node;
 mod offset;
 mod output;
+mod ready;
 mod signals;
 mod store;
 mod time;

@@ -1,4 +1,4 @@
-//! The HTTP port for machines that watch a node: `/livez`, `/readyz`, `/metrics`.
+//! The HTTP port for machines that watch a node: `/livez`, `/readyz`, `/startupz`, `/metrics`.
 //!
 //! Owns one thread with its own runtime, so that it answers while the data threads are drowning. Started by whoever
 //! assembles the node; what it asks for readiness and metrics runs on its thread.
@@ -47,7 +47,8 @@ impl Probe {
     /// Listens on `listen` (port 0 takes any free one).
     ///
     /// `missing` says what keeps the node from being ready, one line each: `/readyz` answers 200 when it is empty, else
-    /// 503 and the lines. `metrics` is the text of `/metrics`, in the OpenMetrics format. `/livez` answers 200.
+    /// 503 and the lines. `metrics` is the text of `/metrics`, in the OpenMetrics format. `/livez` answers 200, and so does
+    /// `/startupz`: whoever starts a probe has started the rest.
     pub fn start(
         listen: SocketAddr,
         missing: impl Fn() -> Vec<String> + Clone + Send + Sync + 'static,
@@ -58,6 +59,7 @@ impl Probe {
         let local_addr = listener.local_addr().map_err(unbound)?;
         let router = Router::new()
             .route("/livez", get(|| async { "alive\n" }))
+            .route("/startupz", get(|| async { "started\n" }))
             .route("/readyz", get(move || async move { readiness(&missing()) }))
             .route(
                 "/metrics",

@@ -26,6 +26,7 @@ async fn a_probe_tells_whether_a_node_lives_and_is_ready_and_its_metrics() {
     let probe = Probe::start(any_port, missing, || "messages_total 3\n# EOF\n".to_owned()).expect("start");
 
     assert!(get(&probe, "/livez").await.starts_with("HTTP/1.1 200"));
+    assert!(get(&probe, "/startupz").await.starts_with("HTTP/1.1 200"));
     let unready = get(&probe, "/readyz").await;
     assert!(
         unready.starts_with("HTTP/1.1 503") && unready.ends_with("no namesrv\nrecovering\n"),
