@@ -10,6 +10,7 @@ pub mod broker;
 pub mod catalog;
 pub mod catalog_writer;
 pub mod clock;
+pub mod command;
 pub mod config;
 pub mod control;
 pub mod dedupe;

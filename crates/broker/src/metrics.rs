@@ -57,6 +57,10 @@ pub fn text(broker: &Broker) -> String {
         Unit::Bytes,
         ConstCounter::new(repaired_bytes(&broker.store)),
     );
+    if let Some(percent) = broker.store.disk_used_percent() {
+        let help = "How full the disk of the CommitLog is, as the rules of retention count it";
+        registry.register("store_disk_used_percent", help, ConstGauge::new(i64::from(percent)));
+    }
     let scrub = broker.store.scrub_status();
     for (name, help, count) in [
         (

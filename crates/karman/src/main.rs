@@ -1,5 +1,5 @@
 //! `karman`: the one command for people. Runs a development node, and operates and measures any cluster through one of
-//! its nodes.
+//! its nodes. Called by the name `karman-namesrv` or `karman-broker` it is that program: an image holds one file for all.
 #![forbid(unsafe_code)]
 
 mod bench;
@@ -21,10 +21,20 @@ mod store;
 mod time;
 mod topic;
 
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::ExitCode;
+
 /// Buffers are made on a data thread and freed on the log writer; glibc's arenas contend for that.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() -> std::process::ExitCode {
-    cli::run()
+fn main() -> anyhow::Result<ExitCode> {
+    let name = std::env::args_os().next().unwrap_or_default();
+    match Path::new(&name).file_name().and_then(OsStr::to_str) {
+        Some("karman-namesrv") => karman_namesrv::command::run(std::env::args_os())?,
+        Some("karman-broker") => karman_broker::command::run(std::env::args_os())?,
+        _ => return Ok(cli::run()),
+    }
+    Ok(ExitCode::SUCCESS)
 }

@@ -53,11 +53,14 @@ pub(crate) fn run(args: &ReadyArgs, format: Format) -> anyhow::Result<()> {
 /// `Err` says why the node is not ready, or what keeps it from answering.
 fn ask(address: &str) -> anyhow::Result<()> {
     let answer = get(address, "/readyz").with_context(|| format!("ask {address}"))?;
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| anyhow!("{address} does not speak HTTP"))?;
+    let (head, body) =
+        answer.split_once("\r\n\r\n").ok_or_else(|| anyhow!("{address} does not speak HTTP"))?;
     match head.split(' ').nth(1) {
         Some("200") => Ok(()),
         Some("503") => bail!("{address} is not ready: {}", body.trim_end().replace('\n', "; ")),
-        _ => bail!("{address} answers {:?}: it is not the metricsListenAddress of a node", head.lines().next()),
+        _ => {
+            bail!("{address} answers {:?}: it is not the metricsListenAddress of a node", head.lines().next())
+        }
     }
 }
 

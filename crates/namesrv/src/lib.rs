@@ -4,6 +4,7 @@
 //! a restart the brokers register again within a second. Threads: one data thread, the probe's, and one for the sweep.
 #![forbid(unsafe_code)]
 
+pub mod command;
 pub mod config;
 pub mod controller;
 pub mod registration;

@@ -333,6 +333,11 @@ impl Store {
         self.log.progress.load()
     }
 
+    /// How much of its disk is used, in percent, as the rules of retention count it; `None` if the system does not say.
+    pub fn disk_used_percent(&self) -> Option<u8> {
+        self.log.disk.space(&self.log.directory.commit_log).ok().map(retention::Space::used_percent)
+    }
+
     /// Why the store takes no more records, once that is so. It does not recover: leave the process and start anew.
     pub fn poisoned(&self) -> watch::Receiver<Option<Arc<str>>> {
         self.log.poisoned.subscribe()

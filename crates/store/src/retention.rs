@@ -82,7 +82,7 @@ impl Space {
     }
 
     /// Rounded up, so that it is over a limit exactly when the exact figure is.
-    fn used_percent(self) -> u8 {
+    pub(crate) fn used_percent(self) -> u8 {
         let percent = (u128::from(self.used_bytes) * 100).div_ceil(self.total().max(1));
         u8::try_from(percent).expect("a part is at most 100 % of the whole")
     }

@@ -1,4 +1,6 @@
-use crate::support::{Dev, json, karman, stderr};
+use std::process::Command;
+
+use crate::support::{Dev, json, karman, stderr, stdout};
 
 #[test]
 fn an_endpoint_without_a_node_says_how_to_start_one() {
@@ -69,4 +71,17 @@ fn sends_on_schedule_arrive_at_the_consumer() {
     assert_eq!((&figures["messages"], &figures["received"]), (&100.into(), &100.into()), "{figures}");
     assert!(figures["receive_p50_us"].as_u64() > Some(0));
     assert_eq!(dev.stop(), Some(0));
+}
+
+#[test]
+fn it_is_each_program_by_whose_name_it_is_called() {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, key) in [("karman-namesrv", "controllerPeers = "), ("karman-broker", "brokerName = ")] {
+        let called = directory.path().join(name);
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_karman"), &called).unwrap();
+        let output = Command::new(&called).arg("--print-config").output().unwrap();
+        assert!(output.status.success() && stdout(&output).contains(key), "{name}: {}", stderr(&output));
+        let refused = Command::new(&called).arg("--no-such-option").output().unwrap();
+        assert!(stderr(&refused).contains(&format!("Usage: {name}")), "{}", stderr(&refused));
+    }
 }

@@ -167,6 +167,7 @@ fn the_ladder_of_the_disk() {
     eventually("the third rung", || send().is_err());
     let error = send().unwrap_err();
     assert!(matches!(error, AppendError::DiskUsed { used_percent: 91, limit_percent: 90 }), "{error}");
+    assert_eq!(store.disk_used_percent(), Some(91));
     store.append(vec![other(RecordKind::Progress, "goes on")], Durability::Disk).unwrap().wait().unwrap();
     let dead = NewRecord { kind: RecordKind::DeadLetter, ..message(QUEUE, "a copy") };
     assert!(store.append(vec![dead], Durability::Disk).is_err(), "copies take room as well");
