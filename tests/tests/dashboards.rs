@@ -1,0 +1,145 @@
+//! What `deploy/grafana` asks for is what the nodes show: each name of a metric and of a label in the board's queries and in the
+//! alerts is looked up in `/metrics` of a live controller, master and slave.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use karman_tests::cluster::Node;
+use karman_tests::{Cluster, until};
+use serde_json::Value;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+/// Of PromQL, as far as it is used.
+const LANGUAGE: [&str; 10] =
+    ["by", "count", "deriv", "histogram_quantile", "increase", "label_values", "max", "min", "rate", "sum"];
+/// Prometheus itself makes them, of every scrape.
+const OF_PROMETHEUS: [&str; 3] = ["up", "instance", "job"];
+
+/// What is shown: names of samples and of labels.
+#[derive(Debug, Default)]
+struct Shown {
+    samples: BTreeSet<String>,
+    labels: BTreeSet<String>,
+}
+
+impl Shown {
+    fn add(&mut self, text: &str) {
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let (sample, rest) = line.split_at(line.find(['{', ' ']).unwrap());
+            self.samples.insert(sample.to_owned());
+            let labels = rest.strip_prefix('{').and_then(|rest| rest.split_once('}'));
+            let labels = labels.into_iter().flat_map(|(labels, _)| labels.split(','));
+            self.labels.extend(labels.filter_map(|label| Some(label.split_once('=')?.0.to_owned())));
+        }
+    }
+
+    /// What is asked for and not shown.
+    fn unknown(&self, query: &str) -> Vec<String> {
+        let known = |name: &String| {
+            let word = name.as_str();
+            self.samples.contains(name)
+                || self.labels.contains(name)
+                || LANGUAGE.contains(&word)
+                || OF_PROMETHEUS.contains(&word)
+        };
+        words(query).into_iter().filter(|word| !known(word)).collect()
+    }
+}
+
+/// Names in a query: neither strings nor numbers, nor durations, which begin with a digit.
+fn words(query: &str) -> Vec<String> {
+    let outside: String = query.split('"').step_by(2).collect::<Vec<_>>().join(" ");
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let words = outside.split(|c: char| !is_word(c)).filter(|word| !word.is_empty());
+    words.filter(|word| !word.starts_with(|c: char| c.is_ascii_digit())).map(str::to_owned).collect()
+}
+
+fn metrics(node: &Node) -> String {
+    let mut connection = TcpStream::connect(node.ready("metrics")).unwrap();
+    connection.write_all(b"GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).unwrap();
+    answer.split_once("\r\n\r\n").unwrap().1.to_owned()
+}
+
+/// Of a namesrv with a controller, a master and its slave.
+fn shown() -> Shown {
+    let cluster = Cluster::builder().namesrvs(1).controlled(2).start();
+    let nodes = || cluster.namesrvs.iter().chain(&cluster.members);
+    until("a slave is in sync", DEADLINE, || {
+        let texts: Vec<String> = nodes().map(metrics).collect();
+        let has = |sample| texts.iter().any(|text| text.contains(sample));
+        if !(has("karman_replicas_in_sync 2") && has("karman_slave_lag_bytes 0")) {
+            return None;
+        }
+        let mut shown = Shown::default();
+        texts.iter().for_each(|text| shown.add(text));
+        Some(shown)
+    })
+}
+
+fn file(name: &str) -> String {
+    std::fs::read_to_string(format!("{}/../deploy/grafana/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+}
+
+/// The strings under `key`, wherever it is.
+fn under<'a>(value: &'a Value, key: &str, found: &mut Vec<&'a str>) {
+    match value {
+        Value::Object(object) => {
+            found.extend(object.get(key).and_then(Value::as_str));
+            object.values().for_each(|value| under(value, key, found));
+        }
+        Value::Array(array) => array.iter().for_each(|value| under(value, key, found)),
+        _ => {}
+    }
+}
+
+/// What stands between `{{` and `}}`.
+fn templates(text: &str) -> impl Iterator<Item = &str> {
+    text.split("{{").skip(1).filter_map(|rest| rest.split_once("}}")).map(|(inside, _)| inside.trim())
+}
+
+#[test]
+fn every_query_of_the_board_and_the_alerts_is_answered_by_a_node() {
+    let (board, alerts) = (file("karman.json"), file("alerts.yml"));
+    let board: Value = serde_json::from_str(&board).unwrap();
+    let mut queries = Vec::new();
+    under(&board, "expr", &mut queries);
+    under(&board["templating"], "query", &mut queries);
+    queries.retain(|query| *query != "prometheus");
+    let expressions = alerts.lines().filter_map(|line| line.trim().strip_prefix("expr: "));
+    queries.extend(expressions);
+    assert!(queries.len() > 50, "the queries are not found: {queries:?}");
+
+    let mut legends = Vec::new();
+    under(&board, "legendFormat", &mut legends);
+    let labels = legends.into_iter().flat_map(templates);
+    let labels = labels.chain(templates(&alerts).filter_map(|inside| inside.strip_prefix("$labels.")));
+
+    let shown = shown();
+    let unknown: Vec<_> = queries.iter().map(|query| (query, shown.unknown(query))).collect();
+    let unknown: Vec<_> = unknown.into_iter().filter(|(_, names)| !names.is_empty()).collect();
+    assert!(unknown.is_empty(), "no node shows what these ask for: {unknown:#?}");
+    for label in labels {
+        assert!(shown.labels.contains(label) || OF_PROMETHEUS.contains(&label), "no label {label:?}");
+    }
+}
+
+#[test]
+fn the_boards_panels_lie_beside_one_another() {
+    let board: Value = serde_json::from_str(&file("karman.json")).unwrap();
+    let (mut ids, mut taken) = (BTreeSet::new(), BTreeSet::new());
+    for panel in board["panels"].as_array().unwrap() {
+        assert!(ids.insert(panel["id"].as_u64().unwrap()), "an id twice: {panel}");
+        let place = |key: &str| panel["gridPos"][key].as_u64().unwrap();
+        assert!(place("x") + place("w") <= 24, "wider than a board: {panel}");
+        for column in place("x")..place("x") + place("w") {
+            for line in place("y")..place("y") + place("h") {
+                assert!(taken.insert((column, line)), "it lies over another: {panel}");
+            }
+        }
+    }
+}
