@@ -8,6 +8,7 @@ pub mod attend;
 pub mod in_sync;
 pub mod master;
 pub mod repair;
+pub mod role;
 pub mod slave;
 
 use std::collections::BTreeSet;

@@ -16,7 +16,7 @@ pub struct EpochStart {
 
 /// The masters of a log, in order; the first entry may stand for a part that was deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Epochs(Vec<EpochStart>);
+pub struct Epochs(Vec<EpochStart>);
 
 /// Name of their section in snapshots.
 pub(crate) const SECTION: &str = "epochs";
@@ -30,7 +30,7 @@ impl Default for Epochs {
 
 impl Epochs {
     /// A record of `epoch` lies at `at`, behind all that were noted so far. `false`: an earlier master cannot have written it.
-    pub(crate) fn note(&mut self, epoch: u32, at: u64) -> bool {
+    pub fn note(&mut self, epoch: u32, at: u64) -> bool {
         let last = self.last();
         if epoch > last.epoch {
             self.0.push(EpochStart { epoch, start: at });
@@ -38,16 +38,18 @@ impl Epochs {
         epoch >= last.epoch
     }
 
-    pub(crate) fn last(&self) -> EpochStart {
+    /// The master of what comes next.
+    pub fn last(&self) -> EpochStart {
         *self.0.last().expect("there is always one")
     }
 
-    pub(crate) fn list(&self) -> &[EpochStart] {
+    /// All of them.
+    pub fn list(&self) -> &[EpochStart] {
         &self.0
     }
 
     /// Those that had begun when the log ended at `end`.
-    pub(crate) fn below(mut self, end: u64) -> Self {
+    pub fn below(mut self, end: u64) -> Self {
         self.0.retain(|entry| entry.start < end);
         if self.0.is_empty() { Self::default() } else { self }
     }
@@ -67,7 +69,7 @@ impl Epochs {
 
     /// Up to where a log with these masters and one with `others` are the same, when they end at `end` and `others_end`.
     /// `None`: nothing that both still know is.
-    pub(crate) fn common_end(&self, end: u64, others: &[EpochStart], others_end: u64) -> Option<u64> {
+    pub fn common_end(&self, end: u64, others: &[EpochStart], others_end: u64) -> Option<u64> {
         let common = self.0.iter().rposition(|own| others.contains(own))?;
         let there = others.iter().position(|other| *other == self.0[common])?;
         let ends = |list: &[EpochStart], at: usize, end| list.get(at + 1).map_or(end, |next| next.start);

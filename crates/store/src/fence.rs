@@ -3,29 +3,34 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Nanoseconds since `start`; `u64::MAX`: without end.
+/// See the module's comment.
 #[derive(Debug)]
-pub(crate) struct Fence {
+pub struct Fence {
     start: Instant,
+    /// Nanoseconds since `start`; `u64::MAX`: without end.
     until: AtomicU64,
 }
 
-impl Default for Fence {
-    fn default() -> Self {
-        Self { start: Instant::now(), until: AtomicU64::new(u64::MAX) }
-    }
-}
-
 impl Fence {
+    /// Open without end. No time that it is told is before `start`.
+    pub fn new(start: Instant) -> Self {
+        Self { start, until: AtomicU64::new(u64::MAX) }
+    }
+
     /// `None`: without end.
-    pub(crate) fn set(&self, until: Option<Instant>) {
+    pub fn set(&self, until: Option<Instant>) {
         let nanos = |until: Instant| nanos(until.saturating_duration_since(self.start));
         self.until.store(until.map_or(u64::MAX, nanos), Ordering::Release);
     }
 
     pub(crate) fn is_open(&self) -> bool {
+        self.is_open_at(Instant::now())
+    }
+
+    /// Whether its end has not come by `now`.
+    pub fn is_open_at(&self, now: Instant) -> bool {
         let until = self.until.load(Ordering::Acquire);
-        until == u64::MAX || nanos(self.start.elapsed()) < until
+        until == u64::MAX || nanos(now.saturating_duration_since(self.start)) < until
     }
 }
 

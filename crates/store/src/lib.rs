@@ -75,7 +75,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot::{self, error::RecvError};
@@ -99,6 +99,14 @@ pub use report::{Finding, IndexState, Progress, Report, SegmentReport, Severity}
 pub use retention::Retention;
 pub use scrub::ScrubStatus;
 pub use watermark::Watermarks;
+
+/// What the simulation of the replication protocol drives: the pure parts of a store. No API.
+#[doc(hidden)]
+pub mod cores {
+    pub use crate::epochs::Epochs;
+    pub use crate::fence::Fence;
+    pub use crate::watermark::Progress;
+}
 
 use commit_log::{CommitLog, CursorState, NextSegment};
 use damage::Damages;
@@ -263,7 +271,7 @@ impl Store {
             seal: directory.log.seal(),
             epochs: Mutex::new(recovered.epochs),
             following: config.follows.into(),
-            fence: Default::default(),
+            fence: fence::Fence::new(Instant::now()),
             advanced: watch::Sender::new(()),
             limit: recovered.promise.limit.into(),
             cursor: Mutex::new(CursorState { cursor: recovered.cursor, promise: recovered.promise }),

@@ -18,8 +18,9 @@ pub struct Watermarks {
     pub confirmed: u64,
 }
 
+/// See the module's comment.
 #[derive(Debug)]
-pub(crate) struct Progress {
+pub struct Progress {
     log_start: AtomicU64,
     written: AtomicU64,
     flushed: AtomicU64,
@@ -34,7 +35,7 @@ pub(crate) struct Progress {
 
 impl Progress {
     /// Everything up to `end` is flushed and applied.
-    pub(crate) fn recovered(log_start: u64, end: u64) -> Self {
+    pub fn recovered(log_start: u64, end: u64) -> Self {
         let at_end = || AtomicU64::new(end);
         let log_start = AtomicU64::new(log_start);
         let (replicated_written, replicated_flushed) = (AtomicU64::new(0), AtomicU64::new(0));
@@ -50,7 +51,7 @@ impl Progress {
     }
 
     /// Whether what ends at `end` and was written is as durable as this.
-    pub(crate) fn reached(&self, durability: Durability, end: u64) -> bool {
+    pub fn reached(&self, durability: Durability, end: u64) -> bool {
         let replicas = match durability {
             Durability::Memory => return true,
             Durability::Disk => u64::MAX,
@@ -61,7 +62,7 @@ impl Progress {
     }
 
     /// Loaded so that `flushed <= written` and `confirmed <= written` hold in what is returned.
-    pub(crate) fn load(&self) -> Watermarks {
+    pub fn load(&self) -> Watermarks {
         let (flushed, confirmed) = (self.flushed(), self.confirmed());
         Watermarks {
             log_start: self.log_start.load(Ordering::Acquire),
@@ -71,15 +72,18 @@ impl Progress {
         }
     }
 
-    pub(crate) fn written(&self) -> u64 {
+    /// The kernel has so much.
+    pub fn written(&self) -> u64 {
         self.written.load(Ordering::Acquire)
     }
 
-    pub(crate) fn flushed(&self) -> u64 {
+    /// The device has so much.
+    pub fn flushed(&self) -> u64 {
         self.flushed.load(Ordering::Acquire)
     }
 
-    pub(crate) fn confirmed(&self) -> u64 {
+    /// So much can be seen.
+    pub fn confirmed(&self) -> u64 {
         self.confirmed.load(Ordering::Acquire)
     }
 
@@ -91,15 +95,18 @@ impl Progress {
         advance(&self.log_start, to);
     }
 
-    pub(crate) fn advance_written(&self, to: u64) {
+    /// The kernel has so much by now.
+    pub fn advance_written(&self, to: u64) {
         advance(&self.written, to);
     }
 
-    pub(crate) fn advance_flushed(&self, to: u64) {
+    /// The device has so much by now.
+    pub fn advance_flushed(&self, to: u64) {
         advance(&self.flushed, to);
     }
 
-    pub(crate) fn advance_confirmed(&self, to: u64) {
+    /// So much can be seen by now.
+    pub fn advance_confirmed(&self, to: u64) {
         advance(&self.confirmed, to);
     }
 
@@ -107,7 +114,8 @@ impl Progress {
         advance(&self.applied, to);
     }
 
-    pub(crate) fn advance_replicated(&self, written: u64, flushed: u64) {
+    /// All replicas that count have so much by now.
+    pub fn advance_replicated(&self, written: u64, flushed: u64) {
         advance(&self.replicated_written, written);
         advance(&self.replicated_flushed, flushed.min(written));
     }

@@ -5,7 +5,7 @@
 //! The lease counts from when the renewal was sent, on the monotonic clock: however late its answer comes, and whatever this process or the
 //! controller sleeps in between, nothing is answered when another master may have been elected.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,13 +23,13 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Endpoint;
 use tonic::{Request, Status};
 
+use super::role::{self, Renewals};
+
 /// Several fit into a lease.
 const RENEWAL_INTERVAL: Duration = Duration::from_millis(250);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// A controller whose connection says nothing for so long is gone, and one that grants nothing to a master leads no more.
 const SILENCE_MAX: Duration = Duration::from_secs(1);
-/// Renewals of a slave are not answered.
-const SENT_MAX: usize = 64;
 /// Before another controller is tried.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Words that wait for the stream.
@@ -195,10 +195,12 @@ impl Attendant {
                 }
                 Some(word) = self.said.recv() => say(&says, word)?,
                 _ = tick.tick() => {
-                    if renewals.are_ignored() {
+                    if renewals.are_ignored(Instant::now(), SILENCE_MAX) {
                         return Err(silent());
                     }
-                    say(&says, Says::Renewal(renewals.next(&self.attending)))?;
+                    let (master_of, log_epoch, log_end) = self.attending.log();
+                    let number = renewals.next(master_of, Instant::now());
+                    say(&says, Says::Renewal(v1::Renewal { number, master_of, log_epoch, log_end }))?;
                 }
             }
         }
@@ -210,7 +212,7 @@ impl Attendant {
                 self.attending.state.send_if_modified(|known| {
                     let age = |state: &v1::SetState| (state.epoch, state.version);
                     let is_news = known.as_ref() != Some(&state);
-                    let is_old = known.as_ref().is_some_and(|known| age(known) > age(&state));
+                    let is_old = known.as_ref().is_some_and(|known| role::is_old(age(known), age(&state)));
                     if is_news && !is_old {
                         *known = Some(state);
                     }
@@ -218,8 +220,8 @@ impl Attendant {
                 });
             }
             Ordered::Granted(v1::Granted { number, usable_ms }) => {
-                if let Some((epoch, sent)) = renewals.answered(number) {
-                    self.attending.granted(epoch, sent + Duration::from_millis(usable_ms));
+                if let Some((epoch, until)) = renewals.granted(number, Duration::from_millis(usable_ms)) {
+                    self.attending.granted(epoch, until);
                 }
             }
             Ordered::Refused(reason) => {
@@ -231,39 +233,6 @@ impl Attendant {
             }
             Ordered::Leader(_) => {}
         }
-    }
-}
-
-/// The renewals that were sent on a stream, until they are answered.
-#[derive(Default)]
-struct Renewals {
-    number: u64,
-    /// In which epoch, and when.
-    sent: BTreeMap<u64, (u32, Instant)>,
-}
-
-impl Renewals {
-    fn next(&mut self, attending: &Attending) -> v1::Renewal {
-        let (master_of, log_epoch, log_end) = attending.log();
-        self.number += 1;
-        // Before it is sent: a lease is never longer than it should be.
-        self.sent.insert(self.number, (master_of, Instant::now()));
-        if self.sent.len() > SENT_MAX {
-            self.sent.pop_first();
-        }
-        v1::Renewal { number: self.number, master_of, log_epoch, log_end }
-    }
-
-    /// A master is not granted anything.
-    fn are_ignored(&self) -> bool {
-        let mut asked = self.sent.values().filter(|(epoch, _)| *epoch > 0);
-        asked.next().is_some_and(|(_, sent)| sent.elapsed() > SILENCE_MAX)
-    }
-
-    fn answered(&mut self, number: u64) -> Option<(u32, Instant)> {
-        let sent = self.sent.remove(&number);
-        self.sent.retain(|earlier, _| *earlier > number);
-        sent
     }
 }
 

@@ -20,6 +20,7 @@ use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Followers;
+use super::role::{self, FirstStep};
 
 /// Records of one frame, unless a single one is larger.
 const FRAME_BYTES: usize = 256 << 10;
@@ -212,16 +213,15 @@ impl ReplicationService {
         let epochs: Vec<_> =
             hello.epochs.iter().map(|&v1::Epoch { epoch, start }| EpochStart { epoch, start }).collect();
         let (ours, theirs) = (self.store.epoch(), epochs.last().map_or(0, |last| last.epoch));
-        if theirs > ours {
-            return Err(Status::failed_precondition(format!(
+        let common = self.store.common_end(&epochs, hello.end);
+        match role::first_step(ours, theirs, common, hello.end) {
+            Some(FirstStep::Follow) => Ok(First::Nothing(true)),
+            Some(FirstStep::Cut(to)) => Ok(First::Cut(to)),
+            Some(FirstStep::Copy) => Ok(First::Copy(true)),
+            None => Err(Status::failed_precondition(format!(
                 "the slave has followed a master of epoch {theirs}, and this one's is {ours}: this is not the master any more"
-            )));
+            ))),
         }
-        Ok(match self.store.common_end(&epochs, hello.end) {
-            None => First::Copy(true),
-            Some(common) if common < hello.end => First::Cut(common),
-            Some(_) => First::Nothing(true),
-        })
     }
 }
 

@@ -15,6 +15,7 @@ use crate::config::BrokerConfig;
 use crate::control::Control;
 use crate::open::{Opened, open};
 use crate::replication::attend::Attending;
+use crate::replication::role::{self, Turn};
 use crate::replication::slave::store_is_there;
 
 /// A lease comes within this, or somebody else was elected.
@@ -97,13 +98,13 @@ impl Member {
 
     async fn obey(self, state: &v1::SetState) -> Result<Self, StartError> {
         let elected = state.master == Some(self.config.broker_id);
-        match self.leads {
-            0 if elected => self.promote(state.epoch).await,
-            leads if leads > 0 && !(elected && state.epoch == leads) => {
+        match role::turn(self.leads, elected, state.epoch) {
+            Turn::Stay => Ok(self),
+            Turn::Lead => self.promote(state.epoch).await,
+            Turn::Follow { then_lead } => {
                 let other = self.demote().await?;
-                if elected { other.promote(state.epoch).await } else { Ok(other) }
+                if then_lead { other.promote(state.epoch).await } else { Ok(other) }
             }
-            _ => Ok(self),
         }
     }
 
@@ -124,8 +125,7 @@ impl Member {
             None => open(&self.config, true, None)?,
         };
         self.attending.has_opened(Some(opened.store.clone()));
-        if opened.store.epoch() >= epoch {
-            // It was the master of that before it was started anew, and does not know what it wrote last.
+        if !role::may_begin(opened.store.epoch(), epoch) {
             tracing::info!(epoch, "was the master before it was started; asks to be elected anew");
             self.attending.resign(epoch, Some(self.config.broker_id));
             self.running = slave_again(&self.config, &self.attending, Some(opened), rest)?;
