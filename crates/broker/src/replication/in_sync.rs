@@ -83,12 +83,14 @@ pub struct InSync {
     demands: Demands,
     followers: BTreeMap<i32, Follower>,
     controlled: Option<Controlled>,
+    /// The furthest that [`Self::marks`] ever said: so much may have been acknowledged.
+    told: u64,
 }
 
 impl InSync {
     /// Nobody follows yet.
     pub fn new(demands: Demands) -> Self {
-        Self { demands, followers: BTreeMap::new(), controlled: None }
+        Self { demands, followers: BTreeMap::new(), controlled: None, told: 0 }
     }
 
     /// A slave has connected, with a log that ends at `written`, all of it this one's; `end` is where this one ends. `Err`
@@ -171,7 +173,9 @@ impl InSync {
     /// until there is another version, or [`Self::propose_again`].
     pub fn propose(&mut self) -> Option<(u64, BTreeSet<i32>)> {
         let known = self.controlled.as_mut()?;
-        let caught_up = self.followers.iter().filter(|(_, follower)| follower.in_sync).map(|(id, _)| *id);
+        // One that had everything once may lack what was acknowledged while it was neither agreed on nor proposed.
+        let has_all = |follower: &Follower| follower.in_sync && follower.flushed >= self.told;
+        let caught_up = self.followers.iter().filter(|(_, follower)| has_all(follower)).map(|(id, _)| *id);
         let wanted: BTreeSet<i32> = caught_up.chain([known.own]).collect();
         // With the same once more it becomes certain what was agreed.
         let is_certain = known.proposed.is_subset(&known.agreed);
@@ -213,7 +217,7 @@ impl InSync {
     }
 
     /// How far all are that have to be waited for. `None`: nothing is asked of them, or too few count.
-    pub fn marks(&self) -> Option<Marks> {
+    pub fn marks(&mut self) -> Option<Marks> {
         let others = self.demands.replicas.saturating_sub(1);
         if others == 0 || !self.suffices() {
             return None;
@@ -227,6 +231,7 @@ impl InSync {
         };
         let flushed = mark(|f| f.flushed)?;
         let written = if self.controlled.is_some() { flushed } else { mark(|f| f.written)? };
+        self.told = self.told.max(written);
         Some(Marks { written, flushed })
     }
 
@@ -340,6 +345,35 @@ mod tests {
         assert_eq!(set.propose(), Some((1, BTreeSet::from([1, 2]))));
         set.control(1, BTreeSet::from([1, 2]), 2);
         assert_eq!(set.marks(), marks(450, 450));
+    }
+
+    #[test]
+    fn who_lacks_what_may_have_been_acknowledged_is_not_proposed() {
+        let mut set = set(2, false);
+        set.control(1, BTreeSet::from([1]), 1);
+        set.join(2, 1, "a", 0, 300, ms(0)).unwrap();
+        ack(&mut set, 2, 1, (300, 300), (300, 300), ms(1));
+        assert_eq!(set.propose(), Some((1, BTreeSet::from([1, 2]))));
+        // What became of that is not known; another caught up meanwhile, and is proposed too. The first one is agreed on.
+        set.propose_again();
+        set.join(3, 1, "a", 0, 300, ms(2)).unwrap();
+        ack(&mut set, 3, 1, (300, 300), (300, 300), ms(2));
+        assert_eq!(set.propose(), Some((1, BTreeSet::from([1, 2, 3]))));
+        ack(&mut set, 2, 1, (500, 500), (300, 500), ms(3));
+        set.control(1, BTreeSet::from([1, 2]), 2);
+        assert_eq!(set.marks(), marks(500, 500), "3 does not count");
+        assert_eq!(set.propose(), None, "3 lacks what is acknowledged now");
+        ack(&mut set, 3, 1, (500, 400), (500, 500), ms(4));
+        assert_eq!(set.propose(), None);
+        ack(&mut set, 3, 1, (500, 500), (500, 500), ms(5));
+        assert_eq!(set.propose(), Some((2, BTreeSet::from([1, 2, 3]))));
+        // Nor one that has all that can be seen, while the lease is over and nothing more is shown.
+        set.control(1, BTreeSet::from([1, 2]), 3);
+        ack(&mut set, 2, 1, (900, 900), (500, 900), ms(6));
+        assert_eq!(set.marks(), marks(900, 900));
+        set.join(3, 2, "a", 600, 900, ms(7)).unwrap();
+        ack(&mut set, 3, 2, (600, 600), (500, 900), ms(8));
+        assert_eq!(set.propose(), None);
     }
 
     #[test]
