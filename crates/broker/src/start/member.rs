@@ -100,10 +100,10 @@ impl Member {
         let elected = state.master == Some(self.config.broker_id);
         match role::turn(self.leads, elected, state.epoch) {
             Turn::Stay => Ok(self),
-            Turn::Lead => self.promote(state.epoch).await,
+            Turn::Lead => self.promote(state).await,
             Turn::Follow { then_lead } => {
                 let other = self.demote().await?;
-                if then_lead { other.promote(state.epoch).await } else { Ok(other) }
+                if then_lead { other.promote(state).await } else { Ok(other) }
             }
         }
     }
@@ -115,8 +115,9 @@ impl Member {
         self.attending.resign(self.leads, to);
     }
 
-    /// Becomes the master of `epoch`.
-    async fn promote(mut self, epoch: u32) -> Result<Self, StartError> {
+    /// Becomes the master of the epoch of `state`.
+    async fn promote(mut self, state: &v1::SetState) -> Result<Self, StartError> {
+        let epoch = state.epoch;
         let former = self.running;
         let (opened, rest) = former.end_to_follow().await;
         let opened = match opened {
@@ -125,7 +126,7 @@ impl Member {
             None => open(&self.config, true, None)?,
         };
         self.attending.has_opened(Some(opened.store.clone()));
-        if !role::may_begin(opened.store.epoch(), epoch) {
+        if !role::may_begin(opened.store.epoch(), epoch, state.in_sync.len()) {
             tracing::info!(epoch, "was the master before it was started; asks to be elected anew");
             self.attending.resign(epoch, Some(self.config.broker_id));
             self.running = slave_again(&self.config, &self.attending, Some(opened), rest)?;

@@ -227,7 +227,12 @@ impl Leases {
     /// lack something (`true`).
     fn best(&self, name: &str, set: &BrokerSet, now: Duration) -> Option<(i32, bool)> {
         let living = || set.members.keys().copied().filter(|id| self.is_alive(name, *id, now));
-        let others = living().filter(|id| set.in_sync.contains(id) && set.master != Some(*id));
+        // Once anybody counts beside the master, all who count have the beginning of the epoch on their devices. A log without it
+        // is that of a new disk, not the one that was agreed on.
+        let report = |id: &i32| self.report(name, *id).unwrap_or_default();
+        let has_its_log = |id: &i32| set.in_sync.len() == 1 || report(id).epoch >= set.epoch;
+        let counts = |id: &i32| set.in_sync.contains(id) && has_its_log(id);
+        let others = living().filter(|id| counts(id) && set.master != Some(*id));
         let others: Vec<_> = others.collect();
         let resigned = self.resigned.get(name).filter(|resigned| resigned.epoch == set.epoch);
         let wished = self.wished.get(name).filter(|(epoch, _)| *epoch == set.epoch).map(|(_, to)| *to);
@@ -236,16 +241,18 @@ impl Leases {
             return Some((wished, false));
         }
         let complete = |id: &i32| {
-            let report = self.report(name, *id).map_or((0, 0), |report| (report.epoch, report.end));
+            let Report { epoch, end, .. } = report(id);
             let priority = set.members.get(id).map_or(i32::MAX, |member| member.priority);
-            (report, Reverse(priority), Reverse(*id))
+            ((epoch, end), Reverse(priority), Reverse(*id))
         };
         // All of these have what was acknowledged.
         let rank = |id: &i32| (!set.drained.contains(id), complete(id));
         if let Some(best) = others.into_iter().max_by_key(rank) {
             return Some((best, false));
         }
-        if let Some(master) = set.master.filter(|master| self.is_alive(name, *master, now)) {
+        if let Some(master) =
+            set.master.filter(|master| self.is_alive(name, *master, now) && has_its_log(master))
+        {
             // Nobody could follow it: it has everything, and goes on in an epoch of its own.
             let waited = resigned.is_none_or(|resigned| now.saturating_sub(resigned.at) > self.lease);
             return waited.then_some((master, false));

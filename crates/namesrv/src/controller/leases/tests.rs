@@ -191,3 +191,24 @@ fn an_operator_s_wish_counts_for_one_election() {
     leases.hear("a", 2, report(10), ms(3000));
     assert_eq!(elected(&mut leases, &sets, 3000), [(2, false)]);
 }
+
+#[test]
+fn who_comes_back_with_a_new_disk_is_not_elected() {
+    let (sets, new_disk) = (sets(), Report::default());
+    let mut after_master_died = leases();
+    after_master_died.hear("a", 2, new_disk, ms(1000));
+    assert_eq!(elected(&mut after_master_died, &sets, 1500), []);
+    after_master_died.hear("a", 3, report(5), ms(1500));
+    assert_eq!(elected(&mut after_master_died, &sets, 1500), [(3, false)]);
+
+    // The master itself, which has resigned: it waits for one that has everything.
+    let mut resigned = leases();
+    resigned.hear("a", 1, new_disk, ms(0));
+    assert!(resigned.resign(&sets, "a", 1, 1, Some(1), ms(0)));
+    for now in (0..4000).step_by(100) {
+        resigned.hear("a", 1, new_disk, ms(now));
+        assert_eq!(elected(&mut resigned, &sets, now), []);
+    }
+    resigned.hear("a", 2, report(5), ms(4000));
+    assert_eq!(elected(&mut resigned, &sets, 4000), [(2, false)]);
+}
