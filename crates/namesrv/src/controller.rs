@@ -11,8 +11,6 @@ mod operate;
 mod raft;
 mod service;
 pub mod sets;
-#[cfg(test)]
-mod simulation;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
