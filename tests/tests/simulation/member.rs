@@ -304,7 +304,7 @@ impl World {
 
     /// It comes back with an empty disk; not two of those that are agreed on, and not the only one: nothing is promised of that. Nor
     /// while something else fails in the same two seconds: who is elected for what it said of its log before it lost that, and has
-    /// not begun, looks like one that never had more (`docs/reliability.md`).
+    /// not begun, looks like one that never had more (`docs/testing.md`).
     pub(crate) fn lose_disk(&mut self, id: usize) {
         let Some(set) = self.controllers.state.get(SET).filter(|_| self.is_well()) else { return };
         // What was proposed may be agreed on whenever.

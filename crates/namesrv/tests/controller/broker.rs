@@ -146,7 +146,10 @@ impl Task {
         let master_of = if known.resigned == master_of { 0 } else { master_of };
         self.number += 1;
         self.sent.insert(self.number, (master_of, Instant::now()));
-        Says::Renewal(Renewal { number: self.number, master_of, log_epoch: 0, log_end: 0 })
+        // Who is in sync has what its master wrote.
+        let counts = |state: &&SetState| state.in_sync.contains(&self.id);
+        let log_epoch = known.state.as_ref().filter(counts).map_or(0, |state| state.epoch);
+        Says::Renewal(Renewal { number: self.number, master_of, log_epoch, log_end: 0 })
     }
 
     fn ordered(&mut self, order: Kind) -> Option<Says> {
