@@ -276,7 +276,9 @@ pub(crate) async fn drain(args: DrainArgs, node: &Node) -> anyhow::Result<()> {
     let beside = response.in_sync_beside;
     match undo {
         true => eprintln!("karman: broker {id} of set {set} may be elected again"),
-        false => eprintln!("karman: broker {id} of set {set} is not its master and may be stopped; in sync beside it: {beside}"),
+        false => eprintln!(
+            "karman: broker {id} of set {set} is not its master and may be stopped; in sync beside it: {beside}"
+        ),
     }
     Ok(())
 }

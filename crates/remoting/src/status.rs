@@ -264,7 +264,8 @@ answers! {
     v1::QueryMessagesResponse, v1::VerifyStoreResponse, v1::DescribeGroupResponse, v1::ResetOffsetResponse,
     v1::RedriveDeadLettersResponse, v1::ExplainMessageResponse, v1::ListClientsResponse, v1::AskClientResponse,
     v1::ForgetSubscriptionResponse, v1::DescribeControllerResponse, v1::ElectResponse, v1::RemoveMemberResponse,
-    v1::ChangeControllersResponse;
+    v1::ChangeControllersResponse,
+    v1::DrainMemberResponse;
     of brokers
     v1::CreateTopicResponse, v1::DeleteTopicResponse, v1::UpdateTopicResponse, v1::CreateGroupResponse,
     v1::UpdateGroupResponse,

@@ -3,6 +3,8 @@
 
 use std::path::Path;
 
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
 use crate::loop_device::run;
 
 /// Everything that a run makes is called so: a run removes what is there of an earlier one.
@@ -153,8 +155,19 @@ fn clear() {
     }
 }
 
-/// Unmounts what an earlier run has left under `directory`, and removes that.
+/// What is mounted from now on by this thread, and by what it starts, is seen by nobody else. Whoever copied a mount meanwhile, as
+/// containers do, would keep a disk alive whose power was cut.
+#[allow(unsafe_code, reason = "there is no safe wrapper of this call")]
+pub(super) fn mount_alone() {
+    // SAFETY: no file descriptors are unshared.
+    let unshared = unsafe { unshare_unsafe(UnshareFlags::NEWNS) };
+    unshared.expect("root may have mounts of its own");
+    must("mount", &["--make-rprivate", "/"]);
+}
+
+/// Ends what an earlier run has left, unmounts what that has mounted under `directory`, and removes that.
 pub(super) fn clear_mounts(directory: &Path) {
+    let _ = run("pkill", &["-9", "-f", &format!("storePathRootDir={}/", directory.display())]);
     let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
     let below = mounts.lines().filter_map(|line| line.split(' ').nth(1));
     for mounted in below.filter(|mounted| Path::new(mounted).starts_with(directory)) {

@@ -118,8 +118,9 @@ impl Servers {
         let alone = File::create(work.with_extension("lock")).expect("a file can be made");
         let locked = flock(&alone, FlockOperation::NonBlockingLockExclusive);
         assert!(locked.is_ok(), "another fault run is under way; it has the same names: wait for its end");
-        let network = Network::new();
         network::clear_mounts(&work);
+        network::mount_alone();
+        let network = Network::new();
         std::fs::create_dir_all(&work).expect("a directory for disks can be made");
         let mut servers = Self {
             namesrvs: Vec::new(),
