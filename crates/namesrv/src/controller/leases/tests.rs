@@ -188,7 +188,7 @@ fn an_operator_s_wish_counts_for_one_election() {
     assert_eq!(sets.get("a").unwrap().master, Some(3));
     let sync = Command::Sync { set: "a".into(), epoch: 2, version: 3, in_sync: [2, 3].into() };
     sets.apply(&sync, 1).unwrap();
-    leases.hear("a", 2, report(10), ms(3000));
+    leases.hear("a", 2, Report { epoch: 2, ..report(10) }, ms(3000));
     assert_eq!(elected(&mut leases, &sets, 3000), [(2, false)]);
 }
 
