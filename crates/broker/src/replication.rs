@@ -36,7 +36,7 @@ pub struct Followers {
 impl Followers {
     /// Of a master with this log.
     pub fn new(store: Arc<Store>, demands: Demands) -> Self {
-        let set = Mutex::new(InSync::new(demands));
+        let set = Mutex::new(InSync::new(demands, store.watermarks().written));
         Self { store, set, demands, started: Instant::now(), next_session: AtomicU64::new(1) }
     }
 

@@ -116,6 +116,7 @@ impl World {
             version: set.version,
             master: set.master,
             in_sync: set.in_sync.clone(),
+            log_epoch: set.log_epoch,
         })
     }
 

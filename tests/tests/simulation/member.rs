@@ -32,6 +32,7 @@ pub(crate) struct State {
     pub(crate) version: u64,
     pub(crate) master: Option<i32>,
     pub(crate) in_sync: BTreeSet<i32>,
+    pub(crate) log_epoch: u32,
 }
 
 /// What a controller says on a broker's stream.
@@ -225,8 +226,8 @@ impl World {
         let (begins, trusts) = (self.bug != Some(Bug::NoNewEpoch), self.trusts());
         let broker = &mut self.brokers[id];
         broker.asks = 0;
-        let in_sync = broker.state.as_ref().map_or(0, |state| state.in_sync.len());
-        if !role::may_begin(broker.log.epoch(), epoch, if trusts { 0 } else { in_sync }) {
+        let least = broker.state.as_ref().map_or(0, |state| state.log_epoch);
+        if !role::may_begin(broker.log.epoch(), epoch, if trusts { 0 } else { least }) {
             let (controller, stream) = (broker.controller, broker.stream);
             return self.say(controller, id, stream, Says::Resign { epoch, to: Some(id as i32) });
         }
@@ -243,7 +244,7 @@ impl World {
         let Some((epoch, _)) = broker.begins.take() else { return Ok(()) };
         broker.leads = epoch;
         broker.log.recovered = None;
-        broker.leading = Some(Leading::new(id as i32, epoch));
+        broker.leading = Some(Leading::new(id as i32, epoch, broker.log.end()));
         self.judge.begins(id, epoch, &self.brokers[id].log)?;
         self.trace.note(self.now, format!("{id} is master in epoch {epoch}"));
         let opening = self.brokers[id].log.opening;

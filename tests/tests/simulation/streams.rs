@@ -78,8 +78,9 @@ pub(crate) struct Leading {
 }
 
 impl Leading {
-    pub(crate) fn new(own: i32, epoch: u32) -> Self {
-        Self { own, epoch, in_sync: InSync::new(DEMANDS), sessions: BTreeMap::new(), agrees: false }
+    pub(crate) fn new(own: i32, epoch: u32, end: u64) -> Self {
+        let in_sync = InSync::new(DEMANDS, end);
+        Self { own, epoch, in_sync, sessions: BTreeMap::new(), agrees: false }
     }
 }
 

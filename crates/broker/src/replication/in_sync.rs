@@ -7,10 +7,14 @@
 //! While fewer count than must, nothing is: the master stops acknowledging rather than promise what it cannot keep.
 //!
 //! With controllers a slave has what its device has, never less: it may lose its power and be elected when it is back, as long as it is
-//! agreed on, and a master that was never told would be cut to what is left.
+//! agreed on, and a master that was never told would be cut to what is left. One that is hardly behind is waited for, so that what
+//! the others let the master acknowledge does not run ahead of it; it is proposed when it has all of that.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+/// Who had everything so short a time ago is hardly behind.
+const HARDLY_BEHIND: Duration = Duration::from_secs(1);
 
 /// What is asked of replication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +56,10 @@ pub struct Follower {
     pub written: u64,
     /// As it acknowledged; never more than `written`.
     pub flushed: u64,
-    /// It counts.
+    /// It counts; with controllers: it is waited for, and proposed when it has everything.
     pub in_sync: bool,
+    /// It has had all that there was when it connected.
+    reached: bool,
     /// When it last had all that was there.
     pub caught_up: Duration,
     /// Where the log ended at `aimed`: once it has that, it was caught up then.
@@ -83,14 +89,14 @@ pub struct InSync {
     demands: Demands,
     followers: BTreeMap<i32, Follower>,
     controlled: Option<Controlled>,
-    /// The furthest that [`Self::marks`] ever said: so much may have been acknowledged.
+    /// So much may have been acknowledged: all with which the master began, and the furthest that [`Self::marks`] ever said.
     told: u64,
 }
 
 impl InSync {
-    /// Nobody follows yet.
-    pub fn new(demands: Demands) -> Self {
-        Self { demands, followers: BTreeMap::new(), controlled: None, told: 0 }
+    /// Nobody follows yet; the log of this master, which begins now, ends at `end`.
+    pub fn new(demands: Demands, end: u64) -> Self {
+        Self { demands, followers: BTreeMap::new(), controlled: None, told: end }
     }
 
     /// A slave has connected, with a log that ends at `written`, all of it this one's; `end` is where this one ends. `Err`
@@ -115,6 +121,7 @@ impl InSync {
             written,
             flushed: 0,
             in_sync: false,
+            reached: false,
             caught_up: now,
             aim: end,
             aimed: now,
@@ -130,14 +137,17 @@ impl InSync {
         follower.written = follower.written.max(acked.written);
         follower.flushed = follower.flushed.max(acked.flushed.min(acked.written));
         if follower.written >= follower.aim {
+            follower.reached = true;
             follower.caught_up = follower.aimed;
             (follower.aim, follower.aimed) = (log.end, now);
         }
         if follower.written >= log.end {
             follower.caught_up = now;
         }
-        let keeps = if controlled { follower.flushed } else { follower.written };
-        follower.in_sync |= keeps >= log.confirmed;
+        follower.in_sync |= match controlled {
+            true => follower.reached && now.saturating_sub(follower.caught_up) <= HARDLY_BEHIND,
+            false => follower.written >= log.confirmed,
+        };
     }
 
     /// A slave is gone.
@@ -173,7 +183,7 @@ impl InSync {
     /// until there is another version, or [`Self::propose_again`].
     pub fn propose(&mut self) -> Option<(u64, BTreeSet<i32>)> {
         let known = self.controlled.as_mut()?;
-        // One that had everything once may lack what was acknowledged while it was neither agreed on nor proposed.
+        // One that is hardly behind may lack what was acknowledged before it was waited for.
         let has_all = |follower: &Follower| follower.in_sync && follower.flushed >= self.told;
         let caught_up = self.followers.iter().filter(|(_, follower)| has_all(follower)).map(|(id, _)| *id);
         let wanted: BTreeSet<i32> = caught_up.chain([known.own]).collect();
@@ -235,13 +245,17 @@ impl InSync {
         Some(Marks { written, flushed })
     }
 
-    /// How far each is that counts or may count. One that is not connected may have nothing.
+    /// How far each is that counts, may count, or is to be proposed. One that counts and is not connected may have nothing.
     fn waited_for(&self, of: fn(&Follower) -> u64) -> Vec<u64> {
         let Some(known) = &self.controlled else {
             return self.followers.values().filter(|follower| follower.in_sync).map(of).collect();
         };
         let ids = known.agreed.union(&known.proposed).filter(|id| **id != known.own);
-        ids.map(|id| self.followers.get(id).map_or(0, of)).collect()
+        let others = self.followers.iter().filter(|(id, follower)| {
+            follower.in_sync && !known.agreed.contains(id) && !known.proposed.contains(id)
+        });
+        let others = others.map(|(_, follower)| of(follower));
+        ids.map(|id| self.followers.get(id).map_or(0, of)).chain(others).collect()
     }
 }
 
@@ -254,7 +268,7 @@ mod tests {
     }
 
     fn set(replicas: usize, all: bool) -> InSync {
-        InSync::new(Demands { replicas, all, behind_max: ms(1000) })
+        InSync::new(Demands { replicas, all, behind_max: ms(1000) }, 0)
     }
 
     fn ack(set: &mut InSync, id: i32, session: u64, acked: (u64, u64), log: (u64, u64), now: Duration) {
@@ -336,7 +350,7 @@ mod tests {
 
     #[test]
     fn who_may_be_elected_counts_by_what_its_device_has() {
-        let mut set = set(2, false);
+        let mut set = InSync::new(Demands { replicas: 2, all: false, behind_max: ms(1000) }, 450);
         set.control(1, BTreeSet::from([1]), 1);
         set.join(2, 1, "a", 0, 500, ms(0)).unwrap();
         ack(&mut set, 2, 1, (500, 400), (450, 500), ms(1));
@@ -359,21 +373,46 @@ mod tests {
         set.join(3, 1, "a", 0, 300, ms(2)).unwrap();
         ack(&mut set, 3, 1, (300, 300), (300, 300), ms(2));
         assert_eq!(set.propose(), Some((1, BTreeSet::from([1, 2, 3]))));
-        ack(&mut set, 2, 1, (500, 500), (300, 500), ms(3));
         set.control(1, BTreeSet::from([1, 2]), 2);
+        ack(&mut set, 2, 1, (500, 500), (300, 500), ms(900));
+        assert_eq!(set.marks(), marks(300, 300), "3 is to be proposed again, and waited for");
+        assert_eq!(set.expire(ms(1500)), [3]);
         assert_eq!(set.marks(), marks(500, 500), "3 does not count");
         assert_eq!(set.propose(), None, "3 lacks what is acknowledged now");
-        ack(&mut set, 3, 1, (500, 400), (500, 500), ms(4));
+        ack(&mut set, 3, 1, (500, 400), (500, 500), ms(1501));
         assert_eq!(set.propose(), None);
-        ack(&mut set, 3, 1, (500, 500), (500, 500), ms(5));
+        ack(&mut set, 3, 1, (500, 500), (500, 500), ms(1502));
         assert_eq!(set.propose(), Some((2, BTreeSet::from([1, 2, 3]))));
         // Nor one that has all that can be seen, while the lease is over and nothing more is shown.
         set.control(1, BTreeSet::from([1, 2]), 3);
-        ack(&mut set, 2, 1, (900, 900), (500, 900), ms(6));
+        set.leave(3, 1);
+        ack(&mut set, 2, 1, (900, 900), (500, 900), ms(1503));
         assert_eq!(set.marks(), marks(900, 900));
-        set.join(3, 2, "a", 600, 900, ms(7)).unwrap();
-        ack(&mut set, 3, 2, (600, 600), (500, 900), ms(8));
+        set.join(3, 2, "a", 600, 900, ms(1504)).unwrap();
+        ack(&mut set, 3, 2, (600, 600), (500, 900), ms(1505));
         assert_eq!(set.propose(), None);
+    }
+
+    #[test]
+    fn one_that_is_a_little_behind_for_ever_comes_to_count() {
+        let mut set = set(2, false);
+        set.join(2, 1, "a", 0, 100, ms(0)).unwrap();
+        set.join(3, 1, "a", 0, 100, ms(0)).unwrap();
+        set.control(1, BTreeSet::from([1, 2]), 5);
+        // 3 has each time what 2 had 100 ms before, and the log goes on.
+        let mut proposed = None;
+        for step in 1..20 {
+            let end = 100 + 100 * step;
+            ack(&mut set, 2, 1, (end, end), (end - 100, end), ms(100 * step));
+            set.marks();
+            proposed = proposed.or_else(|| set.propose());
+            ack(&mut set, 3, 1, (end - 100, end - 100), (end - 100, end), ms(100 * step));
+            set.marks();
+            proposed = proposed.or_else(|| set.propose());
+        }
+        assert_eq!(proposed, Some((5, BTreeSet::from([1, 2, 3]))));
+        // It has nothing any more: until then it holds up the others, as whoever counts does, and no longer.
+        assert_eq!(set.expire(ms(5000)), [2, 3]);
     }
 
     #[test]

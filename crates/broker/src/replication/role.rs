@@ -68,11 +68,11 @@ pub fn turn(leads: u32, elected: bool, epoch: u32) -> Turn {
     }
 }
 
-/// Whether who is elected may begin `epoch`, with a log that ends in `log_epoch`, while so many count as in sync. If not, it was the
-/// master of that before it was started anew, and does not know what it wrote last: slaves may have what it has lost. That
-/// others count beside it shows that it had begun, whatever its log says: that may be an empty one, on a new disk.
-pub fn may_begin(log_epoch: u32, epoch: u32, in_sync: usize) -> bool {
-    log_epoch < epoch && in_sync <= 1
+/// Whether who is elected may begin `epoch`, with a log that ends in `log_epoch`. If that is this epoch, it was the master of it before it
+/// was started anew, and does not know what it wrote last: slaves may have what it has lost. If it is less than the `least`
+/// with which it counts, the log is another one than that for which it was elected: on a new disk.
+pub fn may_begin(log_epoch: u32, epoch: u32, least: u32) -> bool {
+    log_epoch < epoch && log_epoch >= least
 }
 
 /// What a slave has to do before it can follow.
@@ -134,7 +134,8 @@ mod tests {
         ] {
             assert_eq!(turn(leads, elected, epoch), expected);
         }
-        assert!(may_begin(4, 5, 1) && !may_begin(5, 5, 1) && !may_begin(6, 5, 1));
-        assert!(!may_begin(0, 5, 2), "on a new disk");
+        assert!(may_begin(4, 5, 4) && !may_begin(5, 5, 4) && !may_begin(5, 5, 5) && !may_begin(6, 5, 4));
+        assert!(may_begin(0, 1, 0), "a new set");
+        assert!(!may_begin(0, 5, 4) && !may_begin(0, 5, 5), "on a new disk");
     }
 }

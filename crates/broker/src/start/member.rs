@@ -120,18 +120,24 @@ impl Member {
         let epoch = state.epoch;
         let former = self.running;
         let (opened, rest) = former.end_to_follow().await;
+        let may_begin = |log_epoch| role::may_begin(log_epoch, epoch, state.log_epoch);
         let opened = match opened {
-            Some(opened) => opened,
+            // On a new disk it makes no log of its own: it could follow nobody with that.
+            None if !store_is_there(&self.config) && !may_begin(0) => None,
             // Nobody of the set has a log yet, or this one had not opened its.
-            None => open(&self.config, true, None)?,
+            None => Some(open(&self.config, true, None)?),
+            opened => opened,
         };
-        self.attending.has_opened(Some(opened.store.clone()));
-        if !role::may_begin(opened.store.epoch(), epoch, state.in_sync.len()) {
-            tracing::info!(epoch, "was the master before it was started; asks to be elected anew");
-            self.attending.resign(epoch, Some(self.config.broker_id));
-            self.running = slave_again(&self.config, &self.attending, Some(opened), rest)?;
-            return Ok(self);
-        }
+        self.attending.has_opened(opened.as_ref().map(|opened| opened.store.clone()));
+        let opened = match opened {
+            Some(opened) if may_begin(opened.store.epoch()) => opened,
+            opened => {
+                tracing::info!(epoch, "was the master before it was started; asks to be elected anew");
+                self.attending.resign(epoch, Some(self.config.broker_id));
+                self.running = slave_again(&self.config, &self.attending, opened, rest)?;
+                return Ok(self);
+            }
+        };
         self.attending.leads(epoch);
         let begun = opened.store.lead(epoch, Durability::Disk).map_err(StartError::Epoch)?;
         let began_ms = match tokio::time::timeout(LEAD_TIMEOUT, begun).await {

@@ -183,7 +183,8 @@ impl Leases {
             let Some((master, unclean)) = self.best(name, set, now) else { continue };
             self.under_way.insert(name.clone(), set.epoch);
             let (set, epoch, term) = (name.clone(), set.epoch, self.term);
-            due.push(Command::Elect { set, epoch, term, master, unclean, at_ms, reason });
+            let log_epoch = self.report(&set, master).unwrap_or_default().epoch;
+            due.push(Command::Elect { set, epoch, term, master, unclean, log_epoch, at_ms, reason });
         }
         due
     }
@@ -227,10 +228,8 @@ impl Leases {
     /// lack something (`true`).
     fn best(&self, name: &str, set: &BrokerSet, now: Duration) -> Option<(i32, bool)> {
         let living = || set.members.keys().copied().filter(|id| self.is_alive(name, *id, now));
-        // Once anybody counts beside the master, all who count have the beginning of the epoch on their devices. A log without it
-        // is that of a new disk, not the one that was agreed on.
         let report = |id: &i32| self.report(name, *id).unwrap_or_default();
-        let has_its_log = |id: &i32| set.in_sync.len() == 1 || report(id).epoch >= set.epoch;
+        let has_its_log = |id: &i32| report(id).epoch >= set.log_epoch;
         let counts = |id: &i32| set.in_sync.contains(id) && has_its_log(id);
         let others = living().filter(|id| counts(id) && set.master != Some(*id));
         let others: Vec<_> = others.collect();

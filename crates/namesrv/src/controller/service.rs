@@ -342,5 +342,6 @@ pub(super) fn set_state(name: &str, set: &BrokerSet, knows: Option<(&Leases, Dur
         elected_ms: set.elected_ms,
         reason: set.reason.clone(),
         cluster: set.cluster.clone(),
+        log_epoch: set.log_epoch,
     }
 }

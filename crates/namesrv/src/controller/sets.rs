@@ -37,6 +37,10 @@ pub struct BrokerSet {
     /// The last epoch that the log of a member had when it joined: the next master's is a later one. A member may come from where
     /// there were masters that nobody here knows of.
     pub epoch_before: u32,
+    /// The log of whoever counts ends in this epoch or a later one; one that ends before is that of a new disk, not the one that
+    /// was agreed on. The master has the beginning of its epoch on its device before it says who is in sync.
+    #[serde(default)]
+    pub log_epoch: u32,
     /// Who it is; `None`: nobody was elected yet.
     pub master: Option<i32>,
     /// Who has everything that was acknowledged, by `brokerId`.
@@ -82,6 +86,9 @@ pub enum Command {
         master: i32,
         /// Though it may not have everything (`enableElectUncleanMaster`, or there was no master before).
         unclean: bool,
+        /// The last epoch in its log, as it said.
+        #[serde(default)]
+        log_epoch: u32,
         /// Milliseconds since 1970.
         at_ms: u64,
         /// Why, in words.
@@ -200,10 +207,10 @@ impl Sets {
             Command::Elect { term: decided, .. } if *decided != term => {
                 Err(Refused::OtherTerm { decided: *decided, term })
             }
-            Command::Elect { set, epoch, master, unclean, at_ms, reason, .. } => {
+            Command::Elect { set, epoch, master, unclean, log_epoch, at_ms, reason, .. } => {
                 let own = self.at(set, *epoch, None)?;
                 own.elect(set, *master, *unclean)?;
-                (own.elected_ms, own.reason) = (*at_ms, reason.clone());
+                (own.log_epoch, own.elected_ms, own.reason) = (*log_epoch, *at_ms, reason.clone());
                 Ok(())
             }
             Command::Sync { set, epoch, version, in_sync } => {
@@ -216,6 +223,7 @@ impl Sets {
                     return Err(Refused::UnknownMember { set: set.clone(), id: *id });
                 }
                 own.in_sync.clone_from(in_sync);
+                own.log_epoch = own.epoch;
                 own.version += 1;
                 Ok(())
             }

@@ -20,6 +20,7 @@ fn sets() -> Sets {
         term: 1,
         master: 1,
         unclean: true,
+        log_epoch: 0,
         at_ms: 0,
         reason: String::new(),
     };
@@ -211,4 +212,38 @@ fn who_comes_back_with_a_new_disk_is_not_elected() {
     }
     resigned.hear("a", 2, report(5), ms(4000));
     assert_eq!(elected(&mut resigned, &sets, 4000), [(2, false)]);
+}
+
+#[test]
+fn a_lone_master_with_a_new_disk_is_not_elected_again() {
+    let (mut leases, mut sets) = (leases(), sets());
+    let alone = Command::Sync { set: "a".into(), epoch: 1, version: 2, in_sync: [1].into() };
+    sets.apply(&alone, 1).unwrap();
+    // 2 was agreed on before and has everything, which nobody can know here: better nobody than an empty log.
+    for now in (0..9000).step_by(100) {
+        leases.hear("a", 1, Report::default(), ms(now));
+        leases.hear("a", 2, report(5), ms(now));
+        assert_eq!(elected(&mut leases, &sets, now), [], "{now}");
+    }
+    leases.hear("a", 1, report(5), ms(9000));
+    assert_eq!(elected(&mut leases, &sets, 9000), [(1, false)]);
+
+    // The same before it has said who is in sync: it was elected for what its log had then.
+    let elect = leases.elections(&sets, ms(9000), 0);
+    assert!(elect.is_empty(), "that is under way");
+    let elect = Command::Elect {
+        set: "a".into(),
+        epoch: 1,
+        term: 1,
+        master: 1,
+        unclean: false,
+        log_epoch: 1,
+        at_ms: 0,
+        reason: String::new(),
+    };
+    sets.apply(&elect, 1).unwrap();
+    for now in (9100..20_000).step_by(100) {
+        leases.hear("a", 1, Report::default(), ms(now));
+        assert_eq!(elected(&mut leases, &sets, now), [], "{now}");
+    }
 }

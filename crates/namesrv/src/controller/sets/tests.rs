@@ -11,7 +11,8 @@ fn join(id: i32, epoch: u32) -> Command {
 }
 
 fn elect(epoch: u32, master: i32, unclean: bool) -> Command {
-    Command::Elect { set: "a".into(), epoch, term: 1, master, unclean, at_ms: 7, reason: "why".into() }
+    let (set, reason) = ("a".into(), "why".into());
+    Command::Elect { set, epoch, term: 1, master, unclean, log_epoch: 0, at_ms: 7, reason }
 }
 
 fn sync(epoch: u32, version: u64, in_sync: &[i32]) -> Command {
