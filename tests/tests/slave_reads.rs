@@ -30,6 +30,58 @@ fn pull(raw: &Raw, offset: i64) -> (v2::Status, Vec<v2::Message>, Option<i64>) {
     })
 }
 
+fn wait_in_sync(cluster: &Cluster, count: u64) {
+    until("all have everything", DEADLINE, || {
+        let list: serde_json::Value =
+            serde_json::from_str(&cluster.karman(&["-o", "json", "cluster", "list"])).unwrap();
+        (list[0]["in_sync"] == count).then_some(())
+    });
+}
+
+fn make_topic(raw: &Raw) {
+    let topic = TopicConfig { name: "t".into(), queue_nums: 1, ..Default::default() };
+    assert_eq!(raw.make_topic(topic).code(), Code::Ok);
+}
+
+#[test]
+fn a_slave_that_was_started_anew_shows_nothing_before_a_master_says_what_may_be_seen() {
+    let master = Cluster::builder().namesrvs(1).brokers(1).set("brokerRole", "SYNC_MASTER");
+    let mut cluster = master.set("inSyncReplicas", "3").set("slaveTimeout", "1000").start();
+    let mut slave = cluster.slave(1, &["slaveReadEnable=true"]);
+    let mut other = cluster.slave(2, &[]);
+    slave.start();
+    other.start();
+    wait_in_sync(&cluster, 3);
+    let raw = Raw::connect(&cluster.brokers[0].endpoint());
+    make_topic(&raw);
+    assert_eq!(raw.send(&[message("t", "confirmed")]).status.unwrap().code(), Code::Ok);
+    // This slave gets it; the other does not.
+    other.pause();
+    let unconfirmed = raw.send(&[message("t", "unconfirmed")]);
+    assert_eq!(unconfirmed.status.unwrap().code(), Code::SlavePersistenceTimeout);
+    cluster.brokers[0].kill();
+    other.kill();
+    let door = Raw::connect(&slave.endpoint());
+    until("the slave answers", DEADLINE, || (pull(&door, 0).0.code() == Code::Ok).then_some(()));
+    assert_eq!(ids(&pull(&door, 0).1), ["confirmed"]);
+
+    slave.kill();
+    slave.start();
+    let door = Raw::connect(&slave.endpoint());
+    let refused = until("it knows why it cannot answer", DEADLINE, || {
+        let (status, messages, _) = pull(&door, 0);
+        assert_eq!(ids(&messages), [] as [&str; 0], "what a failover could take back");
+        status.message.contains("has not heard yet").then_some(status)
+    });
+    assert_eq!(refused.code(), Code::InternalServerError, "{refused:?}");
+    cluster.brokers[0].start();
+    other.start();
+    cluster.wait_whole();
+    until("its master says so", DEADLINE, || {
+        (ids(&pull(&door, 0).1) == ["confirmed", "unconfirmed"]).then_some(())
+    });
+}
+
 #[test]
 fn a_slave_answers_reads_of_what_is_confirmed_when_its_master_is_gone_if_it_may() {
     let mut cluster = Cluster::builder().namesrvs(1).brokers(1).set("brokerRole", "SYNC_MASTER").start();
@@ -37,14 +89,9 @@ fn a_slave_answers_reads_of_what_is_confirmed_when_its_master_is_gone_if_it_may(
     let mut other = cluster.slave(2, &[]);
     slave.start();
     other.start();
-    until("both have everything", DEADLINE, || {
-        let list: serde_json::Value =
-            serde_json::from_str(&cluster.karman(&["-o", "json", "cluster", "list"])).unwrap();
-        (list[0]["in_sync"] == 3).then_some(())
-    });
+    wait_in_sync(&cluster, 3);
     let raw = Raw::connect(&cluster.brokers[0].endpoint());
-    let topic = TopicConfig { name: "t".into(), queue_nums: 1, ..Default::default() };
-    assert_eq!(raw.make_topic(topic).code(), Code::Ok);
+    make_topic(&raw);
     for number in 0..MESSAGES {
         let sent = raw.send(&[message("t", &format!("M{number:02}"))]);
         assert_eq!(sent.status.unwrap().code(), Code::Ok);

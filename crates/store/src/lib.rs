@@ -78,7 +78,10 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::sync::oneshot::{self, error::RecvError};
+use tokio::sync::oneshot::{
+    self,
+    error::{RecvError, TryRecvError},
+};
 use tokio::sync::watch;
 
 pub use config::{MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, StoreConfig};
@@ -202,6 +205,15 @@ impl Append {
     /// Blocks the thread until the answer is there. Not for async code.
     pub fn wait(self) -> Result<Appended, AppendError> {
         result_of(self.answer.blocking_recv())
+    }
+
+    /// The answer, if it is there; `None`: it comes later.
+    pub fn answered(&mut self) -> Option<Result<Appended, AppendError>> {
+        match self.answer.try_recv() {
+            Ok(answer) => Some(result_of(Ok(answer))),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Closed) => Some(Err(AppendError::Poisoned("the log writer panicked".into()))),
+        }
     }
 }
 

@@ -73,7 +73,8 @@ pub struct Slave {
     pub status: Arc<Mutex<SlaveStatus>>,
     /// The store it has open, for whoever repairs its own.
     pub store: OpenStore,
-    /// All that it has opened, for reads of clients.
+    /// All that it has opened, for reads of clients, once a master has said that all of its log may be seen with which it was
+    /// opened: the end of that may be taken back.
     pub opened: Arc<Mutex<Option<Opened>>>,
     /// Why its store has failed, once it has.
     pub failed: watch::Sender<Option<Arc<str>>>,
@@ -155,7 +156,7 @@ impl Slave {
 
     /// The controllers hear how far the log is; others may read it.
     fn has_opened(&self, opened: Option<&Opened>) {
-        *self.opened.lock() = opened.cloned();
+        *self.opened.lock() = None;
         *self.store.lock() = opened.map(|opened| Arc::downgrade(&opened.store)).unwrap_or_default();
         if let Some(attending) = &self.attending {
             attending.has_opened(opened.map(|opened| opened.store.clone()));
@@ -342,10 +343,14 @@ impl Slave {
         durability: Durability,
         waiting: mpsc::Sender<Append>,
     ) -> Result<(), Ended> {
+        let found = opened.store.watermarks().written;
         loop {
             let Said::Frame(frame) = next(said).await? else {
                 return Err(Ended::Nonsense("a second welcome"));
             };
+            if frame.confirmed >= found {
+                self.opened.lock().get_or_insert_with(|| opened.clone());
+            }
             {
                 let mut status = self.status.lock();
                 status.connected = true;
@@ -371,20 +376,30 @@ async fn acknowledge(
     mut written: mpsc::Receiver<Append>,
     asks: mpsc::Sender<v1::FollowRequest>,
 ) -> Result<(), Ended> {
+    let mut next = None;
     loop {
         let Watermarks { written: end, flushed, .. } = opened.store.watermarks();
         let ack = v1::FollowRequest { request: Some(Ask::Ack(v1::Ack { written: end, flushed })) };
         if asks.send(ack).await.is_err() {
             return Err(Ended::Over);
         }
-        match timeout(HEARTBEAT, written.recv()).await {
+        let first = match next.take() {
+            Some(append) => Ok(Some(append)),
+            None => timeout(HEARTBEAT, written.recv()).await,
+        };
+        match first {
             Ok(Some(append)) => append.await.map(drop)?,
             Ok(None) => return Err(Ended::Over),
             Err(_) => {}
         }
-        // One word for all that are done.
-        while let Ok(append) = written.try_recv() {
-            append.await?;
+        // One word for all that are done; what comes meanwhile does not hold it up.
+        while next.is_none()
+            && let Ok(mut append) = written.try_recv()
+        {
+            match append.answered() {
+                Some(done) => drop(done?),
+                None => next = Some(append),
+            }
         }
     }
 }

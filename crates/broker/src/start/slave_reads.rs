@@ -27,7 +27,7 @@ use crate::service::pull;
 #[derive(Debug)]
 pub(super) struct SlaveReads {
     config: BrokerConfig,
-    /// What the slave has opened at the moment.
+    /// What the slave has opened and may show at the moment.
     opened: Arc<Mutex<Option<Opened>>>,
     /// Over the store that it had opened when it was last asked.
     broker: Mutex<Option<Arc<Broker>>>,
@@ -52,7 +52,11 @@ impl SlaveReads {
             broker: self.config.broker_name.clone(),
             why: format!("its slave here {why}; try again later"),
         };
-        let opened = self.opened.lock().clone().ok_or_else(|| none("has no log open"))?;
+        let opened = self
+            .opened
+            .lock()
+            .clone()
+            .ok_or_else(|| none("has not heard yet how much of its log may be shown"))?;
         let mut broker = self.broker.lock();
         if let Some(broker) = broker.as_ref().filter(|broker| Arc::ptr_eq(&broker.store, &opened.store)) {
             return Ok(broker.clone());
