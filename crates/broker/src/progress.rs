@@ -19,7 +19,7 @@ use prost::Message as _;
 use tokio::sync::Notify;
 
 use crate::catalog::{Catalog, Topic};
-use crate::pop::{Pop, Position};
+use crate::pop::{Pop, Position, QueueState};
 use crate::records::{Change, GroupRecord, Metadata, Origin, Progress, QueueProgress};
 use crate::refuse;
 
@@ -119,13 +119,13 @@ impl GroupTopic {
     fn run_recorded<T>(
         &self,
         store: &Store,
+        durability: Durability,
         command: impl FnOnce(&mut Pop) -> (T, Vec<QueueProgress>),
     ) -> (T, Result<Option<Append>, AppendError>) {
         self.run(|pop| {
             let (result, queues) = command(pop);
             // It never waits: the log writer has an inbox.
-            let append =
-                (!queues.is_empty()).then(|| store.append(vec![self.record(queues)], Durability::Memory));
+            let append = (!queues.is_empty()).then(|| store.append(vec![self.record(queues)], durability));
             (result, append.transpose())
         })
     }
@@ -136,11 +136,35 @@ impl GroupTopic {
         store: &Store,
         command: impl FnOnce(&mut Pop) -> (T, Vec<QueueProgress>),
     ) -> Result<T, Rejection> {
-        let (result, append) = self.run_recorded(store, command);
+        let (result, append) = self.run_recorded(store, Durability::Memory, command);
         if let Some(append) = append.map_err(refuse::append)? {
             append.await.map_err(refuse::append)?;
         }
         Ok(result)
+    }
+
+    /// How far the group is with a queue, once that is as durable as `durability`: a record of it lies behind all from which it
+    /// follows, and the next master cannot know less.
+    pub async fn settled(
+        &self,
+        store: &Store,
+        durability: Durability,
+        queue_id: u32,
+    ) -> Result<Option<QueueState>, Rejection> {
+        let (state, append) = self.run_recorded(store, durability, |pop| {
+            let state = pop.queue_state(queue_id);
+            let floor = |state: &QueueState| QueueProgress {
+                queue_id,
+                floor: state.floor,
+                ..QueueProgress::default()
+            };
+            let queues = state.as_ref().map(floor).into_iter().collect();
+            (state, queues)
+        });
+        if let Some(append) = append.map_err(refuse::append)? {
+            append.await.map_err(refuse::append)?;
+        }
+        Ok(state)
     }
 
     /// Runs one command and does not wait for its record: if it gets lost, a message is delivered once more.
@@ -149,7 +173,7 @@ impl GroupTopic {
         store: &Store,
         command: impl FnOnce(&mut Pop) -> (T, Vec<QueueProgress>),
     ) -> T {
-        let (result, append) = self.run_recorded(store, command);
+        let (result, append) = self.run_recorded(store, Durability::Memory, command);
         if let Err(error) = append {
             tracing::debug!(%error, "progress was not recorded");
         }

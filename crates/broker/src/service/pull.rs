@@ -13,7 +13,7 @@ use karman_remoting::proto::v2::pull_message_response::Content;
 use karman_remoting::settings::RECEIVE_BATCH_SIZE_MAX;
 use karman_remoting::status::{Rejection, ok};
 use karman_remoting::validate;
-use karman_store::{QueueNumber, QueueOffset, ReadError, Record};
+use karman_store::{Durability, QueueNumber, QueueOffset, ReadError, Record};
 use tokio::time::Instant;
 use tonic::Status;
 use tonic::codegen::BoxStream;
@@ -202,7 +202,6 @@ impl Broker {
     }
 
     /// How far a group is with a queue: everything in front of the offset is done.
-    #[expect(clippy::unused_async, reason = "the shape of every call")]
     pub async fn get_offset(
         &self,
         caller: &Caller,
@@ -214,7 +213,18 @@ impl Broker {
             let client = group.config.broadcast.then_some(caller.client_id.as_str());
             self.progress.get(group.number, topic.number, client)
         });
-        let state = row.and_then(|row| row.run(|pop| pop.queue_state(queue_id)));
+        let has_replicas =
+            self.durability >= Durability::Replicated && self.followers.check(self.durability).is_ok();
+        let state = match row {
+            // What is acknowledged shows in the core before it is in the log of another; the next master may not have it.
+            Some(row) if has_replicas => {
+                let settled = row.settled(&self.store, self.durability, queue_id);
+                let in_time = tokio::time::timeout(self.timeout_of(self.durability), settled).await;
+                in_time.unwrap_or_else(|_| Err(self.timed_out(self.durability)))?
+            }
+            Some(row) => row.run(|pop| pop.queue_state(queue_id)),
+            None => None,
+        };
         if !self.store.may_answer() {
             // Another master may be further, or have never heard of the last acknowledgements.
             let why = "has no lease as the master of its set at the moment: ask again".to_owned();

@@ -43,7 +43,8 @@ pub(super) fn held_by_one(history: &History, found: &mut Found) {
             let Some(next) = next else { continue };
             found.checked();
             let visible = visible_at(&case, one, next.t);
-            let from = one.t.saturating_sub(ON_ITS_WAY_MS);
+            // One that was long on its way counts from when the broker gave it.
+            let from = one.given.min(one.t.saturating_sub(ON_ITS_WAY_MS));
             let tolerance = TOLERANCE_MS + history.skew(one.place.broker, next.t);
             if next.t + tolerance < visible && !history.killed(one.place.broker, from, next.t) {
                 found.violation(history, one.message, || {
