@@ -212,7 +212,7 @@ impl ControllerStatus {
         }
         let elections = consensus.agreed.elections.load(Ordering::Relaxed);
         let name = "karman_controller_elections";
-        let help = "Masters elected, as far as this process has followed.";
+        let help = "Masters that this controller had elected while it led.";
         let _ = writeln!(text, "# TYPE {name} counter\n# HELP {name} {help}\n{name}_total {elections}");
         text
     }

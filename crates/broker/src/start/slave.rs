@@ -96,6 +96,7 @@ pub(super) fn start(
     let status = Arc::new(Mutex::default());
     let failed = watch::Sender::new(None);
     let failing = failed.subscribe();
+    let (agreed, broker_id) = (attending.as_ref().map(|own| own.state.subscribe()), config.broker_id);
     let follower = slave::Slave {
         config: config.clone(),
         replica,
@@ -112,7 +113,14 @@ pub(super) fn start(
     let (asked, measured) = (status.clone(), status);
     let missing = move || {
         let status: slave::SlaveStatus = asked.lock().clone();
-        (!status.connected).then(|| format!("it does not follow its master: {}", status.why))
+        if !status.connected {
+            return Some(format!("it does not follow its master: {}", status.why));
+        }
+        // Who restarts brokers one after the other waits for this: nobody else may be left.
+        let counts = agreed.as_ref().is_none_or(|agreed| {
+            agreed.borrow().as_ref().is_some_and(|state| state.in_sync.contains(&broker_id))
+        });
+        (!counts).then(|| "it is not in sync with its master yet".to_owned())
     };
     let text = move || metrics::slave_text(&measured.lock().clone());
     let probe = open_probe(config, &ready, failing.clone(), missing, text)?;

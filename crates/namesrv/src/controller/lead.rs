@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use karman_remoting::channel::ChannelPool;
@@ -235,7 +236,9 @@ impl Lead {
         let Command::Elect { set, epoch, term, master, unclean, reason, .. } = command.clone() else {
             return;
         };
-        match self.consensus.write(command).await {
+        let written = self.consensus.write(command).await;
+        self.consensus.agreed.elections.fetch_add(u64::from(written.is_ok()), Ordering::Relaxed);
+        match written {
             Ok(()) if unclean => {
                 tracing::warn!(set, master, reason, "elected a master that may lack messages");
             }

@@ -207,15 +207,19 @@ async fn drain(lead: &Lead, set: &str, id: i32, drained: bool) -> Result<(), v2:
             error => refused(Code::HaNotAvailable, error.to_string()),
         })
     };
+    let agreed = &lead.consensus.agreed.sets;
+    let former = agreed.lock().get(set).is_some_and(|own| own.drained.contains(&id));
     write(drained).await?;
-    if !drained || !lead.with(|_, sets, _| leads(sets)).unwrap_or(false) {
+    if !drained || !leads(&agreed.lock()) {
         return Ok(());
     }
-    if let Err((status, _)) = elect_other(lead, set.to_owned(), None).await {
-        write(false).await?;
-        return Err(status);
+    let handed_over = elect_other(lead, set.to_owned(), None).await;
+    if !leads(&agreed.lock()) {
+        return Ok(());
     }
-    Ok(())
+    write(former).await?;
+    let again = || format!("broker {id} of set {set:?} was elected again: nobody else could be");
+    Err(handed_over.map_or_else(|(status, _)| status, |_| refused(Code::HaNotAvailable, again())))
 }
 
 /// What an operator's election comes to.

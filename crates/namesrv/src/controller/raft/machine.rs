@@ -29,7 +29,7 @@ pub(in crate::controller) struct Agreed {
     pub(in crate::controller) changes: watch::Sender<u64>,
     /// Index of the last entry that was followed.
     pub(in crate::controller) applied: AtomicU64,
-    /// Masters elected, as far as this process has followed the log.
+    /// Masters that this controller had elected while it led.
     pub(in crate::controller) elections: AtomicU64,
 }
 
@@ -121,8 +121,6 @@ impl Machine {
     fn follow(&mut self, command: &Command, term: u64) -> Result<(), Refused> {
         let done = self.agreed.sets.lock().apply(command, term);
         if done.is_ok() {
-            let is_election = matches!(command, Command::Elect { .. });
-            self.agreed.elections.fetch_add(u64::from(is_election), Ordering::Relaxed);
             self.agreed.changes.send_modify(|count| *count += 1);
         }
         done
