@@ -8,6 +8,7 @@
 
 pub mod cluster;
 pub mod driver;
+pub mod failover;
 pub mod faults;
 pub mod ledger;
 pub mod load;

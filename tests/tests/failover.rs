@@ -2,68 +2,26 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use karman_remoting::proto::v2::{self, Code};
-use karman_tests::raw::{message, receive_request};
-use karman_tests::{Cluster, Raw, until};
+use karman_tests::failover::{TOPIC, interrupted, send_until_ok, start, wait_in_sync};
+use karman_tests::raw::receive_request;
+use karman_tests::{Raw, until};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 /// What a failover may take: detection, election and start of the new master.
 const FAILOVER_MAX: Duration = Duration::from_secs(6);
 
-/// What `karman cluster list` says of the set, `null` while no master is registered.
-fn listed(cluster: &Cluster) -> serde_json::Value {
-    let list = cluster.karman(&["-o", "json", "cluster", "list"]);
-    let list: serde_json::Value = serde_json::from_str(&list).unwrap();
-    list[0].clone()
-}
-
-/// Waits until so many brokers of the set count, and says which of them is the master: its index.
-fn wait_in_sync(cluster: &Cluster, count: u64) -> usize {
-    let master = until(&format!("{count} brokers are in sync"), DEADLINE, || {
-        let set = listed(cluster);
-        (set["in_sync"].as_u64() == Some(count)).then(|| set["internal_address"].as_str().unwrap().to_owned())
-    });
-    let is_master = |index: &usize| cluster.members[*index].ready("internal") == master;
-    (0..cluster.members.len()).find(is_master).expect("the master is one of the members")
-}
-
-fn send(raw: &Raw, id: &str) -> Code {
-    let response = raw.send(&[message("t", id)]);
-    let status = response.entries.first().and_then(|entry| entry.status.clone()).or(response.status);
-    let status = status.unwrap_or_default();
-    status.code()
-}
-
-/// Sends until one is answered OK; how long that took.
-fn send_until_ok(raw: &Raw, id: &str, sent: &mut BTreeSet<String>) -> Duration {
-    let began = Instant::now();
-    until(&format!("{id} is answered OK"), DEADLINE, || (send(raw, id) == Code::Ok).then_some(()));
-    sent.insert(id.to_owned());
-    began.elapsed()
-}
-
 /// A new group gets everything that was answered OK.
 fn assert_all_there(raw: &Raw, group: &str, sent: &BTreeSet<String>) {
     let mut missing = sent.clone();
     until("all that was answered OK is there", DEADLINE, || {
-        let (_, messages) = raw.receive(receive_request("t", group, "broker-a"));
+        let (_, messages) = raw.receive(receive_request(TOPIC, group, "broker-a"));
         for message in messages {
             missing.remove(&message.system_properties.unwrap().message_id);
         }
         missing.is_empty().then_some(())
     });
-}
-
-fn start() -> (Cluster, Raw) {
-    let cluster = Cluster::builder().namesrvs(3).controlled(3).start();
-    wait_in_sync(&cluster, 3);
-    let raw = Raw::connect(&cluster.namesrvs[0].endpoint());
-    let status = raw.create_topic("t", v2::MessageType::Normal);
-    assert_eq!(status.code(), Code::Ok, "{status:?}");
-    cluster.wait_topic("t");
-    (cluster, raw)
 }
 
 #[test]
@@ -76,7 +34,7 @@ fn a_set_survives_the_loss_of_its_master_again_and_again() {
         }
         let master = wait_in_sync(&cluster, 3);
         cluster.members[master].kill();
-        let took = send_until_ok(&raw, &format!("{round}-first"), &mut sent);
+        let (took, _) = send_until_ok(&raw, &format!("{round}-first"), &mut sent);
         println!("round {round}: the first send after a kill was answered after {took:?}");
         assert!(took < FAILOVER_MAX, "{took:?}");
         // Old handles, what was delivered: nothing stops the group.
@@ -95,7 +53,7 @@ fn a_master_that_is_stopped_in_order_hands_over() {
         send_until_ok(&raw, &format!("{round}"), &mut sent);
         let master = wait_in_sync(&cluster, 3);
         cluster.members[master].stop();
-        let took = send_until_ok(&raw, &format!("{round}-first"), &mut sent);
+        let (took, _) = send_until_ok(&raw, &format!("{round}-first"), &mut sent);
         println!("round {round}: the first send after a handover was answered after {took:?}");
         cluster.members[master].start();
     }
@@ -134,4 +92,35 @@ fn all_at_once_go_and_come_back() {
     wait_in_sync(&cluster, 3);
     assert_all_there(&raw, "g", &sent);
     send_until_ok(&raw, "again", &mut sent);
+}
+
+#[test]
+fn a_drained_broker_stays_a_slave() {
+    let (mut cluster, raw) = start();
+    let drained = wait_in_sync(&cluster, 3);
+    let id = (drained + 1).to_string();
+    let drain = ["cluster", "drain", "broker-a", &id];
+    let (longest, again) = interrupted(&raw, "drain", || drop(cluster.karman(&drain)));
+    println!("sends were not answered for {longest:?}, the same one was sent again {again} times");
+    let second = wait_in_sync(&cluster, 3);
+    assert_ne!(second, drained);
+    let shown = cluster.karman(&["cluster", "show"]);
+    assert_eq!(shown.matches(" drained ").count(), 1, "{shown}");
+
+    // Nor after a start, while another can be master.
+    cluster.members[drained].stop();
+    cluster.members[drained].start();
+    // Ready means that the next one may be stopped.
+    cluster.karman(&["ready", cluster.members[drained].ready("metrics"), "--wait", "30s"]);
+    let shown: serde_json::Value =
+        serde_json::from_str(&cluster.karman(&["-o", "json", "cluster", "show"])).unwrap();
+    assert_eq!(shown["sets"][0]["in_sync"].as_array().unwrap().len(), 3, "{shown}");
+    assert_eq!(wait_in_sync(&cluster, 3), second);
+    cluster.members[second].kill();
+    let third = wait_in_sync(&cluster, 2);
+    assert_ne!(third, drained);
+    cluster.members[second].start();
+    wait_in_sync(&cluster, 3);
+    cluster.karman(&[&drain[..], &["--undo"]].concat());
+    assert!(!cluster.karman(&["cluster", "show"]).contains(" drained "));
 }
