@@ -85,6 +85,8 @@ struct RuntimeChannels {
 #[derive(Debug)]
 struct Kept {
     channel: Channel,
+    /// Of the peer when it was opened.
+    incarnation: u64,
     last_used: Instant,
 }
 
@@ -109,6 +111,12 @@ impl ChannelPool {
     /// While the peer cannot be reached calls fail with UNAVAILABLE, at once as long as the next attempt is not due.
     /// The time between attempts grows from 0.1 s to 5 s.
     pub fn get(&self, address: &str) -> Result<Channel, ChannelError> {
+        self.get_of(address, 0)
+    }
+
+    /// The same to a peer that says that it is another than before when it was started anew: what was learnt of the former one, that
+    /// it could not be reached above all, says nothing of this one.
+    pub fn get_of(&self, address: &str, incarnation: u64) -> Result<Channel, ChannelError> {
         let runtime = Handle::try_current().map_err(|_| ChannelError::NoRuntime)?;
         let mut runtimes = self.0.runtimes.lock();
         if runtimes.get(&runtime.id()).is_none_or(|known| known.alive.is_finished()) {
@@ -118,15 +126,15 @@ impl ChannelPool {
         }
         let channels = &mut runtimes.get_mut(&runtime.id()).expect("inserted above").channels;
         let now = Instant::now();
-        if let Some(kept) = channels.get_mut(address) {
+        if let Some(kept) = channels.get_mut(address).filter(|kept| kept.incarnation == incarnation) {
             kept.last_used = now;
             return Ok(kept.channel.clone());
         }
         let channel = self.0.open(address)?;
-        if channels.len() >= MAX_CHANNELS {
+        if channels.len() >= MAX_CHANNELS && !channels.contains_key(address) {
             make_room(channels);
         }
-        channels.insert(address.into(), Kept { channel: channel.clone(), last_used: now });
+        channels.insert(address.into(), Kept { channel: channel.clone(), incarnation, last_used: now });
         Ok(channel)
     }
 }

@@ -34,7 +34,8 @@ impl Peers {
     }
 
     fn channel(&self, peer: &BrokerIdentity) -> Result<Channel, Rejection> {
-        self.pool.get(&peer.internal_address).map_err(|error| Rejection::PeerUnavailable {
+        let channel = self.pool.get_of(&peer.internal_address, peer.incarnation);
+        channel.map_err(|error| Rejection::PeerUnavailable {
             broker: peer.broker_name.clone(),
             why: error.to_string(),
         })
