@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod driver;
 pub mod failover;
 pub mod faults;
+pub mod files;
 pub mod ledger;
 pub mod load;
 pub mod loop_device;

@@ -1,12 +1,12 @@
 //! What is damaged of a broker's log comes back from the other broker of its set, while both serve.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::fs::{self, OpenOptions};
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use karman_remoting::proto::v2::{self, Code};
+use karman_tests::files::{flip, segments};
 use karman_tests::raw::{message, receive_request};
 use karman_tests::{Cluster, Raw, until};
 
@@ -31,21 +31,6 @@ fn wait_in_sync(cluster: &Cluster) {
     });
 }
 
-/// The segment files of a log that is closed or being written, in order.
-fn segments(store: &Path) -> Vec<PathBuf> {
-    let files = fs::read_dir(store.join("commitlog")).unwrap().map(|file| file.unwrap().path());
-    let mut logs: Vec<_> = files.filter(|path| path.extension().unwrap() == "log").collect();
-    logs.sort();
-    logs
-}
-
-fn flip(path: &Path, at: u64) {
-    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, at).unwrap();
-    file.write_all_at(&[byte[0] ^ 4], at).unwrap();
-}
-
 fn ids_of(raw: &Raw, group: &str) -> Vec<String> {
     let mut ids = Vec::new();
     until("all messages", DEADLINE, || {
@@ -59,10 +44,10 @@ fn ids_of(raw: &Raw, group: &str) -> Vec<String> {
 
 /// Flips a bit in the first segment and takes another one away, with its index file.
 fn damage(directory: &Path, flipped: u64, missing: usize) {
-    let files = segments(&directory.join("store"));
-    flip(&files[0], flipped);
-    fs::remove_file(&files[missing]).unwrap();
-    fs::remove_file(files[missing].with_extension("idx")).unwrap();
+    let files = segments(&directory.join("store/commitlog")).unwrap();
+    flip(&files[0].1, flipped).unwrap();
+    fs::remove_file(&files[missing].1).unwrap();
+    fs::remove_file(files[missing].1.with_extension("idx")).unwrap();
 }
 
 #[test]
@@ -86,8 +71,8 @@ fn flipped_bits_and_missing_segments_of_master_and_slave_are_repaired_while_they
 
     let (master_files, slave_files) = (cluster.path().join("broker-a"), cluster.path().join("broker-a-1"));
     // The last one is written on.
-    let whole: Vec<_> = segments(&master_files.join("store"));
-    let whole: Vec<_> = whole[..3].iter().map(|path| fs::read(path).unwrap()).collect();
+    let whole: Vec<_> = segments(&master_files.join("store/commitlog")).unwrap();
+    let whole: Vec<_> = whole[..3].iter().map(|(_, path)| fs::read(path).unwrap()).collect();
     damage(&slave_files, 10_000_000, 1);
     damage(&master_files, 30_000_000, 2);
 
@@ -117,7 +102,8 @@ fn flipped_bits_and_missing_segments_of_master_and_slave_are_repaired_while_they
     let ids = ids_of(&raw, "all");
     assert_eq!(ids, (0..MESSAGES).map(|number| format!("M{number:02}")).collect::<Vec<_>>());
     for directory in [&master_files, &slave_files] {
-        for (path, expected) in segments(&directory.join("store")).iter().zip(&whole) {
+        for ((_, path), expected) in segments(&directory.join("store/commitlog")).unwrap().iter().zip(&whole)
+        {
             assert!(fs::read(path).unwrap() == *expected, "{} is not what it was", path.display());
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use karman_remoting::proto::karman::TopicConfig;
 use karman_remoting::proto::v2::{self, Code};
-use karman_tests::cluster::program;
+use karman_tests::cluster::{Builder, Node, program};
 use karman_tests::raw::{ids, message, receive_request, resource, seconds};
 use karman_tests::{Cluster, Raw, until};
 
@@ -38,6 +38,17 @@ fn wait_in_sync(cluster: &Cluster, count: u64) {
     });
 }
 
+/// The master's set: a slave that may be read, and another.
+fn start(master: Builder) -> (Cluster, Node, Node) {
+    let cluster = master.namesrvs(1).brokers(1).set("brokerRole", "SYNC_MASTER").start();
+    let (mut slave, mut other) = (cluster.slave(1, &["slaveReadEnable=true"]), cluster.slave(2, &[]));
+    slave.start();
+    other.start();
+    wait_in_sync(&cluster, 3);
+    make_topic(&Raw::connect(&cluster.brokers[0].endpoint()));
+    (cluster, slave, other)
+}
+
 fn make_topic(raw: &Raw) {
     let topic = TopicConfig { name: "t".into(), queue_nums: 1, ..Default::default() };
     assert_eq!(raw.make_topic(topic).code(), Code::Ok);
@@ -45,15 +56,9 @@ fn make_topic(raw: &Raw) {
 
 #[test]
 fn a_slave_that_was_started_anew_shows_nothing_before_a_master_says_what_may_be_seen() {
-    let master = Cluster::builder().namesrvs(1).brokers(1).set("brokerRole", "SYNC_MASTER");
-    let mut cluster = master.set("inSyncReplicas", "3").set("slaveTimeout", "1000").start();
-    let mut slave = cluster.slave(1, &["slaveReadEnable=true"]);
-    let mut other = cluster.slave(2, &[]);
-    slave.start();
-    other.start();
-    wait_in_sync(&cluster, 3);
+    let master = Cluster::builder().set("inSyncReplicas", "3").set("slaveTimeout", "1000");
+    let (mut cluster, mut slave, mut other) = start(master);
     let raw = Raw::connect(&cluster.brokers[0].endpoint());
-    make_topic(&raw);
     assert_eq!(raw.send(&[message("t", "confirmed")]).status.unwrap().code(), Code::Ok);
     // This slave gets it; the other does not.
     other.pause();
@@ -84,14 +89,8 @@ fn a_slave_that_was_started_anew_shows_nothing_before_a_master_says_what_may_be_
 
 #[test]
 fn a_slave_answers_reads_of_what_is_confirmed_when_its_master_is_gone_if_it_may() {
-    let mut cluster = Cluster::builder().namesrvs(1).brokers(1).set("brokerRole", "SYNC_MASTER").start();
-    let mut slave = cluster.slave(1, &["slaveReadEnable=true"]);
-    let mut other = cluster.slave(2, &[]);
-    slave.start();
-    other.start();
-    wait_in_sync(&cluster, 3);
+    let (mut cluster, mut slave, mut other) = start(Cluster::builder());
     let raw = Raw::connect(&cluster.brokers[0].endpoint());
-    make_topic(&raw);
     for number in 0..MESSAGES {
         let sent = raw.send(&[message("t", &format!("M{number:02}"))]);
         assert_eq!(sent.status.unwrap().code(), Code::Ok);

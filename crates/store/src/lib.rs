@@ -78,10 +78,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::sync::oneshot::{
-    self,
-    error::{RecvError, TryRecvError},
-};
+use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio::sync::watch;
 
 pub use config::{MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, StoreConfig};
@@ -210,9 +207,8 @@ impl Append {
     /// The answer, if it is there; `None`: it comes later.
     pub fn answered(&mut self) -> Option<Result<Appended, AppendError>> {
         match self.answer.try_recv() {
-            Ok(answer) => Some(result_of(Ok(answer))),
             Err(TryRecvError::Empty) => None,
-            Err(TryRecvError::Closed) => Some(Err(AppendError::Poisoned("the log writer panicked".into()))),
+            answer => Some(result_of(answer)),
         }
     }
 }
@@ -225,7 +221,7 @@ impl Future for Append {
     }
 }
 
-fn result_of(answer: Result<Answer, RecvError>) -> Result<Appended, AppendError> {
+fn result_of<E>(answer: Result<Answer, E>) -> Result<Appended, AppendError> {
     match answer {
         Ok(Answer { result, records }) => {
             drop(records);

@@ -13,6 +13,7 @@ use super::logs;
 use super::plan::Kind;
 use super::servers::{MEMBERS, SETS};
 use crate::cluster::program;
+use crate::files;
 use crate::mixed_load::now_ms;
 use crate::{let_run, until};
 
@@ -93,7 +94,7 @@ impl Injection<'_> {
     /// One bit of a full segment, under a running master: what is read then must be found, and fetched from a slave.
     pub(super) fn flip_under(&mut self, index: usize) {
         let server = self.server(index);
-        let segments = logs::segments(&server.log_directory()).expect("the log of a broker can be read");
+        let segments = files::segments(&server.log_directory()).expect("the log of a broker can be read");
         let before = server.repairs();
         // The last one is written on.
         let Some((_, path)) = segments.iter().rev().nth(1) else {
@@ -117,7 +118,7 @@ impl Injection<'_> {
         let server = self.server(index);
         let (store, before) = (server.disk().path().join("store"), server.repairs());
         server.kill();
-        let segments = logs::segments(&server.log_directory()).expect("the log of a broker can be read");
+        let segments = files::segments(&server.log_directory()).expect("the log of a broker can be read");
         let mut is_repaired = false;
         match (self.fault.kind, self.fault.form % 4) {
             (Kind::TornTail, form) => {
@@ -163,10 +164,7 @@ impl Injection<'_> {
 }
 
 fn flip(path: &Path, at: u64) {
-    let file = File::options().read(true).write(true).open(path).expect("a file of a broker can be opened");
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, at).expect("the byte is there");
-    file.write_all_at(&[byte[0] ^ 4], at).expect("it can be written");
+    files::flip(path, at).expect("a byte of a broker's file can be changed");
     eprintln!("       byte {at} of {}", path.display());
 }
 

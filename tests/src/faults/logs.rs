@@ -2,12 +2,13 @@
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context as _;
 use karman_checker::event::{self, Event};
 
 use super::servers::{MEMBERS, SETS, Servers};
+use crate::files::segments;
 use crate::mixed_load::History;
 
 /// About so much of a log is one line of the history.
@@ -74,25 +75,10 @@ fn milliseconds(text: &str) -> Option<u64> {
     Some(seconds * 1000 + number(20, 23)?)
 }
 
-/// Segment files and where they start, in order.
-pub(super) fn segments(directory: &Path) -> anyhow::Result<Vec<(u64, PathBuf)>> {
-    let mut found = Vec::new();
-    let entries = std::fs::read_dir(directory).with_context(|| format!("read {}", directory.display()))?;
-    for entry in entries {
-        let path = entry?.path();
-        let start = path.file_stem().and_then(|name| name.to_str()?.parse().ok());
-        if let Some(start) = start.filter(|_| path.extension().is_some_and(|end| end == "log")) {
-            found.push((start, path));
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
 /// Shows each record: its place, its bytes (of a blank the header alone), its length, its epoch. It ends where the next place
 /// holds none.
 fn walk(directory: &Path, mut show: impl FnMut(u64, &[u8], u64, u32)) -> anyhow::Result<(u64, u64)> {
-    let segments = segments(directory)?;
+    let segments = segments(directory).with_context(|| format!("read {}", directory.display()))?;
     let first = segments.first().map_or(0, |segment| segment.0);
     let mut next = first;
     for (start, path) in segments {
