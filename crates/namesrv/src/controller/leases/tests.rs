@@ -247,3 +247,14 @@ fn a_lone_master_with_a_new_disk_is_not_elected_again() {
         assert_eq!(elected(&mut leases, &sets, now), [], "{now}");
     }
 }
+
+#[test]
+fn who_is_drained_is_elected_last() {
+    let (mut leases, mut sets) = (leases(), sets());
+    let drain = Command::Drain { set: "a".into(), id: 2, drained: true };
+    sets.apply(&drain, 1).unwrap();
+    // It has more than the other, and the lower number.
+    leases.hear("a", 2, report(10), ms(1000));
+    leases.hear("a", 3, report(5), ms(1000));
+    assert_eq!(elected(&mut leases, &sets, 1500), [(3, false)]);
+}
