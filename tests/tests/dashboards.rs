@@ -13,10 +13,23 @@ use serde_json::Value;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Of PromQL, as far as it is used.
-const LANGUAGE: [&str; 10] =
-    ["by", "count", "deriv", "histogram_quantile", "increase", "label_values", "max", "min", "rate", "sum"];
-/// Prometheus itself makes them, of every scrape.
-const OF_PROMETHEUS: [&str; 3] = ["up", "instance", "job"];
+const LANGUAGE: [&str; 13] = [
+    "and",
+    "by",
+    "count",
+    "deriv",
+    "histogram_quantile",
+    "increase",
+    "label_values",
+    "max",
+    "min",
+    "on",
+    "or",
+    "rate",
+    "sum",
+];
+/// Prometheus itself makes them, of every scrape; `namespace` where it finds the nodes through Kubernetes.
+const OF_PROMETHEUS: [&str; 4] = ["up", "instance", "job", "namespace"];
 
 /// What is shown: names of samples and of labels.
 #[derive(Debug, Default)]
