@@ -131,7 +131,7 @@ impl Consensus {
             return;
         }
         while !matches!(self.raft.is_initialized().await, Ok(true) | Err(_)) {
-            match self.all_agree().await {
+            match self.are_all_new().await {
                 Ok(true) => match self.initialize().await {
                     Ok(()) => return tracing::info!("the controllers have formed a group"),
                     Err(error) => tracing::warn!(%error, "the controllers could not form a group"),
@@ -146,16 +146,26 @@ impl Consensus {
         }
     }
 
-    async fn all_agree(&self) -> Result<bool, Status> {
-        for (id, address) in self.options.peers.iter().filter(|(id, _)| **id != self.options.self_id) {
-            if self.network.form((*id, address)).await? == Formation::Exists {
+    async fn are_all_new(&self) -> Result<bool, Status> {
+        for other in self.others() {
+            if self.network.form(other, false).await? == Formation::Exists {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
+    fn others(&self) -> impl Iterator<Item = (u64, &str)> {
+        let others = self.options.peers.iter().filter(|(id, _)| **id != self.options.self_id);
+        others.map(|(id, address)| (*id, address.as_str()))
+    }
+
+    /// All have said that they are new. Before that nobody may be made to vote: one of those that have not answered yet may
+    /// know what was agreed.
     async fn initialize(&self) -> Result<(), Status> {
+        for other in self.others() {
+            self.network.form(other, true).await?;
+        }
         self.let_vote().await?;
         let peers = self.options.peers.iter();
         let peers: BTreeMap<u64, Peer> = peers.map(|(id, address)| (*id, Peer::new(address))).collect();
@@ -165,12 +175,14 @@ impl Consensus {
         }
     }
 
-    /// Another controller forms the group.
-    async fn join_formation(&self) -> Result<Formation, Status> {
+    /// Another controller wants to form the group, or does, for all are new.
+    async fn join_formation(&self, all_are_new: bool) -> Result<Formation, Status> {
         if self.raft.is_initialized().await.map_err(|error| Status::unavailable(error.to_string()))? {
             return Ok(Formation::Exists);
         }
-        self.let_vote().await?;
+        if all_are_new {
+            self.let_vote().await?;
+        }
         Ok(Formation::Agrees)
     }
 

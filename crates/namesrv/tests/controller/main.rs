@@ -4,6 +4,7 @@
 
 mod broker;
 mod cluster;
+mod disks;
 mod operators;
 
 use std::time::{Duration, Instant};

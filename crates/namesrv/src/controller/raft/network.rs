@@ -57,7 +57,7 @@ struct WholeSnapshot {
 /// What a controller says when a group is to be formed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Formation {
-    /// It has nothing yet and joins.
+    /// It has nothing yet, and joins when all have nothing.
     Agrees,
     /// It is in a group already.
     Exists,
@@ -108,9 +108,9 @@ impl Network {
         serde_json::from_slice(&answer.into_inner().body).map_err(unusable)
     }
 
-    /// Asks whether it has a group already; if not it is in this one from now on.
-    pub(super) async fn form(&self, to: (u64, &str)) -> Result<Formation, Status> {
-        self.call(to, FORM, (), FORM_TIMEOUT).await
+    /// Asks whether it has a group already; if not, and `all_are_new`, it is in this one from now on.
+    pub(super) async fn form(&self, to: (u64, &str), all_are_new: bool) -> Result<Formation, Status> {
+        self.call(to, FORM, all_are_new, FORM_TIMEOUT).await
     }
 }
 
@@ -219,8 +219,8 @@ pub(super) async fn answer(own: &Consensus, asked: ConsentMessage) -> Result<Con
             serde_json::to_vec(&own.raft.install_full_snapshot(whole.vote, snapshot).await.map_err(stopped)?)
         }
         FORM => {
-            open::<()>(own, &asked)?;
-            serde_json::to_vec(&own.join_formation().await?)
+            let all_are_new = open(own, &asked)?;
+            serde_json::to_vec(&own.join_formation(all_are_new).await?)
         }
         other => return Err(Status::unimplemented(format!("{other:?} is nothing controllers say"))),
     };
