@@ -71,6 +71,7 @@ struct ShowJson {
     leader: String,
     controllers: Vec<ControllerJson>,
     sets: Vec<SetJson>,
+    refused: Vec<RefusedJson>,
     code: &'static str,
     message: String,
 }
@@ -82,6 +83,13 @@ struct ControllerJson {
     role: &'static str,
     term: u64,
     applied: u64,
+}
+
+/// A broker that is not who it says, or may not be there.
+#[derive(Serialize)]
+struct RefusedJson {
+    who: String,
+    why: String,
 }
 
 #[derive(Serialize)]
@@ -187,6 +195,11 @@ pub(crate) async fn show(node: &Node, format: Format) -> anyhow::Result<()> {
     let shown = ShowJson {
         controllers: response.controllers.into_iter().map(controller).collect(),
         sets: response.sets.into_iter().map(SetJson::from).collect(),
+        refused: response
+            .refused
+            .into_iter()
+            .map(|v1::RefusedBroker { who, why }| RefusedJson { who, why })
+            .collect(),
         code: code_of(response.status.as_ref()).as_str_name(),
         message: message_of(response.status.as_ref()).to_owned(),
         leader,
@@ -204,6 +217,9 @@ fn tables(shown: ShowJson) -> anyhow::Result<()> {
         vec![own.id.to_string(), own.address, own.role.into(), own.term.to_string(), grouped(own.applied)]
     };
     output::table(&columns, shown.controllers.into_iter().map(cells).collect())?;
+    for RefusedJson { who, why } in &shown.refused {
+        output::paragraph(0, &format!("Refused: {who}: {why}"))?;
+    }
     if shown.sets.is_empty() {
         return Ok(());
     }

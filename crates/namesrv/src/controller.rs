@@ -9,6 +9,7 @@ mod lead;
 pub mod leases;
 mod operate;
 mod raft;
+mod refused;
 mod service;
 pub mod sets;
 
@@ -209,6 +210,19 @@ impl ControllerStatus {
         for (name, value, help) in gauges {
             let name = format!("karman_controller_{name}");
             let _ = writeln!(text, "# TYPE {name} gauge\n# HELP {name} {help}\n{name} {value}");
+        }
+        // Of the one that leads alone: the others do not hear the masters. Names of sets need no escapes.
+        let served = self.0.with(|leases, sets, now| {
+            let is_served = |name: &str, set: &sets::BrokerSet| {
+                set.master.is_some_and(|id| leases.is_serving(name, id, set.epoch, now))
+            };
+            sets.0.iter().map(|(name, set)| (name.clone(), is_served(name, set))).collect::<Vec<_>>()
+        });
+        let name = "karman_controller_set_served";
+        let _ =
+            writeln!(text, "# TYPE {name} gauge\n# HELP {name} 1 if the set has a master that is heard of.");
+        for (set, is_served) in served.unwrap_or_default() {
+            let _ = writeln!(text, "{name}{{set=\"{set}\"}} {}", u8::from(is_served));
         }
         let elections = consensus.agreed.elections.load(Ordering::Relaxed);
         let name = "karman_controller_elections";

@@ -8,13 +8,15 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use karman_remoting::channel::ChannelPool;
 use karman_remoting::proto::karman::order::Order as Kind;
-use karman_remoting::proto::karman::{Granted, HandOver, Order};
+use karman_remoting::proto::karman::{Granted, HandOver, Order, RefusedBroker};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 
 use super::leases::{self, Leases};
 use super::raft::{Consensus, NotWritten};
+use super::refused::RefusedBrokers;
 use super::sets::{Command, Sets};
 
 /// How often it is looked for masters that are silent.
@@ -50,6 +52,7 @@ struct State {
     next_session: u64,
     /// At most one of each broker: the last stands for those before it.
     waiting: BTreeMap<Key, Waiting>,
+    refused: RefusedBrokers,
 }
 
 /// See the module's comment.
@@ -105,6 +108,19 @@ impl Lead {
         let leases = state.leases.as_mut()?;
         let sets = self.consensus.agreed.sets.lock();
         Some(look(leases, &sets, self.now()))
+    }
+
+    /// Somebody is not who it says, or may not be here.
+    pub(super) fn refused(&self, who: String, status: &Status) {
+        let is_news = self.state.lock().refused.add(who.clone(), status.message(), self.now());
+        if is_news {
+            tracing::warn!(who, why = status.message(), "a broker is refused");
+        }
+    }
+
+    /// Who was refused in the last seconds.
+    pub(super) fn refused_lately(&self) -> Vec<RefusedBroker> {
+        self.state.lock().refused.lately(self.now())
     }
 
     /// A stream of a broker begins; one that it had ends.

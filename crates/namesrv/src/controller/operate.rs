@@ -97,7 +97,8 @@ pub(super) async fn describe(
     let metrics = lead.consensus.raft.metrics().borrow().clone();
     let controllers = controllers(&metrics);
     let leader = lead.consensus.leader_address().unwrap_or_default();
-    Ok(v1::DescribeControllerResponse { status: Some(status), leader, controllers, sets })
+    let refused = lead.refused_lately();
+    Ok(v1::DescribeControllerResponse { status: Some(status), leader, controllers, sets, refused })
 }
 
 fn controllers(metrics: &RaftMetrics) -> Vec<ControllerState> {

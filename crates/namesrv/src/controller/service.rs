@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::codegen::BoxStream;
 use tonic::metadata::MetadataMap;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::lead::{Key, Lead};
 use super::leases::{Leases, Report};
@@ -62,7 +62,11 @@ impl Controller for ControllerService {
         &self,
         request: Request<Streaming<Attendance>>,
     ) -> Result<Response<BoxStream<Order>>, Status> {
-        self.admit(request.metadata())?;
+        self.admit(request.metadata()).inspect_err(|status| {
+            let from =
+                request.remote_addr().map_or_else(|| "unknown".to_owned(), |from| from.ip().to_string());
+            self.0.refused(format!("a broker at {from}"), status);
+        })?;
         let (out, orders) = mpsc::channel(ORDERS_MAX);
         let (lead, inbound) = (self.0.clone(), request.into_inner());
         tokio::spawn(async move {
@@ -137,7 +141,14 @@ async fn attend(lead: Arc<Lead>, mut inbound: Streaming<Attendance>, out: &Out) 
     };
     check(&present)?;
     let key = (present.broker_name.clone(), present.broker_id);
-    if !join(&lead, &present).await? {
+    let joined = join(&lead, &present).await.inspect_err(|status| {
+        // Another code says that the controllers cannot agree at the moment.
+        if matches!(status.code(), Code::AlreadyExists | Code::FailedPrecondition) {
+            let Present { broker_name, broker_id, address, .. } = &present;
+            lead.refused(format!("broker {broker_id} of set {broker_name} at {address}"), status);
+        }
+    });
+    if !joined? {
         return name_leader(&lead, out).await;
     }
     let (sender, orders) = mpsc::channel(ORDERS_MAX);

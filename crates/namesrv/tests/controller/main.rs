@@ -52,9 +52,12 @@ fn a_broker_joins_is_elected_and_acknowledges_while_it_renews() {
             assert!(answer.sets[0].members[0].alive, "asked {id}");
         }
         let metrics = cluster.http(leader, "/metrics");
-        for line in
-            ["karman_controller_leader 1", "karman_controller_sets 1", "karman_controller_elections_total 1"]
-        {
+        for line in [
+            "karman_controller_leader 1",
+            "karman_controller_sets 1",
+            "karman_controller_elections_total 1",
+            "karman_controller_set_served{set=\"a\"} 1",
+        ] {
             assert!(metrics.contains(line), "{line}: {metrics}");
         }
         assert!(metrics.trim_end().ends_with("# EOF"), "{metrics}");
@@ -163,6 +166,9 @@ fn a_broker_id_is_one_broker_s() {
         };
         let status = eventually("it is refused", ended).await;
         assert!(status.message().contains("which is alive"), "{status}");
+        let refused = cluster.describe(1).await.unwrap().refused;
+        assert_eq!(refused[0].who, "broker 1 of set a at 127.0.0.1:9");
+        assert!(refused[0].why.contains("which is alive"), "{refused:?}");
         assert_eq!((broker.acknowledges(), other.acknowledges()), (Some(epoch), None));
         drop(broker);
         // It has moved.
@@ -179,6 +185,11 @@ fn who_does_not_carry_the_secret_is_refused() {
         let mut client = cluster.client(1);
         let status = client.attend(tokio_stream::pending()).await.unwrap_err();
         assert_eq!(status.code(), tonic::Code::PermissionDenied);
+        let leader = cluster.leader().await.unwrap();
+        let _ = cluster.client(leader).attend(tokio_stream::pending()).await;
+        let refused = cluster.describe(1).await.unwrap().refused;
+        assert_eq!(refused[0].who, "a broker at 127.0.0.1");
+        assert!(refused[0].why.contains("clusterSecret"), "{refused:?}");
         let status =
             client.consent(karman_remoting::proto::karman::ConsentMessage::default()).await.unwrap_err();
         assert_eq!(status.code(), tonic::Code::PermissionDenied);
