@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use karman_store::Store;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::family::Family;
@@ -57,10 +58,7 @@ pub fn text(broker: &Broker) -> String {
         Unit::Bytes,
         ConstCounter::new(repaired_bytes(&broker.store)),
     );
-    if let Some(percent) = broker.store.disk_used_percent() {
-        let help = "How full the disk of the CommitLog is, as the rules of retention count it";
-        registry.register("store_disk_used_percent", help, ConstGauge::new(i64::from(percent)));
-    }
+    disk_used(broker.store.disk_used_percent(), &mut registry);
     let scrub = broker.store.scrub_status();
     for (name, help, count) in [
         (
@@ -84,11 +82,19 @@ pub fn text(broker: &Broker) -> String {
     written(registry)
 }
 
-/// The text of one scrape of a slave.
-pub fn slave_text(status: &SlaveStatus) -> String {
+fn disk_used(percent: Option<u8>, registry: &mut Registry) {
+    if let Some(percent) = percent {
+        let help = "How full the disk of the CommitLog is, as the rules of retention count it";
+        registry.register("store_disk_used_percent", help, ConstGauge::new(i64::from(percent)));
+    }
+}
+
+/// The text of one scrape of a slave; `store`: what it has open.
+pub fn slave_text(status: &SlaveStatus, store: Option<&Store>) -> String {
     let mut registry = Registry::with_prefix("karman");
     let connected = ConstGauge::new(i64::from(status.connected));
     registry.register("slave_connected", "1 while this slave follows its master", connected);
+    disk_used(store.and_then(Store::disk_used_percent), &mut registry);
     if let Some(log) = status.log {
         let lag = status.master_end.saturating_sub(log.written);
         for (name, help, bytes) in [

@@ -119,7 +119,10 @@ impl Followers {
     pub fn control(&self, own: i32, state: &v1::SetState) {
         let marks = {
             let mut set = self.set.lock();
-            set.control(own, state.in_sync.iter().copied().collect(), state.version);
+            if set.control(own, state.in_sync.iter().copied().collect(), state.version) {
+                let v1::SetState { version, in_sync, .. } = state;
+                tracing::info!(version, ?in_sync, "these brokers of the set count from now on");
+            }
             set.marks()
         };
         if let Some(marks) = marks {

@@ -171,12 +171,15 @@ impl InSync {
         expired
     }
 
-    /// Controllers say who counts, in that version; this master is `own`.
-    pub fn control(&mut self, own: i32, agreed: BTreeSet<i32>, version: u64) {
-        if self.controlled.as_ref().is_none_or(|known| known.version < version) {
-            let proposed = BTreeSet::new();
-            self.controlled = Some(Controlled { own, agreed, version, proposed, under_way: None });
+    /// Controllers say who counts, in that version; this master is `own`. True: others than before.
+    pub fn control(&mut self, own: i32, agreed: BTreeSet<i32>, version: u64) -> bool {
+        if self.controlled.as_ref().is_some_and(|known| known.version >= version) {
+            return false;
         }
+        let are_others = self.controlled.as_ref().is_none_or(|known| known.agreed != agreed);
+        let proposed = BTreeSet::new();
+        self.controlled = Some(Controlled { own, agreed, version, proposed, under_way: None });
+        are_others
     }
 
     /// What should count from now on, and the version that it is to replace; `None`: what does. Once said it counts as under way

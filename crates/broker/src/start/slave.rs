@@ -53,23 +53,8 @@ pub(super) fn start(
     if !config.namesrv_addr.trim().is_empty() {
         routes.begin_to_learn();
     }
-    let peers = Peers::new(ChannelPool::new(), config.cluster_secret.clone());
-    let admin = AdminFront::new(routes.clone(), peers.clone(), config.cluster_secret.clone(), None);
-    let opened_now = Arc::new(Mutex::new(None));
-    let reads = config
-        .slave_read_enable
-        .then(|| Arc::new(SlaveReads::new(config, opened_now.clone(), stopping.clone())));
-    let admin = match &reads {
-        Some(reads) => admin.with_standby(&config.broker_name, reads.clone()),
-        None => admin,
-    };
-    let reads = reads.map(|reads| reads as Arc<dyn MessagingService>);
-    let standby = Standby { broker_name: config.broker_name.clone(), reads };
-    let front = Front::new(routes.clone(), clients, peers, None, stopping.clone()).with_standby(standby);
-    let messaging = MessagingServiceServer::new(front).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
-    let admin = AdminServer::new(admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
-    let outside = Routes::new(messaging).add_service(admin);
-    let store = OpenStore::default();
+    let (opened_now, store) = (Arc::new(Mutex::new(None)), OpenStore::default());
+    let outside = services(config, &routes, clients, &opened_now, &stopping);
     let repair = RepairServer::new(RepairService {
         store: store.clone(),
         cluster: config.broker_cluster_name.clone(),
@@ -103,32 +88,67 @@ pub(super) fn start(
         routes,
         attending,
         status: status.clone(),
-        store,
+        store: store.clone(),
         opened: opened_now,
         failed,
         stopping: stopping.clone(),
     };
     let following = follow(follower, opened).map_err(StartError::Thread)?;
     let ready = Arc::new(AtomicBool::new(true));
-    let (asked, measured) = (status.clone(), status);
-    let missing = move || {
-        let status: slave::SlaveStatus = asked.lock().clone();
-        if !status.connected {
-            return Some(format!("it does not follow its master: {}", status.why));
-        }
-        // Who restarts brokers one after the other waits for this: nobody else may be left.
-        let counts = agreed.as_ref().is_none_or(|agreed| {
-            agreed.borrow().as_ref().is_some_and(|state| state.in_sync.contains(&broker_id))
-        });
-        (!counts).then(|| "it is not in sync with its master yet".to_owned())
+    let missing = {
+        let status = status.clone();
+        move || missing(&status.lock(), agreed.as_ref(), broker_id)
     };
-    let text = move || metrics::slave_text(&measured.lock().clone());
+    let text = move || {
+        let (status, store) = (status.lock().clone(), store.lock().upgrade());
+        metrics::slave_text(&status, store.as_deref())
+    };
     let probe = open_probe(config, &ready, failing.clone(), missing, text)?;
     tracing::info!(broker = config.broker_name, broker_id = config.broker_id, "slave started");
     let metrics = probe.local_addr();
     let probe = Mutex::new(Some(probe));
     let role = Role::Slave(Slave { stopping, following });
     Ok(Running { role, clients, internal, probe, metrics, control, registered, ready, failed: failing })
+}
+
+/// What clients may ask: everything, at whoever owns it; and what a slave may answer itself, if it may.
+fn services(
+    config: &BrokerConfig,
+    routes: &SharedRoutes,
+    clients: Arc<ClientRegistry>,
+    opened: &Arc<Mutex<Option<Opened>>>,
+    stopping: &CancellationToken,
+) -> Routes {
+    let peers = Peers::new(ChannelPool::new(), config.cluster_secret.clone());
+    let admin = AdminFront::new(routes.clone(), peers.clone(), config.cluster_secret.clone(), None);
+    let reads =
+        config.slave_read_enable.then(|| Arc::new(SlaveReads::new(config, opened.clone(), stopping.clone())));
+    let admin = match &reads {
+        Some(reads) => admin.with_standby(&config.broker_name, reads.clone()),
+        None => admin,
+    };
+    let reads = reads.map(|reads| reads as Arc<dyn MessagingService>);
+    let standby = Standby { broker_name: config.broker_name.clone(), reads };
+    let front = Front::new(routes.clone(), clients, peers, None, stopping.clone()).with_standby(standby);
+    let messaging = MessagingServiceServer::new(front).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
+    let admin = AdminServer::new(admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
+    Routes::new(messaging).add_service(admin)
+}
+
+/// Why it is not ready.
+fn missing(
+    status: &slave::SlaveStatus,
+    agreed: Option<&watch::Receiver<Option<v1::SetState>>>,
+    broker_id: i32,
+) -> Option<String> {
+    if !status.connected {
+        return Some(format!("it does not follow its master: {}", status.why));
+    }
+    // Who restarts brokers one after the other waits for this: nobody else may be left.
+    let counts = agreed.is_none_or(|agreed| {
+        agreed.borrow().as_ref().is_some_and(|state| state.in_sync.contains(&broker_id))
+    });
+    (!counts).then(|| "it is not in sync with its master yet".to_owned())
 }
 
 /// On a thread that it may block: it opens the store.
