@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use karman_remoting::proto::v2::{self, Code};
 
 use crate::raw::message;
+use crate::replicas::listed;
 use crate::{Cluster, Raw, until};
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -24,13 +25,6 @@ pub fn start() -> (Cluster, Raw) {
     assert_eq!(status.code(), Code::Ok, "{status:?}");
     cluster.wait_topic(TOPIC);
     (cluster, raw)
-}
-
-/// What `karman cluster list` says of the set, `null` while no master is registered.
-fn listed(cluster: &Cluster) -> serde_json::Value {
-    let list = cluster.karman(&["-o", "json", "cluster", "list"]);
-    let list: serde_json::Value = serde_json::from_str(&list).expect("a list");
-    list[0].clone()
 }
 
 /// Waits until so many brokers of the set count, and says which of them is the master: its index.

@@ -77,8 +77,25 @@ impl Options {
     }
 }
 
-/// Does it all, and writes history and logs to `out`, a directory. `stop` ends it early, and in order.
-pub fn run(options: &Options, out: &Path, stop: &Arc<AtomicBool>) -> anyhow::Result<Summary> {
+/// What somebody is told who works with the cluster beside the load.
+#[derive(Debug)]
+pub struct Cluster<'a> {
+    /// All namesrvs, as clients are told them.
+    pub access_point: &'a str,
+    /// A door to each broker set, and its name.
+    pub owners: &'a [(String, String)],
+    /// All faults are over: now everything must go well.
+    pub healed: &'a AtomicBool,
+}
+
+/// Does it all, and writes history and logs to `out`, a directory. `stop` ends it early, and in order. `beside` runs while faults are
+/// done; it must end soon after they are over, and the servers wait for it.
+pub fn run(
+    options: &Options,
+    out: &Path,
+    stop: &Arc<AtomicBool>,
+    beside: impl FnOnce(&Cluster<'_>) + Send,
+) -> anyhow::Result<Summary> {
     eprintln!("{}", options.repeat());
     std::fs::create_dir_all(out)?;
     let is_empty = std::fs::read_dir(out)?.next().is_none();
@@ -91,12 +108,23 @@ pub fn run(options: &Options, out: &Path, stop: &Arc<AtomicBool>) -> anyhow::Res
     mixed_load::set_up(&servers.doors(), servers::SETS.len());
     let file = out.join("history.jsonl");
     let mut load = Load::start(options.load(), servers.targets(), &file);
-    let faults = inject_all(options, &mut servers, &load, stop);
-    servers.heal();
-    let healed_ms = now_ms();
-    anyhow::ensure!(!stop.load(Ordering::Relaxed), "stopped by a signal; nothing is judged");
-    wait_whole(&servers);
-    let drained = load.drain();
+    let (access_point, owners) = (servers.namesrvs(), servers.owners());
+    let healed = AtomicBool::new(false);
+    let cluster = Cluster { access_point: &access_point, owners: &owners, healed: &healed };
+    let (faults, healed_ms, drained) = std::thread::scope(|scope| {
+        // It ends also where this fails.
+        let _healed = OnDrop(&healed);
+        let beside = scope.spawn(|| beside(&cluster));
+        let faults = inject_all(options, &mut servers, &load, stop);
+        servers.heal();
+        let healed_ms = now_ms();
+        anyhow::ensure!(!stop.load(Ordering::Relaxed), "stopped by a signal; nothing is judged");
+        wait_whole(&servers);
+        healed.store(true, Ordering::Relaxed);
+        let drained = load.drain();
+        beside.join().map_err(|_| anyhow::anyhow!("what ran beside the load failed"))?;
+        Ok((faults, healed_ms, drained))
+    })?;
     let draining_ms = load.last_delivery_ms().saturating_sub(healed_ms);
     let (stored, delivered) = load.counts();
     let history = load.stop();
@@ -112,6 +140,14 @@ pub fn run(options: &Options, out: &Path, stop: &Arc<AtomicBool>) -> anyhow::Res
     summary.finish(report, (faults, stored, delivered), drained.then_some(draining_ms));
     summary.write(out)?;
     Ok(summary)
+}
+
+struct OnDrop<'a>(&'a AtomicBool);
+
+impl Drop for OnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// One after the other, until the time is over; how many.

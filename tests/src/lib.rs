@@ -17,6 +17,7 @@ pub mod loop_device;
 pub mod mixed_load;
 pub mod process;
 pub mod raw;
+pub mod replicas;
 pub mod stage;
 pub mod wait;
 

@@ -1,6 +1,7 @@
-//! Both official clients at work on one topic, and the judgement of what became of it. Owned by one test.
+//! Official clients at work on one topic, and the judgement of what became of it. Owned by one test.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::time::Duration;
 
 use karman_remoting::proto::v2::Code;
@@ -12,6 +13,7 @@ use crate::{Cluster, Driver, Event, Language, Ledger, Raw, until};
 
 /// Generous: the clients wait up to half a minute before they try a broker again that was away.
 const DEADLINE: Duration = Duration::from_secs(120);
+const GROUPS: &str = "8";
 
 /// A producer and a consumer of each language. Dropping it kills them.
 #[derive(Debug)]
@@ -22,7 +24,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// Makes `topic` and starts the clients at `endpoint`; returns when they run.
+    /// Makes `topic` and starts Java and Python at `endpoint`; returns when they run.
     pub fn start(cluster: &Cluster, endpoint: &str, topic: &str) -> Load {
         cluster.create_topic(topic);
         let driver = |language, scenario, options: &[(&str, &str)]| {
@@ -38,6 +40,20 @@ impl Load {
             topic: topic.to_owned(),
             producers: vec![producer(Language::Java, "java"), producer(Language::Python, "python")],
             consumers: vec![consumer(Language::Java), consumer(Language::Python)],
+        }
+    }
+
+    /// Starts one language at `endpoint`: ordered messages of some message groups, and a push consumer. `topic` is there, for
+    /// ordered messages, and nobody else sends to it. Logs go to `directory`.
+    pub fn ordered(language: Language, endpoint: &str, topic: &str, directory: &Path) -> Load {
+        let driver = |scenario, options: &[(&str, &str)]| {
+            Driver::start_ready(&Plan { language, scenario, endpoint, topic, options }, directory)
+        };
+        let paced = [("seed", "ordered"), ("threads", "2"), ("pause", "20"), ("group-count", GROUPS)];
+        Load {
+            topic: topic.to_owned(),
+            producers: vec![driver("produce", &paced)],
+            consumers: vec![driver("consume-push", &[("group", topic), ("threads", "16")])],
         }
     }
 
@@ -87,9 +103,14 @@ impl Load {
 
     /// Stops the producers; panics unless all that was acknowledged is in the log, and is delivered, whole, to the
     /// consumers, which it stops then.
-    pub fn finish(mut self, cluster: &Cluster) -> Ledger {
+    pub fn finish(self, cluster: &Cluster) -> Ledger {
+        self.finish_at(&owners(cluster))
+    }
+
+    /// The same with brokers, or sets, by a door to each and its name.
+    pub fn finish_at(mut self, owners: &[(String, String)]) -> Ledger {
         let mut ledger = self.stop_sending();
-        let lost = ledger.not_among(&held_ids(cluster, &self.topic));
+        let lost = ledger.not_among(&held_by(owners, &self.topic));
         let (count, sent) = (lost.len(), ledger.sent.len());
         assert!(lost.is_empty(), "{count} of {sent} acknowledged messages lost, one is {:?}", lost[0]);
         let mut seen = vec![0; self.consumers.len()];
@@ -121,13 +142,21 @@ impl Load {
     }
 }
 
+fn owners(cluster: &Cluster) -> Vec<(String, String)> {
+    cluster.brokers.iter().map(|broker| (broker.endpoint(), broker.name().to_owned())).collect()
+}
+
 /// The ids of the messages of `topic` that the brokers still hold: what a group gets that never received before. A
 /// consumer that was there all the time may have been given a message before it was lost.
 pub fn held_ids(cluster: &Cluster, topic: &str) -> HashSet<String> {
+    held_by(&owners(cluster), topic)
+}
+
+fn held_by(owners: &[(String, String)], topic: &str) -> HashSet<String> {
     let mut ids = HashSet::new();
-    for broker in &cluster.brokers {
-        let raw = Raw::connect(&broker.endpoint());
-        let mut request = receive_request(topic, "held", broker.name());
+    for (door, broker) in owners {
+        let raw = Raw::connect(door);
+        let mut request = receive_request(topic, "held", broker);
         request.invisible_duration = Some(seconds(600));
         request.long_polling_timeout = Some(seconds(1));
         loop {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use karman_remoting::proto::v2::{self, Code};
 use karman_tests::files::{flip, segments};
 use karman_tests::raw::{message, receive_request};
+use karman_tests::replicas::{listed, wait_whole};
 use karman_tests::{Cluster, Raw, until};
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -16,20 +17,6 @@ const MESSAGES: usize = 54;
 const BODY_BYTES: usize = 4_000_000;
 const SEGMENT_BYTES: u64 = 64 << 20;
 const SCRUB_RATE: &str = "scrubRateBytesPerSecond=200000000";
-
-fn listed(cluster: &Cluster) -> serde_json::Value {
-    let list: serde_json::Value =
-        serde_json::from_str(&cluster.karman(&["-o", "json", "cluster", "list"])).unwrap();
-    list[0].clone()
-}
-
-fn wait_in_sync(cluster: &Cluster) {
-    until("the slave has everything", DEADLINE, || {
-        let broker = listed(cluster);
-        let replica = &broker["replicas"][0];
-        (replica["in_sync"] == true && replica["flushed_lag_bytes"] == 0).then_some(())
-    });
-}
 
 fn ids_of(raw: &Raw, group: &str) -> Vec<String> {
     let mut ids = Vec::new();
@@ -57,7 +44,7 @@ fn flipped_bits_and_missing_segments_of_master_and_slave_are_repaired_while_they
     let mut cluster = builder.set(key, value).start();
     let mut slave = cluster.slave(1, &[SCRUB_RATE]);
     slave.start();
-    wait_in_sync(&cluster);
+    wait_whole(&cluster, 1, DEADLINE);
     cluster.create_topic("t");
     let raw = Raw::connect(&cluster.brokers[0].endpoint());
     for number in 0..MESSAGES {
@@ -65,7 +52,7 @@ fn flipped_bits_and_missing_segments_of_master_and_slave_are_repaired_while_they
             v2::Message { body: vec![7; BODY_BYTES].into(), ..message("t", &format!("M{number:02}")) };
         assert_eq!(raw.send(&[message]).status.unwrap().code(), Code::Ok);
     }
-    wait_in_sync(&cluster);
+    wait_whole(&cluster, 1, DEADLINE);
     cluster.brokers[0].stop();
     slave.stop();
 
@@ -109,7 +96,7 @@ fn flipped_bits_and_missing_segments_of_master_and_slave_are_repaired_while_they
     }
 
     // The slave has the index of all of it too: it takes its master's place.
-    wait_in_sync(&cluster);
+    wait_whole(&cluster, 1, DEADLINE);
     cluster.brokers[0].stop();
     slave.stop();
     let mut promoted = cluster.broker_set_member("broker-a-1", &["brokerRole=ASYNC_MASTER".to_owned()]);

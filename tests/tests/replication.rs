@@ -7,28 +7,12 @@ use std::time::Duration;
 
 use karman_remoting::proto::karman::{Durability, TopicConfig};
 use karman_remoting::proto::v2::{self, Code};
+use karman_tests::files::segments;
 use karman_tests::raw::{message, receive_request};
+use karman_tests::replicas::{listed, wait_whole};
 use karman_tests::{Cluster, Raw, until};
 
 const DEADLINE: Duration = Duration::from_secs(30);
-
-/// What `karman cluster list` says of the first broker.
-fn listed(cluster: &Cluster) -> serde_json::Value {
-    let list: serde_json::Value =
-        serde_json::from_str(&cluster.karman(&["-o", "json", "cluster", "list"])).unwrap();
-    list[0].clone()
-}
-
-/// Waits until so many slaves have all that the master has.
-fn wait_in_sync(cluster: &Cluster, slaves: usize) {
-    until(&format!("{slaves} slaves have everything"), DEADLINE, || {
-        let broker = listed(cluster);
-        let replicas = broker["replicas"].as_array().unwrap().iter();
-        let whole =
-            replicas.filter(|replica| replica["in_sync"] == true && replica["flushed_lag_bytes"] == 0);
-        (whole.count() == slaves).then_some(())
-    });
-}
 
 fn send(raw: &Raw, topic: &str, id: &str, body: usize) -> Code {
     let message = v2::Message { body: vec![7; body].into(), ..message(topic, id) };
@@ -38,18 +22,15 @@ fn send(raw: &Raw, topic: &str, id: &str, body: usize) -> Code {
 }
 
 /// The segments of a broker's log, in order.
-fn segments(directory: &Path) -> Vec<PathBuf> {
-    let files = std::fs::read_dir(directory.join("store/commitlog")).unwrap();
-    let mut logs: Vec<_> =
-        files.map(|file| file.unwrap().path()).filter(|path| path.extension().unwrap() == "log").collect();
-    logs.sort();
-    logs
+fn logs(directory: &Path) -> Vec<PathBuf> {
+    let found = segments(&directory.join("store/commitlog")).unwrap();
+    found.into_iter().map(|(_, path)| path).collect()
 }
 
 /// The log in `short` is a beginning of the one in `long`, and not an empty one.
 fn assert_same_log(short: &Path, long: &Path) {
     let mut used = 0;
-    for (one, other) in segments(short).iter().zip(segments(long)) {
+    for (one, other) in logs(short).iter().zip(logs(long)) {
         assert_eq!(one.file_name(), other.file_name());
         let (one, other) = (std::fs::read(one).unwrap(), std::fs::read(other).unwrap());
         let end = one.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
@@ -75,7 +56,7 @@ fn ids_of(raw: &Raw, topic: &str, group: &str, count: usize) -> Vec<String> {
 fn a_sync_master_answers_when_a_slave_has_it_and_refuses_without_one() {
     let mut cluster =
         Cluster::builder().namesrvs(1).brokers(1).slaves(1).set("brokerRole", "SYNC_MASTER").start();
-    wait_in_sync(&cluster, 1);
+    wait_whole(&cluster, 1, DEADLINE);
     cluster.create_topic("orders");
     let raw = Raw::connect(&cluster.brokers[0].endpoint());
     for number in 0..50 {
@@ -104,10 +85,10 @@ fn a_sync_master_answers_when_a_slave_has_it_and_refuses_without_one() {
     assert_eq!(send(&raw, "local", "L", 10), Code::Ok);
 
     cluster.slaves[0].start();
-    wait_in_sync(&cluster, 1);
+    wait_whole(&cluster, 1, DEADLINE);
     assert_eq!(send(&raw, "orders", "refused", 10), Code::Ok, "it was not stored");
     assert_eq!(ids_of(&raw, "orders", "all", sent + 1).len(), sent + 1);
-    wait_in_sync(&cluster, 1);
+    wait_whole(&cluster, 1, DEADLINE);
     let broker = listed(&cluster);
     assert_eq!(
         (&broker["role"], &broker["in_sync"], &broker["in_sync_needed"]),
@@ -129,7 +110,7 @@ fn a_slave_that_stands_still_does_not_stop_its_master_for_longer_than_it_may() {
         .set("haMaxTimeSlaveNotCatchup", "1500")
         .set("slaveTimeout", "500")
         .start();
-    wait_in_sync(&cluster, 2);
+    wait_whole(&cluster, 2, DEADLINE);
     cluster.create_topic("t");
     let raw = Raw::connect(&cluster.brokers[0].endpoint());
     assert_eq!(send(&raw, "t", "1", 10), Code::Ok);
@@ -141,7 +122,7 @@ fn a_slave_that_stands_still_does_not_stop_its_master_for_longer_than_it_may() {
     // The same id, whatever became of it before, is one message.
     assert_eq!(ids_of(&raw, "t", "g", 3), ["1", "2", "3"]);
     cluster.slaves[0].resume();
-    wait_in_sync(&cluster, 2);
+    wait_whole(&cluster, 2, DEADLINE);
 }
 
 #[test]
@@ -155,12 +136,12 @@ fn a_new_slave_begins_with_a_copy_and_takes_the_place_of_its_master() {
     }
     let mut slave = cluster.slave(1, &[]);
     slave.start();
-    wait_in_sync(&cluster, 1);
+    wait_whole(&cluster, 1, DEADLINE);
     assert!(slave.log().contains("copies its master's store"), "{}", slave.log());
     assert_eq!(send(&raw, "t", "B", 10), Code::Ok);
     let (_, taken) = raw.receive(receive_request("t", "half", "broker-a"));
     assert!(!taken.is_empty());
-    wait_in_sync(&cluster, 1);
+    wait_whole(&cluster, 1, DEADLINE);
 
     // What the master writes now, nobody has.
     slave.pause();
@@ -175,7 +156,7 @@ fn a_new_slave_begins_with_a_copy_and_takes_the_place_of_its_master() {
     deposed.start();
     cluster.brokers[0] = promoted;
     cluster.wait_whole();
-    wait_in_sync(&cluster, 1);
+    wait_whole(&cluster, 1, DEADLINE);
     assert!(deposed.log().contains("it is cut"), "{}", deposed.log());
     assert!(cluster.path().join("broker-a/store/quarantine").is_dir());
     let raw = Raw::connect(&cluster.brokers[0].endpoint());
@@ -183,7 +164,7 @@ fn a_new_slave_begins_with_a_copy_and_takes_the_place_of_its_master() {
     let ids = ids_of(&raw, "t", "all", 47);
     assert!(ids.contains(&"C".to_owned()) && !ids.contains(&"lost".to_owned()), "{ids:?}");
     assert_eq!(listed(&cluster)["epoch"], 2);
-    wait_in_sync(&cluster, 1);
+    wait_whole(&cluster, 1, DEADLINE);
     deposed.stop();
     cluster.brokers[0].stop();
     assert_same_log(&cluster.path().join("broker-a"), &cluster.path().join("broker-a-1"));
@@ -217,12 +198,12 @@ fn who_must_not_follow_is_told_why_and_nothing_is_touched() {
     let mut own = cluster.broker_set_member("stranger", &[]);
     own.start();
     own.stop();
-    let before = segments(&cluster.path().join("stranger"))
+    let before = logs(&cluster.path().join("stranger"))
         .iter()
         .map(|path| std::fs::read(path).unwrap())
         .collect::<Vec<_>>();
     refused("stranger", &["brokerId=3"], "another log");
-    let after = segments(&cluster.path().join("stranger"))
+    let after = logs(&cluster.path().join("stranger"))
         .iter()
         .map(|path| std::fs::read(path).unwrap())
         .collect::<Vec<_>>();

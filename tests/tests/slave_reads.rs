@@ -9,6 +9,7 @@ use karman_remoting::proto::karman::TopicConfig;
 use karman_remoting::proto::v2::{self, Code};
 use karman_tests::cluster::{Builder, Node, program};
 use karman_tests::raw::{ids, message, receive_request, resource, seconds};
+use karman_tests::replicas::wait_whole;
 use karman_tests::{Cluster, Raw, failover, until};
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -30,21 +31,13 @@ fn pull(raw: &Raw, offset: i64) -> (v2::Status, Vec<v2::Message>, Option<i64>) {
     })
 }
 
-fn wait_in_sync(cluster: &Cluster, count: u64) {
-    until("all have everything", DEADLINE, || {
-        let list: serde_json::Value =
-            serde_json::from_str(&cluster.karman(&["-o", "json", "cluster", "list"])).unwrap();
-        (list[0]["in_sync"] == count).then_some(())
-    });
-}
-
 /// The master's set: a slave that may be read, and another.
 fn start(master: Builder) -> (Cluster, Node, Node) {
     let cluster = master.namesrvs(1).brokers(1).set("brokerRole", "SYNC_MASTER").start();
     let (mut slave, mut other) = (cluster.slave(1, &["slaveReadEnable=true"]), cluster.slave(2, &[]));
     slave.start();
     other.start();
-    wait_in_sync(&cluster, 3);
+    wait_whole(&cluster, 2, DEADLINE);
     make_topic(&Raw::connect(&cluster.brokers[0].endpoint()));
     (cluster, slave, other)
 }

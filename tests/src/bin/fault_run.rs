@@ -49,7 +49,7 @@ fn main() -> anyhow::Result<ExitCode> {
         eprintln!("stops: everything is healed and removed first");
         asked.store(true, Ordering::Relaxed);
     });
-    let summary = run(&Options { seconds, rate, every_seconds: every, seed, kinds }, &out, &stop)?;
+    let summary = run(&Options { seconds, rate, every_seconds: every, seed, kinds }, &out, &stop, |_| ())?;
     print!("{}", summary.markdown());
     if !summary.is_well() {
         eprintln!("VIOLATED: see {}", out.join("verdicts.txt").display());

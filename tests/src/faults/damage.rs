@@ -122,8 +122,7 @@ impl Injection<'_> {
         let mut is_repaired = false;
         match (self.fault.kind, self.fault.form % 4) {
             (Kind::TornTail, form) => {
-                let (_, path) = segments.last().expect("a log has a segment");
-                tear(path, self.fault.share, if form < 2 { 0 } else { 0x5a });
+                tear(&segments, self.fault.share, if form < 2 { 0 } else { 0x5a });
             }
             // What is damaged of a segment that is not full waits until it is.
             (_, 0 | 1) if segments.len() > 1 => {
@@ -169,8 +168,11 @@ fn flip(path: &Path, at: u64) {
 }
 
 /// The last bytes of the log, a page of them at most, become `other`.
-fn tear(path: &Path, share: f64, other: u8) {
-    let (_, end) = logs::records(path).expect("a segment can be read");
+fn tear(segments: &[(u64, PathBuf)], share: f64, other: u8) {
+    let mut ends =
+        segments.iter().rev().map(|(_, path)| (path, logs::records(path).expect("a segment can be read").1));
+    // The last one may have been made ahead.
+    let (path, end) = ends.find(|(_, end)| *end > 0).expect("a log that was written has a record");
     let length = ((PAGE_BYTES as f64 * share) as u64 + 1).min(end);
     let file = File::options().write(true).open(path).expect("a file of a stopped broker can be opened");
     file.write_all_at(&vec![other; length as usize], end - length).expect("it can be written");

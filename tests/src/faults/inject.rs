@@ -307,6 +307,7 @@ impl Injection<'_> {
         for word in ["is the master now", "follows its master"] {
             assert!(!log.contains(word), "a second broker of the same id is let in: {log}");
         }
+        assert!(log.contains("needs a brokerId of its own"), "it is not told why: {log}");
     }
 }
 

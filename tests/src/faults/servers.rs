@@ -164,6 +164,16 @@ impl Servers {
         self.all().map(|server| server.node.endpoint()).collect()
     }
 
+    /// All namesrvs, as clients are told them.
+    pub(super) fn namesrvs(&self) -> String {
+        namesrv_addresses().join(";")
+    }
+
+    /// A door to each set, and its name.
+    pub(super) fn owners(&self) -> Vec<(String, String)> {
+        self.targets().into_iter().map(|set| (set.endpoints[0].clone(), set.name)).collect()
+    }
+
     /// The doors of each set.
     pub(super) fn targets(&self) -> Vec<Target> {
         let doors = |members: &[Server]| members.iter().map(|one| one.node.endpoint()).collect();
