@@ -106,6 +106,7 @@ impl Front {
         let routes = self.routes.read();
         match routes.broker(broker) {
             Some(identity) if !relayed => Ok(Owner::There(identity.clone())),
+            Some(_) => Err(self.not_here()),
             // Clients repeat a call that did not reach its broker, and give up one whose broker nobody knows.
             None if self.routes.is_learning()
                 || routes.is_expected_back(broker)
@@ -118,6 +119,13 @@ impl Front {
             }
             _ => Err(Rejection::UnknownBroker { broker: validate::shortened(broker) }),
         }
+    }
+
+    /// What a door is told that takes this node for a master: it was one, and is not any more. Not that there is no such broker,
+    /// or topic: then the client would give up what it has to repeat.
+    fn not_here(&self) -> Rejection {
+        let broker = self.standby.as_ref().map(|standby| standby.broker_name.clone()).unwrap_or_default();
+        Rejection::PeerUnavailable { broker, why: "another is its master now; send again".to_owned() }
     }
 
     /// Before it is said that nobody has `topic`: see [`Self::until_known`].

@@ -38,7 +38,10 @@ impl Front {
                 let topic = validate::topic_of(queue.and_then(|queue| queue.topic.as_ref()))?;
                 self.until_topic_known(topic, relayed).await;
                 let owner = self.owners_of_topic(topic, relayed).pop();
-                owner.ok_or_else(|| Rejection::TopicNotFound { topic: topic.to_owned() })?
+                owner.ok_or_else(|| match relayed {
+                    true => self.not_here(),
+                    false => Rejection::TopicNotFound { topic: topic.to_owned() },
+                })?
             }
             broker => self.owner_named(broker, relayed).await?,
         };

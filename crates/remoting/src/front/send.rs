@@ -43,6 +43,9 @@ impl Front {
             if messages.is_empty() {
                 return Err(Rejection::NoMessage);
             }
+            if relayed {
+                return Err(self.not_here());
+            }
             validate::topic(&topic)?;
             return Err(Rejection::TopicNotFound { topic });
         };

@@ -53,7 +53,7 @@ fn judge_lane(history: &History, group: u32, lane: &[u32], found: &mut Found) {
             found.violation(history, number, || format!("came at {}, when {holder} was not done", first.t));
         }
         let last = case.deliveries.iter().map(|one| one.given).max().unwrap_or_default();
-        if last > followed && !is_taken_back_by_a_crash(history, &case, followed) {
+        if last > followed && !is_taken_back_by_a_crash(history, &case, followed, last) {
             let what = || format!("came again at {last}, when one behind it had come at {followed}");
             found.violation(history, number, what);
         }
@@ -70,9 +70,9 @@ fn released(case: &Case<'_>) -> u64 {
     said.map(|one| one.b).chain(dead).min().unwrap_or(NEVER)
 }
 
-/// An acknowledgement that was never answered may have let the next one go and then have been lost with the process.
-fn is_taken_back_by_a_crash(history: &History, case: &Case<'_>, followed: u64) -> bool {
-    let open = case.releases.iter().filter(|one| one.out == Outcome::Unknown && one.b <= followed);
-    let mut killed = open.map(|one| history.killed(one.broker, one.b, one.e));
-    killed.any(|killed| killed)
+/// An acknowledgement that was never answered may have let the next one go and then have been lost with the process, or with a
+/// master whose place another took before this one came `again`.
+fn is_taken_back_by_a_crash(history: &History, case: &Case<'_>, followed: u64, again: u64) -> bool {
+    let mut open = case.releases.iter().filter(|one| one.out == Outcome::Unknown && one.b <= followed);
+    open.any(|one| history.killed(one.broker, one.b, one.e.max(again)))
 }

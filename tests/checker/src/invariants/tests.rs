@@ -138,6 +138,14 @@ fn s4_a_message_that_comes_again_behind_a_later_one_is_found() {
     let again = |book: Book| book.deliver("b", 8).ack("b", 9, Ok).deliver("a", 20_000).ack("a", 20_001, Ok);
     assert_eq!(again(lane()).violated(), ["S4"]);
     assert_eq!(again(lane().kill(6)).violated(), NONE, "the acknowledgement was lost with the process");
+    assert_eq!(
+        again(lane().kill(15_000)).violated(),
+        NONE,
+        "the same, some time after nobody waited for it any more"
+    );
+    for other in [2, 20_500] {
+        assert_eq!(again(lane().kill(other)).violated(), ["S4"], "a kill at {other} took nothing of it");
+    }
 }
 
 #[test]
