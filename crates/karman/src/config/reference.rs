@@ -183,11 +183,9 @@ impl Key {
     fn limits(&self) -> Option<String> {
         (!self.allowed.is_empty()).then(|| {
             let text = self.allowed.join("; ");
-            let begins_with_a_word = text
-                .split(' ')
-                .next()
-                .is_some_and(|word| word.bytes().all(|byte| byte.is_ascii_alphabetic()));
-            let (first, rest) = text.split_at(usize::from(begins_with_a_word));
+            let word = text.split([' ', ',']).next().unwrap_or_default();
+            let is_word = !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphabetic());
+            let (first, rest) = text.split_at(usize::from(is_word));
             format!("{}{rest}.", first.to_uppercase())
         })
     }
