@@ -4,16 +4,21 @@ mod check;
 
 use std::time::Duration;
 
+use karman_remoting::secret::Secret;
 use karman_remoting::server::TlsMode;
 use karman_store::{Durability, Retention};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::broker::HeldLimits;
 use crate::dedupe::WINDOW_DEFAULT_MINUTES;
 use crate::replication::in_sync::Demands;
 
-/// The configuration of one broker.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+/// What the keys begin with in the environment.
+pub const ENV_PREFIX: &str = "KARMAN_BROKER__";
+
+/// The configuration of one broker. Its comments are the reference (`docs/configuration.md`): a number's says its unit.
+#[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct BrokerConfig {
     /// The cluster this broker belongs to.
@@ -38,9 +43,9 @@ pub struct BrokerConfig {
     /// So many must have a send before it is answered that asks for replicas, the master included. 0: 2 for a
     /// `SYNC_MASTER`, else 1.
     pub in_sync_replicas: u32,
-    /// No such send is taken while fewer are in sync, the master included.
+    /// A send that asks for replicas is refused while fewer are in sync, the master included.
     pub min_in_sync_replicas: u32,
-    /// It is answered only when all that are in sync have it.
+    /// A send that asks for replicas is answered only when all that are in sync have it.
     pub all_ack_in_sync_state_set: bool,
     /// A slave that was behind for longer is not in sync. Milliseconds.
     pub ha_max_time_slave_not_catchup: u64,
@@ -60,12 +65,14 @@ pub struct BrokerConfig {
     pub internal_listen_address: String,
     /// Where `/metrics`, `/livez` and `/readyz` are served.
     pub metrics_listen_address: String,
-    /// What clients are told to connect to, `host` or `host:port`; empty: the listening address.
+    /// What clients are told to connect to, `host` or `host:port`. Empty: `grpcListenAddress`, or the address from which this machine
+    /// would send where that is all addresses.
     pub advertised_address: String,
-    /// What other nodes are told to connect to, `host` or `host:port`; empty: the listening address.
+    /// What other nodes are told to connect to, `host` or `host:port`. Empty: `internalListenAddress`, or the address from which this
+    /// machine would send where that is all addresses.
     pub internal_advertised_address: String,
     /// Brokers, namesrvs and operators must carry it; empty admits everyone.
-    pub cluster_secret: String,
+    pub cluster_secret: Secret,
     /// `SYNC_FLUSH`: a send is answered when it is on disk. `ASYNC_FLUSH`: when the kernel has it.
     pub flush_disk_type: String,
     /// Milliseconds between flushes with `ASYNC_FLUSH`.
@@ -77,7 +84,8 @@ pub struct BrokerConfig {
     pub mapped_file_size_commit_log: u64,
     /// How long messages are kept that no topic keeps for longer or shorter. Hours.
     pub file_reserved_time: u64,
-    /// At which hours of the day, local time, segments of the log go whose time is over: `04` or `04;16`.
+    /// At which hours of the day, local time, segments of the log go whose time is over: `04` or `04;16`. The images hold no time
+    /// zones: local time is UTC there, unless `TZ` of the environment is a rule such as `CET-1CEST,M3.5.0,M10.5.0/3`.
     pub delete_when: String,
     /// Percent of the disk; beyond, segments whose time is over go at any hour.
     pub disk_max_used_space_ratio: u8,
@@ -92,7 +100,7 @@ pub struct BrokerConfig {
     /// A message id that was stored in the last so many minutes is not stored again; of topics that do not say it
     /// themselves and whose sends are answered when they are on disk. 0: it is.
     pub dedup_window_minutes: u32,
-    /// So many message ids are remembered for that; under a high load they do not last for the whole window.
+    /// So many message ids are remembered for `dedupWindowMinutes`; under a high load they do not last for the whole window.
     pub dedup_messages_max: u64,
     /// An unknown topic is made when it is asked for. Off: a typo must not make a topic.
     pub auto_create_topic_enable: bool,
@@ -110,9 +118,9 @@ pub struct BrokerConfig {
     /// A producer that has not ended a transaction is asked about it after so long, if the message does not say
     /// otherwise. Milliseconds.
     pub transaction_time_out: u64,
-    /// It is asked again after so long. Milliseconds.
+    /// A producer is asked again about a transaction after so long. Milliseconds.
     pub transaction_check_interval: u64,
-    /// So often; then the message goes to `TRANS_CHECK_MAX_TIME_TOPIC`.
+    /// A producer is asked about a transaction so often; then the message goes to `TRANS_CHECK_MAX_TIME_TOPIC`.
     pub transaction_check_max: u32,
     /// Lite topics of one parent; what would be more is refused with `LITE_TOPIC_QUOTA_EXCEEDED`.
     pub max_lite_topics: u32,
@@ -126,9 +134,10 @@ pub struct BrokerConfig {
     pub data_threads: u32,
     /// `disabled`, `permissive` (TLS and plaintext) or `enforcing` (TLS only).
     pub tls_server_mode: TlsMode,
-    /// Certificate chain as PEM; empty makes a self-signed one.
+    /// Certificate chain as PEM; empty makes a self-signed one. Clients that verify it look for the host of `advertisedAddress`, and for
+    /// the one they were given to connect to, among its subject alternative names.
     pub tls_server_cert_path: String,
-    /// Private key as PEM.
+    /// Private key of `tlsServerCertPath`, as PEM.
     pub tls_server_key_path: String,
 }
 
@@ -157,7 +166,7 @@ impl Default for BrokerConfig {
             metrics_listen_address: "0.0.0.0:5557".into(),
             advertised_address: String::new(),
             internal_advertised_address: String::new(),
-            cluster_secret: String::new(),
+            cluster_secret: Secret::default(),
             flush_disk_type: "SYNC_FLUSH".into(),
             flush_interval_commit_log: 500,
             sync_flush_timeout: 5000,

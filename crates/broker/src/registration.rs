@@ -16,6 +16,7 @@ use karman_remoting::proto::karman::{
     BrokerDelta, BrokerReport, BrokerState, Heartbeat, RouteChange, RouteUpdate,
 };
 use karman_remoting::route_table::SharedRoutes;
+use karman_remoting::secret::Secret;
 use karman_remoting::server::MAX_DECODING_SIZE_BYTES;
 use parking_lot::Mutex;
 use rand::Rng as _;
@@ -89,7 +90,7 @@ pub struct Registrations {
     own: Own,
     routes: SharedRoutes,
     holders: Mutex<Holders>,
-    secret: String,
+    secret: Secret,
     heartbeat_interval: Duration,
     silence_max: Duration,
 }

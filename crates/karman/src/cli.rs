@@ -6,10 +6,11 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use karman_client::{ClientError, Code};
+use karman_remoting::secret::Secret;
 
 use crate::node::Node;
 use crate::output::Format;
-use crate::{bench, client, cluster, dev, dlq, group, message, offset, ready, store, topic};
+use crate::{bench, client, cluster, config, dev, dlq, group, message, offset, ready, store, topic};
 
 const EXIT_FAILED: u8 = 1;
 /// Also clap's.
@@ -40,7 +41,7 @@ struct Cli {
 
     /// What `clusterSecret` of the nodes says, if it is set
     #[arg(long, global = true, env = "KARMAN_CLUSTER_SECRET", hide_env_values = true, default_value = "")]
-    cluster_secret: String,
+    cluster_secret: Secret,
 
     #[command(subcommand)]
     command: Command,
@@ -54,6 +55,9 @@ enum Command {
     /// Verify, look at and repair what a broker has stored
     #[command(subcommand)]
     Store(store::StoreCommand),
+    /// Print what a configuration may hold, check one, import one of RocketMQ
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
     /// Ask a node whether it is ready
     #[command(after_help = ready::AFTER_HELP)]
     Ready(ready::ReadyArgs),
@@ -142,6 +146,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Dev(args) => dev::run(args, cli.cluster_secret),
         Command::Ready(args) => ready::run(&args, cli.output),
+        Command::Config(command) => config::run(command, cli.output),
         Command::Store(command) => {
             let node = Node::new(cli.endpoint, cli.cluster_secret);
             store::run(command, &node, cli.output)

@@ -11,6 +11,7 @@ use clap::Args;
 use karman_broker::BrokerConfig;
 use karman_namesrv::NamesrvConfig;
 use karman_remoting::proto::karman::{DescribeClusterRequest, TopicConfig};
+use karman_remoting::secret::Secret;
 use karman_remoting::{logging, signals};
 
 use crate::node::Node;
@@ -76,7 +77,7 @@ fn topic(text: &str) -> Result<TopicConfig, String> {
 }
 
 /// Runs until a signal. Not to be called on a runtime: starting blocks while the log is recovered.
-pub(crate) fn run(args: DevArgs, cluster_secret: String) -> anyhow::Result<()> {
+pub(crate) fn run(args: DevArgs, cluster_secret: Secret) -> anyhow::Result<()> {
     logging::init()?;
     let flush_disk_type = match args.durability {
         DurabilityWord::Disk => "SYNC_FLUSH",

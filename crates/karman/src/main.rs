@@ -6,6 +6,7 @@ mod bench;
 mod cli;
 mod client;
 mod cluster;
+mod config;
 mod confirm;
 mod controller;
 mod dev;

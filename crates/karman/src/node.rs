@@ -10,6 +10,7 @@ use karman_remoting::proto::karman::BrokerResult;
 use karman_remoting::proto::karman::admin_client::AdminClient;
 use karman_remoting::proto::v2;
 use karman_remoting::proto::v2::messaging_service_client::MessagingServiceClient;
+use karman_remoting::secret::Secret;
 use karman_remoting::server::MAX_DECODING_SIZE_BYTES;
 use karman_remoting::status::Answer;
 use serde::Serialize;
@@ -26,11 +27,11 @@ const TIMEOUT: Duration = Duration::from_secs(8);
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) endpoint: String,
-    pub(crate) cluster_secret: String,
+    pub(crate) cluster_secret: Secret,
 }
 
 impl Node {
-    pub(crate) fn new(endpoint: String, cluster_secret: String) -> Self {
+    pub(crate) fn new(endpoint: String, cluster_secret: Secret) -> Self {
         Self { endpoint, cluster_secret }
     }
 
@@ -201,7 +202,7 @@ mod tests {
 
     #[test]
     fn brokers_that_disagree_are_named() {
-        let node = Node::new("n:1".into(), String::new());
+        let node = Node::new("n:1".into(), Secret::default());
         let row = |name: &str, status| BrokerResult { broker_name: name.into(), status: Some(status) };
         let rows = [row("a", status(Code::Ok, "OK")), row("b", status(Code::TopicNotFound, "no such topic"))];
         let error = node.check(Some(&status(Code::MultipleResults, "see below")), &rows).unwrap_err();
@@ -212,7 +213,7 @@ mod tests {
 
     #[test]
     fn a_deadline_that_passed_is_told_as_one() {
-        let node = Node::new("n:1".into(), String::new());
+        let node = Node::new("n:1".into(), Secret::default());
         let expired = Status::from_error(Box::new(tonic::TimeoutExpired(())));
         assert!(matches!(node.failure(&expired), ClientError::Timeout { .. }));
         let secret = node.failure(&Status::permission_denied("a secret"));
@@ -221,7 +222,7 @@ mod tests {
 
     #[test]
     fn the_scheme_is_not_part_of_the_address() {
-        let node = |endpoint: &str| Node::new(endpoint.into(), String::new());
+        let node = |endpoint: &str| Node::new(endpoint.into(), Secret::default());
         assert_eq!((node("https://n:1").address(), node("https://n:1").is_tls()), ("n:1", true));
         assert_eq!((node("n:1").address(), node("n:1").is_tls()), ("n:1", false));
     }

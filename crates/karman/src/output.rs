@@ -54,7 +54,7 @@ pub(crate) fn paragraph(indent: usize, text: &str) -> io::Result<()> {
     line(&wrapped(indent, text))
 }
 
-fn wrapped(indent: usize, text: &str) -> String {
+pub(crate) fn wrapped(indent: usize, text: &str) -> String {
     let (mut whole, mut column) = (" ".repeat(indent), indent);
     for word in text.split_whitespace() {
         let width = word.chars().count();

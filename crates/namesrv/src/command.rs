@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use clap::Parser;
 use karman_remoting::{config, logging, signals};
 
+use crate::config::ENV_PREFIX;
 use crate::{NamesrvConfig, start};
 
 /// A Karman name server: it knows which broker has which topic.
@@ -28,8 +29,7 @@ struct Arguments {
 /// Runs a namesrv as the arguments say, the name of the program in front of them, until it is told to stop.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
     let arguments = Arguments::parse_from(arguments);
-    let loaded =
-        config::load::<NamesrvConfig>("KARMAN_NAMESRV__", arguments.config.as_deref(), &arguments.sets)?;
+    let loaded = config::load::<NamesrvConfig>(ENV_PREFIX, arguments.config.as_deref(), &arguments.sets)?;
     if arguments.print_config {
         print!("{}", loaded.to_text());
         return Ok(());

@@ -4,14 +4,19 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use karman_remoting::config::Unusable;
+use karman_remoting::secret::{SECRET_ALLOWED, Secret};
 use karman_remoting::server::TlsMode;
 use karman_remoting::validate;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::controller::{ControllerOptions, parse_peers};
 
-/// The configuration of one namesrv.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+/// What the keys begin with in the environment.
+pub const ENV_PREFIX: &str = "KARMAN_NAMESRV__";
+
+/// The configuration of one namesrv. Its comments are the reference (`docs/configuration.md`): a number's says its unit.
+#[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct NamesrvConfig {
     /// Where clients and brokers connect.
@@ -21,16 +26,17 @@ pub struct NamesrvConfig {
     /// Holds the self-signed certificate; nothing else is kept.
     pub store_path_root_dir: String,
     /// Brokers and operators must carry it; empty admits everyone.
-    pub cluster_secret: String,
+    pub cluster_secret: Secret,
     /// A broker that is silent for longer is dropped from the routes. Milliseconds.
     pub broker_not_active_timeout_millis: u64,
     /// How often silent brokers are looked for. Milliseconds.
     pub scan_not_active_broker_interval: u64,
     /// `disabled` or `permissive` (TLS and plaintext).
     pub tls_server_mode: TlsMode,
-    /// Certificate chain as PEM; empty makes a self-signed one.
+    /// Certificate chain as PEM; empty makes a self-signed one. Clients that verify it look for the host they were given to connect
+    /// to among its subject alternative names.
     pub tls_server_cert_path: String,
-    /// Private key as PEM.
+    /// Private key of `tlsServerCertPath`, as PEM.
     pub tls_server_key_path: String,
     /// Whether this namesrv is one of the controllers.
     #[serde(rename = "enableControllerInNamesrv")]
@@ -38,12 +44,12 @@ pub struct NamesrvConfig {
     /// The controllers that form a group, by their namesrvs' addresses: `1-host:9876;2-host:9876;3-host:9876`. Later it is changed by
     /// `karman cluster controllers set`.
     pub controller_peers: String,
-    /// Which of them this one is.
+    /// Which of `controllerPeers` this one is.
     pub controller_self_id: u64,
-    /// Names the group; controllers of another are refused.
+    /// Names the group of controllers; those of another are refused.
     #[serde(rename = "controllerDLegerGroup")]
     pub controller_dleger_group: String,
-    /// What the controllers agree on is kept there.
+    /// Where what the controllers agree on is kept.
     pub controller_store_path: String,
     /// A master that cannot renew for so long has no say any more. Milliseconds.
     pub controller_lease_millis: u64,
@@ -57,7 +63,7 @@ impl Default for NamesrvConfig {
             grpc_listen_address: "0.0.0.0:9876".into(),
             metrics_listen_address: "0.0.0.0:5557".into(),
             store_path_root_dir: "./karman-namesrv-data".into(),
-            cluster_secret: String::new(),
+            cluster_secret: Secret::default(),
             broker_not_active_timeout_millis: 10_000,
             scan_not_active_broker_interval: 500,
             tls_server_mode: TlsMode::Permissive,
@@ -74,15 +80,30 @@ impl Default for NamesrvConfig {
     }
 }
 
+/// Takes a key, its value, what is allowed, and whether it is good.
+type Check<'a> = &'a mut dyn FnMut(&'static str, &str, &'static str, bool);
+
 impl NamesrvConfig {
     /// Every value that cannot be used.
     pub fn invalid(&self) -> Vec<Unusable> {
         let mut found = Vec::new();
-        let mut check = |key, value: &str, allowed, good: bool| {
+        self.check(&mut |key, value, allowed, good| {
             if !good {
                 found.push(Unusable { key, value: value.to_owned(), allowed });
             }
-        };
+        });
+        found
+    }
+
+    /// What is allowed: keys with the words of the errors. A key may have several.
+    pub fn rules() -> Vec<(&'static str, &'static str)> {
+        let mut all = Vec::new();
+        let controller = Self { enable_controller_in_namesrv: true, ..Self::default() };
+        controller.check(&mut |key, _, allowed, _| all.push((key, allowed)));
+        all
+    }
+
+    fn check(&self, check: Check<'_>) {
         let is_address = |text: &str| text.parse::<SocketAddr>().is_ok();
         let address = "IP:PORT is allowed, 0 being any free port";
         check("grpcListenAddress", &self.grpc_listen_address, address, is_address(&self.grpc_listen_address));
@@ -101,13 +122,14 @@ impl NamesrvConfig {
         let both = self.tls_server_cert_path.is_empty() == self.tls_server_key_path.is_empty();
         let together = "set both tlsServerCertPath and tlsServerKeyPath, or none";
         check("tlsServerKeyPath", &self.tls_server_key_path, together, both);
+        let secret = &self.cluster_secret;
+        check("clusterSecret", secret.shown(), SECRET_ALLOWED, secret.is_header());
         if self.enable_controller_in_namesrv {
-            self.check_controller(&mut check);
+            self.check_controller(check);
         }
-        found
     }
 
-    fn check_controller(&self, check: &mut impl FnMut(&'static str, &str, &'static str, bool)) {
+    fn check_controller(&self, check: Check<'_>) {
         let peers = parse_peers(&self.controller_peers);
         let allowed = "1, 3, 5 or 7 controllers are allowed, each as ID-HOST:PORT, separated by ';': \
                        1-host:9876;2-host:9876;3-host:9876";

@@ -22,6 +22,7 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use karman_remoting::secret::Secret;
 use tokio_util::sync::CancellationToken;
 
 use self::lead::Lead;
@@ -47,7 +48,7 @@ pub struct ControllerOptions {
     /// `controllerStorePath`
     pub store_path: PathBuf,
     /// `clusterSecret`
-    pub secret: String,
+    pub secret: Secret,
     /// `controllerLeaseMillis`
     pub lease: Duration,
     /// `enableElectUncleanMaster`

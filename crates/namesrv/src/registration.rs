@@ -13,6 +13,7 @@ use karman_remoting::proto::karman::registration_server::Registration;
 use karman_remoting::proto::karman::route_update::Update;
 use karman_remoting::proto::karman::{BrokerReport, Heartbeat, RouteChange, RouteTable, RouteUpdate};
 use karman_remoting::route_table::SharedRoutes;
+use karman_remoting::secret::Secret;
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
 use tokio::time::{Interval, MissedTickBehavior};
@@ -38,7 +39,7 @@ pub struct Registrations {
     changes: broadcast::Sender<RouteChange>,
     next_stream: AtomicU64,
     started: Instant,
-    secret: String,
+    secret: Secret,
     stopping: CancellationToken,
 }
 
@@ -47,7 +48,7 @@ impl Registrations {
     pub fn new(
         routes: SharedRoutes,
         silence_max: Duration,
-        secret: String,
+        secret: Secret,
         stopping: CancellationToken,
     ) -> Arc<Self> {
         routes.begin_to_learn();

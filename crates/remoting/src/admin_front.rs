@@ -22,6 +22,7 @@ use crate::proto::karman::{self as v1, BrokerIdentity};
 use crate::proto::v2::Code;
 use crate::relay::{Peers, failure};
 use crate::route_table::SharedRoutes;
+use crate::secret::Secret;
 use crate::status::Rejection;
 use crate::validate;
 
@@ -42,7 +43,7 @@ const ROUTES_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct AdminFront {
     routes: SharedRoutes,
     peers: Peers,
-    secret: String,
+    secret: Secret,
     /// The admin service of the own broker, with its name.
     local: Option<(String, Arc<dyn Admin>)>,
     /// The reads of the own slave, with its `brokerName`.
@@ -147,7 +148,7 @@ impl AdminFront {
     pub fn new(
         routes: SharedRoutes,
         peers: Peers,
-        secret: String,
+        secret: Secret,
         local: Option<(&Local, Arc<dyn Admin>)>,
     ) -> Self {
         let local = local.map(|(local, admin)| (local.broker_name.clone(), admin));

@@ -3,32 +3,33 @@
 //! Keys are RocketMQ's, spelled as in its documents (`flushDiskType`). In the environment a key is written in upper
 //! snake case behind the prefix (`KARMAN_BROKER__FLUSH_DISK_TYPE`). Used once, at start, by the thread that starts.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use config::{FileFormat, Map, Source, Value, ValueKind};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use crate::secret::HIDDEN;
 
 /// A configuration and where each value came from.
 #[derive(Debug)]
 pub struct Loaded<T> {
     /// What is in force.
     pub config: T,
-    /// For each key, in the order of the names: the key, its value, and its origin: `default`, `file PATH`,
-    /// `env NAME` or `--set`.
+    /// For each key, in the order of the names: the key, its value (of a [`Secret`](crate::secret::Secret) what is shown of it), and
+    /// its origin: `default`, `file PATH`, `env NAME` or `--set`.
     pub origins: Vec<(String, String, String)>,
 }
 
 impl<T> Loaded<T> {
-    /// For `--print-config`: a line of valid TOML for each key, with where its value came from. Secrets are not shown.
+    /// For `--print-config`: a line of valid TOML for each key, with where its value came from.
     pub fn to_text(&self) -> String {
         let mut text = String::new();
         for (key, value, origin) in &self.origins {
-            let shown = if key.ends_with("Secret") && !value.is_empty() { "<hidden>" } else { value };
-            let plain = shown.parse::<i64>().is_ok() || matches!(shown, "true" | "false");
-            let quoted = if plain { shown.to_owned() } else { format!("{shown:?}") };
+            let plain = value.parse::<i64>().is_ok() || matches!(value.as_str(), "true" | "false");
+            let quoted = if plain { value.clone() } else { format!("{value:?}") };
             text.push_str(&format!("{key} = {quoted}  # {origin}\n"));
         }
         text
@@ -59,12 +60,14 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// The file is not TOML.
-    #[error("the configuration file {path} is not valid TOML: {source}", path = path.display())]
+    #[error("the configuration file {path} is not valid TOML: line {line}: {reason}", path = path.display())]
     NotToml {
         /// The file.
         path: PathBuf,
-        /// Line and column, and what is wrong there.
-        source: config::ConfigError,
+        /// The first line of it is 1. What stands there is not shown: it may be a secret.
+        line: usize,
+        /// What is wrong there.
+        reason: String,
     },
     /// An argument of `--set` has no `=`.
     #[error("--set {argument:?} is not of the form key=value")]
@@ -73,7 +76,7 @@ pub enum ConfigError {
         argument: String,
     },
     /// There is no such key.
-    #[error("unknown key {key:?} ({origin}); the nearest known key is {nearest:?}")]
+    #[error("unknown key {key:?} ({origin}); did you mean {nearest:?}?")]
     UnknownKey {
         /// As it was written.
         key: String,
@@ -117,25 +120,19 @@ fn load_with<T: DeserializeOwned + Serialize + Default>(
     sets: &[String],
 ) -> Result<Loaded<T>, ConfigError> {
     let keys = Keys(table(&T::default())?.into_iter().map(|(key, _)| key).collect());
-    let mut builder = config::Config::builder();
-    if let Some(path) = file {
-        builder = builder.add_source(file_layer(&keys, path)?);
-    }
-    builder = builder.add_source(env_layer(&keys, env_prefix, env)?).add_source(set_layer(&keys, sets)?);
-    let given: Map<String, Value> = builder
-        .build()
-        .and_then(|merged| merged.cache.into_table())
-        .map_err(|error| ConfigError::Refused(error.to_string()))?;
+    let mut given = file.map_or_else(|| Ok(Layer::new()), |path| file_layer(&keys, path))?;
+    given.extend(env_layer(&keys, env_prefix, env)?);
+    given.extend(set_layer(&keys, sets)?);
     let mut values = serde_json::Map::new();
-    for (key, value) in &given {
-        values.insert(key.clone(), accepted::<T>(key, value)?);
+    for (key, given) in &given {
+        values.insert(key.clone(), accepted::<T>(key, given)?);
     }
     let config: T =
         serde_json::from_value(values.into()).map_err(|error| ConfigError::Refused(error.to_string()))?;
     let origins = table(&config)?
         .into_iter()
         .map(|(key, value)| {
-            let origin = given.get(&key).and_then(Value::origin).unwrap_or("default").to_owned();
+            let origin = given.get(&key).map_or("default", |given| &given.origin).to_owned();
             (key, value, origin)
         })
         .collect();
@@ -146,15 +143,18 @@ fn load_with<T: DeserializeOwned + Serialize + Default>(
 fn table<T: Serialize>(config: &T) -> Result<Vec<(String, String)>, ConfigError> {
     match serde_json::to_value(config) {
         Ok(serde_json::Value::Object(table)) => {
-            let text = |value| match value {
-                serde_json::Value::String(text) => text,
-                serde_json::Value::Null => String::new(),
-                other => other.to_string(),
-            };
             Ok(table.into_iter().map(|(key, value)| (key, text(value))).collect())
         }
         Ok(other) => Err(ConfigError::Refused(format!("it is not a table of keys but {other}"))),
         Err(error) => Err(ConfigError::Refused(error.to_string())),
+    }
+}
+
+fn text(value: serde_json::Value) -> String {
+    match value {
+        serde_json::Value::String(text) => text,
+        serde_json::Value::Null => String::new(),
+        other => other.to_string(),
     }
 }
 
@@ -185,37 +185,28 @@ impl Keys {
     }
 }
 
-/// The values of one origin; each carries the name of it.
-#[derive(Clone, Debug, Default)]
-struct Layer(Map<String, Value>);
-
-impl Layer {
-    fn insert(&mut self, key: String, origin: String, kind: impl Into<ValueKind>) {
-        self.0.insert(key, Value::new(Some(&origin), kind));
-    }
+/// A value as it was written, and where.
+struct Given {
+    value: serde_json::Value,
+    origin: String,
 }
 
-impl Source for Layer {
-    fn clone_into_box(&self) -> Box<dyn Source + Send + Sync> {
-        Box::new(self.clone())
-    }
-
-    fn collect(&self) -> Result<Map<String, Value>, config::ConfigError> {
-        Ok(self.0.clone())
-    }
-}
+/// The values of one origin.
+type Layer = BTreeMap<String, Given>;
 
 fn file_layer(keys: &Keys, path: &Path) -> Result<Layer, ConfigError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| ConfigError::ReadFile { path: path.to_owned(), source })?;
-    let table = config::File::from_str(&text, FileFormat::Toml)
-        .collect()
-        .map_err(|source| ConfigError::NotToml { path: path.to_owned(), source })?;
+    let table: serde_json::Map<_, _> = toml::from_str(&text).map_err(|error| {
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let line = 1 + before.matches('\n').count();
+        ConfigError::NotToml { path: path.to_owned(), line, reason: error.message().to_owned() }
+    })?;
     let origin = format!("file {}", path.display());
-    let mut layer = Layer::default();
+    let mut layer = Layer::new();
     for (key, value) in table {
         keys.check(&key, &origin)?;
-        layer.insert(key, origin.clone(), value.kind);
+        layer.insert(key, Given { value, origin: origin.clone() });
     }
     Ok(layer)
 }
@@ -225,57 +216,64 @@ fn env_layer(
     prefix: &str,
     env: impl Iterator<Item = (OsString, OsString)>,
 ) -> Result<Layer, ConfigError> {
-    let mut layer = Layer::default();
+    let mut layer = Layer::new();
     for (name, value) in env {
         let Some(key) = name.to_str().and_then(|name| name.strip_prefix(prefix)) else { continue };
         let origin = format!("env {prefix}{key}");
         let key = keys.of_env(key, &origin)?;
-        layer.insert(key, origin, value.to_string_lossy().into_owned());
+        layer.insert(key, Given { value: value.to_string_lossy().into(), origin });
     }
     Ok(layer)
 }
 
 fn set_layer(keys: &Keys, sets: &[String]) -> Result<Layer, ConfigError> {
-    let mut layer = Layer::default();
+    let mut layer = Layer::new();
     for argument in sets {
         let (key, value) = argument
             .split_once('=')
             .ok_or_else(|| ConfigError::NotAssignment { argument: argument.clone() })?;
         let key = key.trim();
         keys.check(key, "--set")?;
-        layer.insert(key.to_owned(), "--set".to_owned(), value.trim());
+        layer.insert(key.to_owned(), Given { value: value.trim().into(), origin: "--set".to_owned() });
     }
     Ok(layer)
 }
 
 /// The value as `T` takes it. Each key is tried alone, so that the one to blame is known; strictly, by serde's rules.
-fn accepted<T: DeserializeOwned>(key: &str, value: &Value) -> Result<serde_json::Value, ConfigError> {
+fn accepted<T: DeserializeOwned + Serialize>(
+    key: &str,
+    given: &Given,
+) -> Result<serde_json::Value, ConfigError> {
     let mut reason = String::new();
-    for candidate in candidates(value) {
+    for candidate in candidates(&given.value) {
         let alone = serde_json::Map::from_iter([(key.to_owned(), candidate.clone())]);
         match serde_json::from_value::<T>(alone.into()) {
             Ok(_) => return Ok(candidate),
             Err(error) => reason = error.to_string(),
         }
     }
+    let hidden = is_secret::<T>(key);
     Err(ConfigError::InvalidValue {
         key: key.to_owned(),
-        value: value.to_string(),
-        origin: value.origin().unwrap_or_default().to_owned(),
-        reason,
+        value: if hidden { HIDDEN.to_owned() } else { text(given.value.clone()) },
+        origin: given.origin.clone(),
+        reason: if hidden { "a text is allowed".to_owned() } else { reason },
     })
+}
+
+/// Whether what the key holds is not shown: then it is not in an error either.
+fn is_secret<T: DeserializeOwned + Serialize>(key: &str) -> bool {
+    let probe = serde_json::Map::from_iter([(key.to_owned(), "probe".into())]);
+    let shown = serde_json::from_value::<T>(probe.into()).and_then(serde_json::to_value);
+    shown.is_ok_and(|shown| shown[key] == HIDDEN)
 }
 
 /// What a value may stand for. A text may stand for a number or a truth value: the environment and `--set` have only
 /// texts.
-fn candidates(value: &Value) -> Vec<serde_json::Value> {
-    let as_given = value.clone().try_deserialize().unwrap_or_default();
-    let scalar = match &as_given {
-        serde_json::Value::String(text) => serde_json::from_str(text).ok(),
-        _ => None,
-    };
+fn candidates(value: &serde_json::Value) -> Vec<serde_json::Value> {
+    let scalar = value.as_str().and_then(|text| serde_json::from_str(text).ok());
     let scalar = scalar.filter(|scalar: &serde_json::Value| scalar.is_number() || scalar.is_boolean());
-    [Some(as_given), scalar].into_iter().flatten().collect()
+    [Some(value.clone()), scalar].into_iter().flatten().collect()
 }
 
 #[cfg(test)]

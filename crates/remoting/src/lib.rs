@@ -17,6 +17,7 @@ pub mod proto;
 pub mod public_admin;
 pub mod relay;
 pub mod route_table;
+pub mod secret;
 pub mod server;
 pub mod settings;
 pub mod signals;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tonic::metadata::{Ascii, KeyAndValueRef, MetadataMap, MetadataValue};
 
+use crate::secret::Secret;
 use crate::status::Rejection;
 
 /// Set by a door that relays. A request that carries it is executed here or refused, never relayed again: routes that
@@ -154,8 +155,8 @@ pub fn for_relay(metadata: &MetadataMap) -> MetadataMap {
 const SECRET: &str = "x-karman-secret";
 
 /// Adds the cluster secret to an outgoing call; an empty secret adds nothing.
-pub fn add_secret(metadata: &mut MetadataMap, secret: &str) {
-    if let Ok(value) = MetadataValue::try_from(secret)
+pub fn add_secret(metadata: &mut MetadataMap, secret: &Secret) {
+    if let Ok(value) = MetadataValue::try_from(secret.reveal())
         && !secret.is_empty()
     {
         metadata.insert(SECRET, value);
@@ -163,12 +164,13 @@ pub fn add_secret(metadata: &mut MetadataMap, secret: &str) {
 }
 
 /// Whether a call may use the internal services. An empty `secret` allows everyone, as RocketMQ does by default.
-pub fn has_secret(metadata: &MetadataMap, secret: &str) -> bool {
+pub fn has_secret(metadata: &MetadataMap, secret: &Secret) -> bool {
     let given = metadata.get(SECRET).map_or(&b""[..], |value| value.as_bytes());
     // Compared without an early exit, so that the time taken does not tell how much of a guess was right.
-    secret.is_empty()
-        || (given.len() == secret.len()
-            && given.iter().zip(secret.as_bytes()).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0)
+    let wanted = secret.reveal().as_bytes();
+    wanted.is_empty()
+        || (given.len() == wanted.len()
+            && given.iter().zip(wanted).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0)
 }
 
 #[cfg(test)]
@@ -207,11 +209,11 @@ mod tests {
     #[test]
     fn the_secret_must_match_when_there_is_one() {
         let mut metadata = MetadataMap::new();
-        assert!(has_secret(&metadata, ""));
-        assert!(!has_secret(&metadata, "open sesame"));
-        add_secret(&mut metadata, "open sesamf");
-        assert!(!has_secret(&metadata, "open sesame"));
-        add_secret(&mut metadata, "open sesame");
-        assert!(has_secret(&metadata, "open sesame"));
+        assert!(has_secret(&metadata, &Secret::default()));
+        assert!(!has_secret(&metadata, &"open sesame".into()));
+        add_secret(&mut metadata, &"open sesamf".into());
+        assert!(!has_secret(&metadata, &"open sesame".into()));
+        add_secret(&mut metadata, &"open sesame".into());
+        assert!(has_secret(&metadata, &"open sesame".into()));
     }
 }

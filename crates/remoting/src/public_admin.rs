@@ -12,6 +12,7 @@ use crate::front::Front;
 use crate::proto::v2;
 use crate::proto::v2::admin_server::Admin;
 use crate::proto::v2::change_log_level_request::Level;
+use crate::secret::Secret;
 use crate::status::ok;
 use crate::{logging, metadata};
 
@@ -36,12 +37,12 @@ mod topology;
 pub struct PublicAdmin {
     admin: AdminFront,
     front: Front,
-    secret: String,
+    secret: Secret,
 }
 
 impl PublicAdmin {
     /// A layer over `admin`; `front` takes what operators send. `secret` is the cluster's; empty where none is configured.
-    pub fn new(admin: AdminFront, front: Front, secret: String) -> Self {
+    pub fn new(admin: AdminFront, front: Front, secret: Secret) -> Self {
         Self { admin, front, secret }
     }
 

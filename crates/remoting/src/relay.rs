@@ -14,6 +14,7 @@ use crate::metadata;
 use crate::proto::karman::BrokerIdentity;
 use crate::proto::karman::admin_client::AdminClient;
 use crate::proto::v2::messaging_service_client::MessagingServiceClient;
+use crate::secret::Secret;
 use crate::server::MAX_DECODING_SIZE_BYTES;
 use crate::status::Rejection;
 
@@ -24,12 +25,12 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct Peers {
     pool: ChannelPool,
-    secret: String,
+    secret: Secret,
 }
 
 impl Peers {
     /// `secret` is the cluster's; empty where none is configured.
-    pub fn new(pool: ChannelPool, secret: String) -> Self {
+    pub fn new(pool: ChannelPool, secret: Secret) -> Self {
         Self { pool, secret }
     }
 

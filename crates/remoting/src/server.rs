@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
@@ -37,8 +38,9 @@ pub const MAX_DECODING_SIZE_BYTES: usize = 32 * 1024 * 1024;
 const JOIN_SLACK: Duration = Duration::from_secs(2);
 
 /// Which kinds of connection the port takes: RocketMQ's `tls.server.mode`, in its words (`permissive`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[schemars(inline)]
 pub enum TlsMode {
     /// Plaintext only; a TLS handshake is closed.
     Disabled,

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use karman_remoting::config::Unusable;
+use karman_remoting::secret::SECRET_ALLOWED;
 use karman_remoting::validate::is_node_name;
 use karman_store::Durability;
 
@@ -15,11 +16,22 @@ impl BrokerConfig {
     /// Every value that cannot be used.
     pub fn invalid(&self) -> Vec<Unusable> {
         let mut found = Vec::new();
-        let mut check = |key, value: String, allowed, good: bool| {
+        self.check(&mut |key, value, allowed, good| {
             if !good {
                 found.push(Unusable { key, value, allowed });
             }
-        };
+        });
+        found
+    }
+
+    /// What is allowed: keys with the words of the errors. A key may have several.
+    pub fn rules() -> Vec<(&'static str, &'static str)> {
+        let mut all = Vec::new();
+        Self::default().check(&mut |key, _, allowed, _| all.push((key, allowed)));
+        all
+    }
+
+    fn check(&self, check: Check<'_>) {
         const NAME: &str = "1 to 127 of a-z A-Z 0-9 - _ . are allowed";
         check(
             "brokerClusterName",
@@ -28,7 +40,7 @@ impl BrokerConfig {
             is_node_name(&self.broker_cluster_name),
         );
         check("brokerName", self.broker_name.clone(), NAME, is_node_name(&self.broker_name));
-        self.check_replication(&mut check);
+        self.check_replication(check);
         const ADDRESS: &str = "IP:PORT is allowed, 0 being any free port";
         for (key, value) in [
             ("grpcListenAddress", &self.grpc_listen_address),
@@ -37,6 +49,8 @@ impl BrokerConfig {
         ] {
             check(key, value.clone(), ADDRESS, value.parse::<SocketAddr>().is_ok());
         }
+        let secret = &self.cluster_secret;
+        check("clusterSecret", secret.shown().to_owned(), SECRET_ALLOWED, secret.is_header());
         let known = matches!(self.flush_disk_type.as_str(), "SYNC_FLUSH" | "ASYNC_FLUSH");
         check("flushDiskType", self.flush_disk_type.clone(), "SYNC_FLUSH or ASYNC_FLUSH is allowed", known);
         let size = self.mapped_file_size_commit_log;
@@ -46,10 +60,9 @@ impl BrokerConfig {
             "a multiple of 4096 from 67108864 (64 MiB) to 2147483648 (2 GiB) is allowed",
             (1 << 26..=1 << 31).contains(&size) && size.is_multiple_of(4096),
         );
-        self.check_retention(&mut check);
-        self.check_held(&mut check);
-        self.check_limits(&mut check);
-        found
+        self.check_retention(check);
+        self.check_held(check);
+        self.check_limits(check);
     }
 
     fn check_limits(&self, check: Check<'_>) {
@@ -117,13 +130,9 @@ impl BrokerConfig {
             "host:port;host:port of all controllers is needed",
             all,
         );
-        let (id, allowed) = match self.is_slave() || controlled {
-            true if controlled => {
-                (self.broker_id > 0, "with controllers each broker of a set has a number from 1 up")
-            }
-            true => (self.broker_id > 0, "a SLAVE has a number from 1 up, its own in the broker set"),
-            false => (self.broker_id == 0, "a master has 0; slaves set brokerRole=SLAVE"),
-        };
+        let numbered = self.is_slave() || controlled;
+        let allowed = "a SLAVE, and with controllers every broker, has a number from 1 up, its own in the broker set; any other has 0";
+        let id = if numbered { self.broker_id > 0 } else { self.broker_id == 0 };
         check("brokerId", self.broker_id.to_string(), allowed, id);
         let nowhere = self.ha_master_address.is_empty() && self.namesrv_addr.trim().is_empty();
         let found = !(self.is_slave() && nowhere);

@@ -14,6 +14,7 @@ use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::karman::attendance::Says;
 use karman_remoting::proto::karman::controller_client::ControllerClient;
 use karman_remoting::proto::karman::order::Order as Ordered;
+use karman_remoting::secret::Secret;
 use karman_store::Store;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
@@ -62,7 +63,7 @@ pub struct Attendant {
     /// `controllerAddr`
     pub controllers: Vec<String>,
     /// `clusterSecret`
-    pub secret: String,
+    pub secret: Secret,
     /// Who this is; its log is filled in.
     pub present: v1::Present,
     said: mpsc::Receiver<Says>,
@@ -71,7 +72,7 @@ pub struct Attendant {
 
 impl Attending {
     /// What is shared, and what the task is made of.
-    pub fn new(controllers: Vec<String>, secret: String, present: v1::Present) -> (Arc<Self>, Attendant) {
+    pub fn new(controllers: Vec<String>, secret: Secret, present: v1::Present) -> (Arc<Self>, Attendant) {
         let (says, said) = mpsc::channel(SAYS_MAX);
         let attending = Arc::new(Self {
             state: watch::Sender::new(None),

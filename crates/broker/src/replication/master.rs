@@ -12,6 +12,7 @@ use karman_remoting::proto::karman::follow_request::Request as Asked;
 use karman_remoting::proto::karman::follow_response::Response as Said;
 use karman_remoting::proto::karman::replication_server::Replication;
 use karman_remoting::proto::karman::welcome::First;
+use karman_remoting::secret::Secret;
 use karman_store::{EpochStart, RawRecords, Store, StoreCopy};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -44,7 +45,7 @@ pub struct ReplicationService {
     /// `brokerName`
     pub broker_name: String,
     /// `clusterSecret`
-    pub secret: String,
+    pub secret: Secret,
     /// `mappedFileSizeCommitLog`
     pub segment_bytes: u64,
     /// What is acknowledged may wait for the slaves' devices.

@@ -13,6 +13,7 @@ use karman_remoting::metadata;
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::karman::repair_client::RepairClient;
 use karman_remoting::proto::karman::repair_server::Repair;
+use karman_remoting::secret::Secret;
 use karman_remoting::server::MAX_DECODING_SIZE_BYTES;
 use karman_store::{Damage, MendError, ReadError, Store};
 use parking_lot::Mutex;
@@ -41,7 +42,7 @@ pub struct RepairService {
     /// `brokerName`
     pub broker_name: String,
     /// `clusterSecret`
-    pub secret: String,
+    pub secret: Secret,
 }
 
 #[tonic::async_trait]
@@ -99,14 +100,14 @@ pub struct Repairs {
     store: Arc<Store>,
     /// Who asks.
     own: v1::Replica,
-    secret: String,
+    secret: Secret,
     /// By where a stretch ends: when it may be tried again, and how long it was waited for that.
     tried: HashMap<u64, (Instant, Duration)>,
 }
 
 impl Repairs {
     /// Of this log.
-    pub fn new(store: Arc<Store>, own: v1::Replica, secret: String) -> Self {
+    pub fn new(store: Arc<Store>, own: v1::Replica, secret: Secret) -> Self {
         Self { store, own, secret, tried: HashMap::new() }
     }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 use karman_remoting::proto::karman as v1;
+use karman_remoting::secret::Secret;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::process::Command;
@@ -154,7 +155,7 @@ async fn round(args: &ReportArgs, stop: &CancellationToken) -> anyhow::Result<Op
 
 /// Where the log of a node with one broker ends, in bytes.
 async fn log_end(endpoint: &str) -> anyhow::Result<u64> {
-    let node = Node::new(endpoint.to_owned(), String::new());
+    let node = Node::new(endpoint.to_owned(), Secret::default());
     let request = node.request(v1::DescribeClusterRequest {});
     let answer = node.answer(node.admin()?.describe_cluster(request)).await?;
     Ok(answer.brokers.first().context("the node has no broker")?.log_end_offset)

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::Args;
 use karman_remoting::proto::v2;
+use karman_remoting::secret::Secret;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -138,7 +139,7 @@ async fn measure(case: &Case, args: &ScaleArgs) -> anyhow::Result<f64> {
     let topics: Vec<String> = (0..case.topics).map(|number| format!("bench-{number}")).collect();
     let made: Vec<String> = topics.iter().map(|topic| format!("{topic}:normal:{}", case.queues)).collect();
     let dev = DevNode::start(dir.path(), &made).await?;
-    let node = Node::new(dev.endpoint.clone(), String::new());
+    let node = Node::new(dev.endpoint.clone(), Secret::default());
     let mut places = Vec::new();
     for topic in &topics {
         places.push(node.masters_of(topic).await?.swap_remove(0));

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, unreachable_pub, reason = "a test that cannot go on fails")]
 
 mod basics;
+mod config;
 mod get;
 mod groups;
 mod store;

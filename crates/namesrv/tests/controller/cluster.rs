@@ -119,7 +119,7 @@ impl Cluster {
 
 pub(crate) fn with_secret<T>(message: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
-    karman_remoting::metadata::add_secret(request.metadata_mut(), "secret");
+    karman_remoting::metadata::add_secret(request.metadata_mut(), &"secret".into());
     request
 }
 

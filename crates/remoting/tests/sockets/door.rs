@@ -20,6 +20,7 @@ use karman_remoting::proto::v2::telemetry_command::Command;
 use karman_remoting::proto::v2::{self, ClientType, Code, MessageType, pull_message_response};
 use karman_remoting::relay::Peers;
 use karman_remoting::route_table::SharedRoutes;
+use karman_remoting::secret::Secret;
 use karman_remoting::server::{Server, ServerOptions};
 use karman_remoting::token::{RecallHandle, TokenKey, TransactionId};
 use parking_lot::Mutex;
@@ -139,7 +140,7 @@ impl Node {
         let (notes, stopping) = (Arc::new(Notes::default()), CancellationToken::new());
         let local = broker
             .map(|name| Local { broker_name: name.to_owned(), service: Arc::new(Broker(notes.clone())) });
-        let peers = Peers::new(ChannelPool::new(), String::new());
+        let peers = Peers::new(ChannelPool::new(), Secret::default());
         let front = Front::new(routes.clone(), clients.clone(), peers, local, stopping.clone());
         let options = ServerOptions { shutdown_grace: Duration::ZERO, ..options() };
         let server = Server::start(options, Routes::new(MessagingServiceServer::new(front))).expect("start");

@@ -4,6 +4,52 @@
 {{- $name | trunc 40 | trimSuffix "-" -}}
 {{- end }}
 
+{{/* Values that each are right, but not together, or not with what the chart does by itself. An environment variable of a pod would
+win over such a key without a word. */}}
+{{- define "karman.refuse" -}}
+{{- $chart := dict
+  "clusterSecret" "clusterSecret.existingSecret"
+  "tlsServerCertPath" "tls.existingSecret"
+  "tlsServerKeyPath" "tls.existingSecret"
+  "grpcListenAddress" "its services and probes rely on the port"
+  "metricsListenAddress" "its services and probes rely on the port"
+  "storePathRootDir" "persistence" }}
+{{- $broker := dict
+  "brokerClusterName" "clusterName"
+  "brokerName" "broker.sets"
+  "brokerId" "the number of the pod"
+  "namesrvAddr" "namesrv.replicas"
+  "enableControllerMode" "always true"
+  "controllerAddr" "namesrv.replicas"
+  "advertisedAddress" "the name of the pod"
+  "internalAdvertisedAddress" "the name of the pod"
+  "internalListenAddress" "its services rely on the port" }}
+{{- $namesrv := dict
+  "enableControllerInNamesrv" "always true"
+  "controllerPeers" "namesrv.replicas"
+  "controllerSelfId" "the number of the pod"
+  "controllerStorePath" "persistence" }}
+{{- range $role, $own := dict "broker" $broker "namesrv" $namesrv }}
+{{- range $key, $instead := merge $own $chart }}
+{{- if hasKey (index $.Values $role "config") $key }}
+{{- fail (printf "%s.config.%s: the chart sets this key itself (%s)" $role $key $instead) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if has "namesrv" .Values.broker.sets }}
+{{- fail "broker.sets: no set can have the name namesrv, which the namesrvs' StatefulSet has" }}
+{{- end }}
+{{- $replicas := int .Values.broker.replicas }}
+{{- range $key := list "inSyncReplicas" "minInSyncReplicas" }}
+{{- if gt (int (dig $key 0 $.Values.broker.config)) $replicas }}
+{{- fail (printf "broker.config.%s: a set of broker.replicas=%d can never have so many" $key $replicas) }}
+{{- end }}
+{{- end }}
+{{- if and (eq $replicas 1) (hasPrefix "replicated" (dig "defaultDurability" "" .Values.broker.config)) }}
+{{- fail "broker.config.defaultDurability: with broker.replicas=1 there is nobody else to have a message; memory or disk is allowed" }}
+{{- end }}
+{{- end }}
+
 {{- define "karman.selector" -}}
 app.kubernetes.io/name: karman
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -65,7 +111,7 @@ securityContext:
 startupProbe:
   httpGet: { path: /startupz, port: metrics }
   periodSeconds: 2
-  failureThreshold: 450
+  failureThreshold: {{ div (add1 .Values.startupTimeoutSeconds) 2 }}
 livenessProbe:
   httpGet: { path: /livez, port: metrics }
   periodSeconds: 10

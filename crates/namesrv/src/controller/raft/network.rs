@@ -9,6 +9,7 @@ use std::time::Duration;
 use karman_remoting::metadata;
 use karman_remoting::proto::karman::ConsentMessage;
 use karman_remoting::proto::karman::controller_client::ControllerClient;
+use karman_remoting::secret::Secret;
 use karman_remoting::server::MAX_DECODING_SIZE_BYTES;
 use openraft::error::{
     Fatal, InstallSnapshotError, RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable,
@@ -67,12 +68,12 @@ pub(super) enum Formation {
 #[derive(Clone, Debug)]
 pub(super) struct Network {
     group: String,
-    secret: String,
+    secret: Secret,
     channels: Arc<Mutex<HashMap<String, Channel>>>,
 }
 
 impl Network {
-    pub(super) fn new(group: String, secret: String) -> Self {
+    pub(super) fn new(group: String, secret: Secret) -> Self {
         Self { group, secret, channels: Arc::default() }
     }
 
