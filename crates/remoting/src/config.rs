@@ -26,7 +26,8 @@ impl<T> Loaded<T> {
     pub fn to_text(&self) -> String {
         let mut text = String::new();
         for (key, value, origin) in &self.origins {
-            let shown = if key.ends_with("Secret") && !value.is_empty() { "<hidden>" } else { value };
+            let secret = key.ends_with("Secret") || key == "initAuthenticationUser";
+            let shown = if secret && !value.is_empty() { "<hidden>" } else { value };
             let plain = shown.parse::<i64>().is_ok() || matches!(shown, "true" | "false");
             let quoted = if plain { shown.to_owned() } else { format!("{shown:?}") };
             text.push_str(&format!("{key} = {quoted}  # {origin}\n"));

@@ -69,9 +69,10 @@ pub fn change(level: &str) -> Result<(), LoggingError> {
     reload(filter).map_err(|_| LoggingError::NotSetUp)
 }
 
-/// An empty variable is as good as none.
+/// An empty variable is as good as none. What operators do is written down at every level, unless it says `audit=off`.
 fn filter(level: String) -> Result<EnvFilter, LoggingError> {
     let directives = if level.is_empty() { "info" } else { &level };
+    let directives = format!("audit=info,{directives}");
     EnvFilter::try_new(directives).map_err(|source| LoggingError::Level { value: level, source })
 }
 

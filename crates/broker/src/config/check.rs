@@ -49,6 +49,7 @@ impl BrokerConfig {
         self.check_retention(&mut check);
         self.check_held(&mut check);
         self.check_limits(&mut check);
+        found.extend(self.auth().invalid());
         found
     }
 

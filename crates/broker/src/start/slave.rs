@@ -6,6 +6,8 @@ use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 
 use karman_remoting::admin_front::AdminFront;
+use karman_remoting::auth::Auth;
+use karman_remoting::auth::users::Users;
 use karman_remoting::channel::ChannelPool;
 use karman_remoting::clients::ClientRegistry;
 use karman_remoting::front::{Front, Standby};
@@ -54,7 +56,9 @@ pub(super) fn start(
         routes.begin_to_learn();
     }
     let peers = Peers::new(ChannelPool::new(), config.cluster_secret.clone());
-    let admin = AdminFront::new(routes.clone(), peers.clone(), config.cluster_secret.clone(), None);
+    let users = Users::default();
+    let auth = Auth::new(config.auth(), users.clone());
+    let admin = AdminFront::new(routes.clone(), peers.clone(), auth.clone(), None);
     let opened_now = Arc::new(Mutex::new(None));
     let reads = config
         .slave_read_enable
@@ -65,7 +69,8 @@ pub(super) fn start(
     };
     let reads = reads.map(|reads| reads as Arc<dyn MessagingService>);
     let standby = Standby { broker_name: config.broker_name.clone(), reads };
-    let front = Front::new(routes.clone(), clients, peers, None, stopping.clone()).with_standby(standby);
+    let front =
+        Front::new(routes.clone(), clients, peers, auth, None, stopping.clone()).with_standby(standby);
     let messaging = MessagingServiceServer::new(front).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
     let admin = AdminServer::new(admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
     let outside = Routes::new(messaging).add_service(admin);
@@ -91,7 +96,7 @@ pub(super) fn start(
         address: identity.internal_address.clone(),
     };
     let state = v1::BrokerState { identity: Some(identity), topics: Vec::new(), groups: Vec::new() };
-    let registrations = Registrations::new(Own::Slave(state), routes.clone(), config);
+    let registrations = Registrations::new(Own::Slave(state), routes.clone(), users, config);
     let registered = register(config, registrations, &control);
     let status = Arc::new(Mutex::default());
     let failed = watch::Sender::new(None);
