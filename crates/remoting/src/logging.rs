@@ -102,6 +102,6 @@ mod tests {
         assert!(format.contains("KARMAN_LOG_FORMAT") && format.contains("xml"), "{format}");
         let level = filter("info,=nonsense=".to_owned()).expect_err("refused").to_string();
         assert!(level.contains("KARMAN_LOG=") && level.contains("nonsense"), "{level}");
-        assert_eq!(filter(String::new()).unwrap().to_string(), "info");
+        assert_eq!(filter(String::new()).unwrap().to_string(), "audit=info,info");
     }
 }
