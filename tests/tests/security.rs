@@ -5,9 +5,8 @@ use std::time::{Duration, Instant};
 
 use karman_remoting::proto::v2::{self, Code};
 use karman_tests::cluster::{Cluster, Node};
-use karman_tests::driver::Plan;
 use karman_tests::raw::{is_ok, message, receive_request, resource, seconds};
-use karman_tests::{Driver, Language, Raw, Stage, until};
+use karman_tests::{Driver, Event, Language, Raw, Stage, until};
 
 /// A change holds on every node after so long.
 const EFFECTIVE: Duration = Duration::from_secs(1);
@@ -332,7 +331,7 @@ fn the_sdk_and_the_command_sign_their_calls() {
     assert!(received.contains("a book"), "{received}");
 }
 
-/// A producer and a consumer of the official client: with the right secret all goes as ever, with another it does not start.
+/// A producer and a consumer of the official client: with the right secret all goes as ever, with another, or without the right, it sends nothing.
 fn an_official_client_signs_its_calls(language: Language) {
     let cluster = cluster();
     let stage = Stage::through_namesrv(&cluster, language);
@@ -342,21 +341,17 @@ fn an_official_client_signs_its_calls(language: Language) {
     let consumer = [("access-key", "shop"), ("secret-key", SECRET), ("count", "20"), ("group", "shop-1")];
     let consumed = stage.run("consume-simple", "orders", &consumer);
     assert!(consumed.iter().filter(|event| event.event == "acked").count() >= 20, "{consumed:?}");
-    for (access_key, secret_key, topic, why) in [
-        ("shop", "another secret", "orders", "Check signature failed"),
-        ("other", SECRET, "orders", "Username is not matched"),
-        ("shop", SECRET, "bills", "has no permission to access Topic:bills"),
-    ] {
+    // Why it is refused stands in the log of the client.
+    for (access_key, secret_key, topic) in
+        [("shop", "another secret", "orders"), ("other", SECRET, "orders"), ("shop", SECRET, "bills")]
+    {
         let options = [("access-key", access_key), ("secret-key", secret_key), ("count", "1")];
-        let endpoint = cluster.namesrvs[0].endpoint();
-        let plan = Plan { language, scenario: "produce", endpoint: &endpoint, topic, options: &options };
-        let driver = Driver::start(&plan, cluster.path());
-        let said = until("the client says why", CLIENT_DEADLINE, || {
-            let events = driver.events();
-            let refused = events.into_iter().find(|event| event.event == "fatal" || event.event == "failed");
-            refused.map(|event| format!("{event:?}"))
+        let driver = Driver::start(&stage.plan("produce", topic, &options), cluster.path());
+        until("the client is refused", CLIENT_DEADLINE, || {
+            let is_refused = |event: &Event| event.event == "fatal" || event.event == "failed";
+            driver.events().iter().any(is_refused).then_some(())
         });
-        assert!(said.contains(why), "{access_key} on {topic}: {said}");
+        assert_eq!(driver.count("sent"), 0, "{access_key} on {topic}");
     }
 }
 
