@@ -90,7 +90,7 @@ impl Raw {
     }
 
     /// The same in the name of a user: every call is signed.
-    pub fn as_user(mut self, access_key: &str, secret_key: &str) -> Raw {
+    pub fn signed_by(mut self, access_key: &str, secret_key: &str) -> Raw {
         self.credentials = Some(Credentials::new(access_key, secret_key).unwrap());
         self
     }

@@ -52,7 +52,7 @@ fn cluster() -> Cluster {
 }
 
 fn shop(node: &Node) -> Raw {
-    Raw::connect(&node.endpoint()).as_user("shop", SECRET)
+    Raw::connect(&node.endpoint()).signed_by("shop", SECRET)
 }
 
 fn receive(raw: &Raw, topic: &str, group: &str, wait_s: i64) -> (v2::Status, Vec<v2::Message>) {
@@ -177,8 +177,8 @@ fn every_call_of_a_stranger_is_refused_and_says_why() {
         let raw = || Raw::connect(&node.endpoint());
         for (who, raw, why) in [
             ("nobody", raw(), "authorization"),
-            ("unknown", raw().as_user("other", SECRET), "Username is not matched"),
-            ("wrong", raw().as_user("shop", "another secret"), "Check signature failed for accessKey=shop"),
+            ("unknown", raw().signed_by("other", SECRET), "Username is not matched"),
+            ("wrong", raw().signed_by("shop", "another secret"), "Check signature failed for accessKey=shop"),
         ] {
             for (call, status) in all_calls(&raw, "orders", "shop-1") {
                 let context = format!("{who} {call} at {}: {status:?}", node.name());
@@ -282,7 +282,7 @@ fn users_survive_a_restart_and_a_broker_that_joins_later_learns_them() {
     until("the new broker learns the user", DEADLINE, || {
         (code(route(&raw, "orders")) == Code::Ok).then_some(())
     });
-    let gone = Raw::connect(&cluster.brokers[0].endpoint()).as_user("gone", "secret of gone");
+    let gone = Raw::connect(&cluster.brokers[0].endpoint()).signed_by("gone", "secret of gone");
     assert!(text(route(&gone, "orders")).contains("Username is not matched"));
     // It has written them down: it knows them alone too.
     until("it is in its log", DEADLINE, || {

@@ -68,7 +68,7 @@ impl Cli {
         let credentials = Credentials::new(access_key, &secret_key);
         let refused =
             || Incomplete(format!("--access-key {access_key:?} is refused: visible ASCII is allowed"));
-        Ok(node.as_user(credentials.ok_or_else(refused)?))
+        Ok(node.signed_by(credentials.ok_or_else(refused)?))
     }
 }
 

@@ -36,7 +36,7 @@ impl Node {
     }
 
     /// The same in the name of a user.
-    pub(crate) fn as_user(self, credentials: Credentials) -> Self {
+    pub(crate) fn signed_by(self, credentials: Credentials) -> Self {
         Self { credentials: Some(credentials), ..self }
     }
 

@@ -29,6 +29,6 @@ impl Cluster {
     /// A client of `node` that may do everything.
     pub fn raw(&self, node: &Node) -> Raw {
         let raw = Raw::connect(&node.endpoint());
-        if self.secured { raw.as_user(ROOT.0, ROOT.1) } else { raw }
+        if self.secured { raw.signed_by(ROOT.0, ROOT.1) } else { raw }
     }
 }
