@@ -35,6 +35,9 @@ impl AdminFront {
         let is_stored =
             brokers.iter().any(|row| row.status.as_ref().is_some_and(|status| status.code() == Code::Ok));
         if is_stored {
+            let v1::User { name, deleted, disabled, policies, .. } = &user;
+            let policies = policies.len();
+            tracing::info!(target: "audit", user = name, deleted, disabled, policies, "user changed");
             users.merge([user]);
         }
         v1::ChangeUserResponse { status: Some(status), brokers }
