@@ -28,6 +28,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .extern_path(".apache.rocketmq.v2.SendMessageRequest", "crate::wire::SendMessageRequest")
         .extern_path(".apache.rocketmq.v2.ReceiveMessageResponse", "crate::wire::ReceiveMessageResponse")
         .extern_path(".apache.rocketmq.v2.PullMessageResponse", "crate::wire::PullMessageResponse")
+        // `auth` says how it is shown.
+        .skip_debug([".karman.v1.Secret"])
         .generate_default_stubs(true)
         .compile_fds(descriptors)?;
     Ok(())

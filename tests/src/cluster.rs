@@ -1,5 +1,7 @@
 //! Servers under test: `karman dev`, or namesrvs and brokers as processes of their own.
 
+mod secured;
+
 use std::collections::HashMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -12,6 +14,8 @@ use tempfile::TempDir;
 
 use crate::process::Process;
 use crate::raw::Raw;
+
+pub use self::secured::ROOT;
 
 /// A server that has not said `karman ready` by now does not start. Generous: tests share two cores with JVMs.
 const START_DEADLINE: Duration = Duration::from_secs(60);
@@ -213,6 +217,7 @@ pub struct Builder {
     controllers: bool,
     members: usize,
     settings: Vec<String>,
+    secured: bool,
 }
 
 impl Builder {
@@ -262,6 +267,7 @@ impl Builder {
             brokers: Vec::new(),
             slaves: Vec::new(),
             members: Vec::new(),
+            secured: self.secured,
             directory,
         };
         if self.dev {
@@ -270,7 +276,8 @@ impl Builder {
         let addresses: Vec<_> = (0..self.namesrvs).map(|_| free_address()).collect();
         for index in 0..self.namesrvs {
             let controllers = if self.controllers { &addresses[..] } else { &[] };
-            cluster.namesrvs.push(namesrv(index, &addresses[index], controllers, cluster.path()));
+            let more = if self.secured { secured::settings() } else { Vec::new() };
+            cluster.namesrvs.push(namesrv(index, &addresses[index], controllers, more, cluster.path()));
         }
         let namesrvs: Vec<String> = cluster.namesrvs.iter().map(Node::endpoint).collect();
         for index in 0..self.brokers {
@@ -305,7 +312,7 @@ pub(crate) fn sets(settings: impl IntoIterator<Item = String>) -> Vec<String> {
     settings.into_iter().flat_map(|setting| ["--set".to_owned(), setting]).collect()
 }
 
-fn namesrv(index: usize, address: &str, controllers: &[String], directory: &Path) -> Node {
+fn namesrv(index: usize, address: &str, controllers: &[String], more: Vec<String>, directory: &Path) -> Node {
     let name = format!("namesrv-{index}");
     let mut settings = vec![
         format!("grpcListenAddress={address}"),
@@ -325,6 +332,7 @@ fn namesrv(index: usize, address: &str, controllers: &[String], directory: &Path
             format!("controllerStorePath={}", directory.join(&name).join("controller").display()),
         ]);
     }
+    settings.extend(more);
     let mut node = Node::new(&name, "karman-namesrv", sets(settings), directory);
     node.start();
     node
@@ -368,6 +376,7 @@ pub struct Cluster {
     pub slaves: Vec<Node>,
     /// The brokers of the set that elects its master, from `brokerId` 1 on.
     pub members: Vec<Node>,
+    secured: bool,
     directory: TempDir,
 }
 
@@ -422,6 +431,9 @@ impl Cluster {
         let endpoint = first.endpoint();
         let mut command = Command::new(program("karman"));
         command.args(["-e", &endpoint]).args(arguments).current_dir(self.path());
+        if self.secured {
+            command.env("KARMAN_ACCESS_KEY", ROOT.0).env("KARMAN_SECRET_KEY", ROOT.1);
+        }
         let output = command.output().unwrap();
         let (stdout, stderr) =
             (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -444,7 +456,7 @@ impl Cluster {
     pub fn wait_whole(&self) {
         let sets = self.brokers.len() + usize::from(!self.members.is_empty());
         for node in self.namesrvs.iter().chain(&self.brokers) {
-            let raw = Raw::connect(&node.endpoint());
+            let raw = self.raw(node);
             crate::until(&format!("{} knows all brokers", node.name()), ROUTE_DEADLINE, || {
                 (raw.known_brokers() == sets).then_some(())
             });
@@ -453,7 +465,7 @@ impl Cluster {
 
     /// Creates a topic for normal messages and waits until every node that a client may ask knows it on every broker.
     pub fn create_topic(&self, name: &str) {
-        let status = Raw::connect(&self.brokers[0].endpoint()).create_topic(name, MessageType::Normal);
+        let status = self.raw(&self.brokers[0]).create_topic(name, MessageType::Normal);
         assert_eq!(status.code, Code::Ok as i32, "create {name}: {status:?}");
         self.wait_route(name);
     }
@@ -482,7 +494,7 @@ impl Cluster {
     /// Waits until every node answers `QueryRoute` for `topic` with all brokers.
     pub fn wait_route(&self, topic: &str) {
         for node in self.namesrvs.iter().chain(&self.brokers) {
-            let raw = Raw::connect(&node.endpoint());
+            let raw = self.raw(node);
             crate::until(&format!("{} knows {topic} on all brokers", node.name()), ROUTE_DEADLINE, || {
                 let mut brokers = raw.route_brokers(topic);
                 brokers.dedup();

@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use karman_remoting::auth::credentials::Credentials;
 use karman_remoting::proto::karman::admin_client::AdminClient;
 use karman_remoting::proto::karman::{
     CreateGroupRequest, CreateTopicRequest, DescribeClusterRequest, GroupConfig, ListTopicsRequest,
@@ -28,6 +29,7 @@ pub struct Raw {
     client: MessagingServiceClient<Channel>,
     admin: AdminClient<Channel>,
     client_id: Option<&'static str>,
+    credentials: Option<Credentials>,
 }
 
 /// Makes a blocking method for a unary call. A gRPC error is a failure of the test: business errors travel in the body.
@@ -78,12 +80,18 @@ impl Raw {
         let client = MessagingServiceClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        Raw { runtime, client, admin, client_id: Some(CLIENT_ID) }
+        Raw { runtime, client, admin, client_id: Some(CLIENT_ID), credentials: None }
     }
 
     /// The same as another client.
     pub fn named(mut self, client_id: &'static str) -> Raw {
         self.client_id = Some(client_id);
+        self
+    }
+
+    /// The same in the name of a user: every call is signed.
+    pub fn signed_by(mut self, access_key: &str, secret_key: &str) -> Raw {
+        self.credentials = Some(Credentials::new(access_key, secret_key).unwrap());
         self
     }
 
@@ -98,6 +106,9 @@ impl Raw {
         request.set_timeout(CALL_DEADLINE);
         if let Some(id) = self.client_id {
             request.metadata_mut().insert("x-mq-client-id", id.parse().unwrap());
+        }
+        if let Some(credentials) = &self.credentials {
+            credentials.sign(request.metadata_mut());
         }
         request
     }
@@ -202,6 +213,35 @@ impl Raw {
         let mut admin = self.admin.clone();
         let response = self.runtime.block_on(admin.update_topic(self.request(request))).unwrap().into_inner();
         response.status.expect("a status")
+    }
+
+    /// A list of all topics, or why it is refused.
+    pub fn try_list_topics(&self) -> Result<Vec<TopicSummary>, tonic::Status> {
+        let mut admin = self.admin.clone();
+        let answer = self.runtime.block_on(admin.list_topics(self.request(ListTopicsRequest {})));
+        answer.map(|response| response.into_inner().topics)
+    }
+
+    /// The first answer on a telemetry stream with `settings`, or why there is none; and why the stream ends then, when it
+    /// ends within `deadline`.
+    pub fn telemetry_until(
+        &self,
+        settings: v2::Settings,
+        deadline: Duration,
+        meanwhile: impl FnOnce(),
+    ) -> Result<Option<tonic::Status>, tonic::Status> {
+        use v2::telemetry_command::Command;
+        let (outbound, outgoing) = tokio::sync::mpsc::channel(8);
+        let first = v2::TelemetryCommand { status: None, command: Some(Command::Settings(settings)) };
+        outbound.try_send(first).unwrap();
+        let mut client = self.client.clone();
+        let mut request = self.request(tokio_stream::wrappers::ReceiverStream::new(outgoing));
+        request.metadata_mut().remove("grpc-timeout");
+        let mut stream = self.runtime.block_on(client.telemetry(request))?.into_inner();
+        self.runtime.block_on(stream.message())?;
+        meanwhile();
+        let ended = self.runtime.block_on(async { tokio::time::timeout(deadline, stream.message()).await });
+        Ok(ended.ok().and_then(Result::err))
     }
 
     /// How many brokers this node knows; 0 while it is away.

@@ -1,4 +1,4 @@
-//! Topics and consumer groups: what there is, and the numbers that stand for it in the log.
+//! Topics, consumer groups and users: what there is, and the numbers that stand for it in the log.
 //!
 //! A projection of the Metadata records. Readers are the data threads and the log writer's listener; the only source of
 //! new records is [`crate::catalog_writer`]. No lock is held longer than one look-up.
@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use karman_remoting::auth::users::{Users, merge_into};
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::v2::{MessageType, Permission};
 use karman_remoting::settings::{DEFAULT_LITE_CLIENT_QUOTA, DEFAULT_RETRY_MAX_TIMES};
@@ -205,6 +206,8 @@ struct State {
     queue_owners: HashMap<u32, Arc<Topic>>,
     groups: HashMap<String, Arc<GroupRecord>>,
     groups_by_number: BTreeMap<u32, Arc<GroupRecord>>,
+    /// Those that this log knows, deleted ones too.
+    users: BTreeMap<String, v1::User>,
     token_key: Option<Vec<u8>>,
     /// Numbers are not used twice, also not those of deleted topics.
     next_topic: u32,
@@ -216,6 +219,7 @@ struct State {
 #[derive(Debug, Default)]
 pub struct Catalog {
     state: RwLock<State>,
+    users: Users,
 }
 
 impl Catalog {
@@ -252,6 +256,16 @@ impl Catalog {
     /// The topic that owns a log queue.
     pub fn owner_of(&self, queue: QueueNumber) -> Option<Arc<Topic>> {
         self.state.read().queue_owners.get(&queue.0).cloned()
+    }
+
+    /// The users of the cluster as this node knows them: those of the log, and what it has heard from other nodes.
+    pub fn users(&self) -> &Users {
+        &self.users
+    }
+
+    /// The version of a user in this log; 0: it knows none of that name.
+    pub fn user_version(&self, name: &str) -> u64 {
+        self.state.read().users.get(name).map_or(0, |user| user.version)
     }
 
     /// The key of this log's handles, once there is one.
@@ -296,6 +310,11 @@ impl Catalog {
             Change::TopicDeleted(number) => state.delete_topic(number),
             Change::Group(record) => state.add_group(record),
             Change::TokenKey(key) => state.token_key = Some(key),
+            Change::User(user) => {
+                merge_into(&mut state.users, user.clone());
+                drop(state);
+                self.users.merge([user]);
+            }
             // Theirs is a projection of its own: there are very many.
             Change::LiteTopics(_) | Change::LiteTopicsGone(_) => {}
         }
@@ -354,6 +373,8 @@ struct Snapshot {
     next_group: u32,
     #[prost(uint32, tag = "6")]
     next_queue: u32,
+    #[prost(message, repeated, tag = "7")]
+    users: Vec<v1::User>,
 }
 
 impl Projection for Catalog {
@@ -378,6 +399,7 @@ impl Projection for Catalog {
             next_topic: state.next_topic,
             next_group: state.next_group,
             next_queue: state.next_queue,
+            users: state.users.values().cloned().collect(),
         };
         snapshot.encode_to_vec()
     }
@@ -393,6 +415,8 @@ impl Projection for Catalog {
         };
         snapshot.topics.into_iter().for_each(|topic| state.add_topic(topic));
         snapshot.groups.into_iter().for_each(|group| state.add_group(group));
+        self.users.merge(snapshot.users.iter().cloned());
+        state.users = snapshot.users.into_iter().map(|user| (user.name.clone(), user)).collect();
         *self.state.write() = state;
         Ok(())
     }

@@ -48,6 +48,8 @@ enum Request {
     /// `true` when the group was there already.
     Group(v1::GroupConfig, Reply<(Arc<GroupRecord>, bool)>),
     UpdateGroup(v1::GroupConfig, Reply<Arc<GroupRecord>>),
+    /// With the version that it was made from.
+    User(v1::User, u64, Reply<()>),
 }
 
 /// Asks the task. Cheap to clone.
@@ -97,6 +99,12 @@ impl CatalogWriter {
         self.ask(|reply| Request::Group(group, reply)).await
     }
 
+    /// Records a user as it is from now on, unless a later record is there already, which was not known to who made this
+    /// one if it is later than `based_on`: that is refused.
+    pub async fn user(&self, user: v1::User, based_on: u64) -> Result<(), Rejection> {
+        self.ask(|reply| Request::User(user, based_on, reply)).await
+    }
+
     /// Replaces the settings of a group that is there.
     pub async fn update_group(&self, group: v1::GroupConfig) -> Result<Arc<GroupRecord>, Rejection> {
         self.ask(|reply| Request::UpdateGroup(group, reply)).await
@@ -121,6 +129,9 @@ impl Task {
                 Request::UpdateTopic(topic, reply) => drop(reply.send(self.update_topic(topic).await)),
                 Request::Group(group, reply) => drop(reply.send(self.make_group(group).await)),
                 Request::UpdateGroup(group, reply) => drop(reply.send(self.update_group(group).await)),
+                Request::User(user, based_on, reply) => {
+                    drop(reply.send(self.record_user(user, based_on).await));
+                }
             }
         }
     }
@@ -191,6 +202,23 @@ impl Task {
         let group = self.catalog.group(&name).expect("the record is applied before its append is answered");
         self.tell(v1::BrokerDelta { groups: vec![group.config.clone()], ..Default::default() });
         Ok(group)
+    }
+
+    async fn record_user(&self, user: v1::User, based_on: u64) -> Result<(), Rejection> {
+        let known = self.catalog.user_version(&user.name);
+        if known > based_on && known != user.version {
+            return Err(Rejection::BadRequest(format!(
+                "user {:?} was changed by somebody else at the same time; look at it and try again",
+                user.name
+            )));
+        }
+        if known >= user.version {
+            return Ok(());
+        }
+        let name = user.name.clone();
+        append(&self.store, Change::User(user)).await?;
+        tracing::info!(user = name, "user recorded");
+        Ok(())
     }
 
     /// Changes the own row of the route table, then everyone else's.

@@ -4,6 +4,7 @@ mod check;
 
 use std::time::Duration;
 
+use karman_remoting::auth::AuthConfig;
 use karman_remoting::secret::Secret;
 use karman_remoting::server::TlsMode;
 use karman_store::{Durability, Retention};
@@ -73,6 +74,13 @@ pub struct BrokerConfig {
     pub internal_advertised_address: String,
     /// Brokers, namesrvs and operators must carry it; empty admits everyone.
     pub cluster_secret: Secret,
+    /// Clients must prove with every call who they are; it needs `clusterSecret`.
+    pub authentication_enabled: bool,
+    /// They may do what the policies of their user allow (`karman acl`), and nothing else.
+    pub authorization_enabled: bool,
+    /// A super user that is made when there is none of its name: `{"username":"NAME","password":"SECRET"}` or `NAME:SECRET`.
+    /// The same on all nodes.
+    pub init_authentication_user: Secret,
     /// `SYNC_FLUSH`: a send is answered when it is on disk. `ASYNC_FLUSH`: when the kernel has it.
     pub flush_disk_type: String,
     /// Milliseconds between flushes with `ASYNC_FLUSH`.
@@ -167,6 +175,9 @@ impl Default for BrokerConfig {
             advertised_address: String::new(),
             internal_advertised_address: String::new(),
             cluster_secret: Secret::default(),
+            authentication_enabled: false,
+            authorization_enabled: false,
+            init_authentication_user: Secret::default(),
             flush_disk_type: "SYNC_FLUSH".into(),
             flush_interval_commit_log: 500,
             sync_flush_timeout: 5000,
@@ -221,6 +232,16 @@ impl BrokerConfig {
             max_used_percent: self.disk_max_used_space_ratio,
             clean_forcibly_percent: self.disk_space_clean_forcibly_ratio,
             warning_percent: self.disk_space_warning_level_ratio,
+        }
+    }
+
+    /// What is asked of callers.
+    pub fn auth(&self) -> AuthConfig {
+        AuthConfig {
+            authentication: self.authentication_enabled,
+            authorization: self.authorization_enabled,
+            initial_user: self.init_authentication_user.clone(),
+            cluster_secret: self.cluster_secret.clone(),
         }
     }
 

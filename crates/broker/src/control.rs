@@ -83,6 +83,35 @@ pub async fn sweep_followers(broker: Arc<Broker>) {
     }
 }
 
+/// Records users that this log does not know yet: those of the configuration, and those that other brokers have.
+pub async fn record_users(broker: Arc<Broker>) {
+    let users = broker.catalog.users().clone();
+    let mut changes = users.changes();
+    changes.mark_changed();
+    let mut seen = 0;
+    while let Some(Ok(())) = broker.stopping.run_until_cancelled(changes.changed()).await {
+        let (changed, last) = users.since(seen);
+        let mut is_recorded = true;
+        for user in changed {
+            let version = user.version;
+            if broker.catalog.user_version(&user.name) >= version {
+                continue;
+            }
+            // Whatever the log has is older.
+            if let Err(error) = broker.catalog_writer.user(user, version).await {
+                tracing::warn!(%error, "a user could not be recorded; it is tried again");
+                is_recorded = false;
+            }
+        }
+        if is_recorded {
+            seen = last;
+        } else {
+            broker.stopping.run_until_cancelled(tokio::time::sleep(SWEEP_INTERVAL)).await;
+            changes.mark_changed();
+        }
+    }
+}
+
 /// Agrees with the controllers on which slaves of this master, which is `own`, count.
 pub async fn agree(broker: Arc<Broker>, own: i32, attending: Arc<Attending>) {
     let (mut states, mut doubts) = (attending.state.subscribe(), attending.doubt.subscribe());

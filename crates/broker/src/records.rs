@@ -10,7 +10,7 @@ use karman_store::{Record, RecordKind};
 /// One change of the catalog.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Metadata {
-    #[prost(oneof = "Change", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "Change", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub change: Option<Change>,
 }
 
@@ -32,6 +32,9 @@ pub enum Change {
     /// Lite topics that are no more.
     #[prost(message, tag = "6")]
     LiteTopicsGone(LiteTopicsGone),
+    /// A user as it is from now on, with its secret: without it no signature could be verified.
+    #[prost(message, tag = "7")]
+    User(v1::User),
 }
 
 /// A topic with the numbers that stand for it in the log.

@@ -7,13 +7,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use karman_remoting::auth::users::Users;
 use karman_remoting::metadata;
 use karman_remoting::proto::karman::broker_report::Report;
 use karman_remoting::proto::karman::registration_client::RegistrationClient;
 use karman_remoting::proto::karman::route_change::Change;
 use karman_remoting::proto::karman::route_update::Update;
 use karman_remoting::proto::karman::{
-    BrokerDelta, BrokerReport, BrokerState, Heartbeat, RouteChange, RouteUpdate,
+    self as v1, BrokerDelta, BrokerReport, BrokerState, Heartbeat, RouteChange, RouteUpdate,
 };
 use karman_remoting::route_table::SharedRoutes;
 use karman_remoting::secret::Secret;
@@ -89,6 +90,7 @@ async fn changed(
 pub struct Registrations {
     own: Own,
     routes: SharedRoutes,
+    users: Users,
     holders: Mutex<Holders>,
     secret: Secret,
     heartbeat_interval: Duration,
@@ -105,11 +107,12 @@ struct Holders {
 }
 
 impl Registrations {
-    /// `routes` holds a master's row.
-    pub fn new(own: Own, routes: SharedRoutes, config: &BrokerConfig) -> Self {
+    /// `routes` holds a master's row; `users` are told of, and heard of, on the same streams.
+    pub fn new(own: Own, routes: SharedRoutes, users: Users, config: &BrokerConfig) -> Self {
         Self {
             own,
             routes,
+            users,
             holders: Mutex::default(),
             secret: config.cluster_secret.clone(),
             heartbeat_interval: Duration::from_millis(config.broker_heartbeat_interval),
@@ -142,6 +145,8 @@ impl Registrations {
         let (reports, sent) = mpsc::channel(REPORTS_MAX);
         // Subscribed before the state is read: a change in between is reported twice rather than never.
         let mut deltas = self.own.changes();
+        let (mut user_changes, mut told) = (self.users.changes(), 0);
+        user_changes.mark_changed();
         report(&reports, Report::Full(self.own.state(&self.routes)?))?;
         let mut request = Request::new(ReceiverStream::new(sent));
         metadata::add_secret(request.metadata_mut(), &self.secret);
@@ -158,6 +163,14 @@ impl Registrations {
                     // Too far behind to tell one by one.
                     Err(_) => report(&reports, Report::Full(self.own.state(&self.routes)?))?,
                 },
+                // The users live as long as this.
+                Ok(()) = user_changes.changed() => {
+                    let (users, last) = self.users.since(told);
+                    told = last;
+                    if !users.is_empty() {
+                        report(&reports, Report::Users(v1::Users { users }))?;
+                    }
+                }
                 _ = heartbeat.tick() => report(&reports, Report::Heartbeat(Heartbeat {}))?,
             }
         }
@@ -178,6 +191,7 @@ impl Registrations {
                 self.replace(index, table.brokers);
             }
             Some(Update::Change(change)) => self.change(index, change),
+            Some(Update::Users(users)) => self.users.merge(users.users),
             Some(Update::Heartbeat(_)) | None => {}
         }
     }
@@ -267,7 +281,7 @@ mod tests {
     fn registrations() -> Registrations {
         let (deltas, _) = broadcast::channel(8);
         let own = Own::Master { broker_name: "own".into(), deltas };
-        Registrations::new(own, SharedRoutes::default(), &BrokerConfig::default())
+        Registrations::new(own, SharedRoutes::default(), Users::default(), &BrokerConfig::default())
     }
 
     fn state(name: &str) -> BrokerState {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use karman_remoting::auth::credentials::Credentials;
 use karman_remoting::channel::{ChannelPool, ClientTls};
 use karman_remoting::proto::v2::ClientType;
 use tokio::net::TcpStream;
@@ -36,11 +37,14 @@ pub struct ClientOptions {
     /// Speaks TLS, judging the servers' certificates so. `None`, the default, means plaintext, and for an access point
     /// `https://host:port` [`ClientTls::TrustAll`], as the Java and Go clients do.
     pub tls: Option<ClientTls>,
+    /// Who this client is, where the cluster asks for it (`authenticationEnabled`). `None`, the default, signs nothing. A
+    /// signature can be used again by whoever reads it on its way: use TLS.
+    pub credentials: Option<Credentials>,
 }
 
 impl Default for ClientOptions {
     fn default() -> Self {
-        Self { request_timeout: Duration::from_secs(3), tls: None }
+        Self { request_timeout: Duration::from_secs(3), tls: None, credentials: None }
     }
 }
 
@@ -95,7 +99,7 @@ impl Client {
         let (address, https) = parse(access_point)?;
         let tls = options.tls.or(https.then_some(ClientTls::TrustAll));
         let pool = tls.map_or_else(ChannelPool::new, ChannelPool::with_tls);
-        let transport = Transport::new(pool, address, options.request_timeout);
+        let transport = Transport::new(pool, address, options.request_timeout, options.credentials);
         // Checks the form of the address.
         transport.service(&transport.access_point)?;
         probe(&transport).await?;

@@ -51,6 +51,7 @@ mod transaction;
 mod transport;
 mod view;
 
+pub use karman_remoting::auth::credentials::Credentials;
 pub use karman_remoting::channel::ClientTls;
 pub use karman_remoting::proto::v2::Code;
 

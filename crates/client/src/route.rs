@@ -331,7 +331,7 @@ mod tests {
     }
 
     fn routes() -> Routes {
-        Routes::new(Transport::new(ChannelPool::new(), "n:1".into(), Duration::ZERO))
+        Routes::new(Transport::new(ChannelPool::new(), "n:1".into(), Duration::ZERO, None))
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use karman_remoting::auth::credentials::Credentials;
 use karman_remoting::channel::ChannelPool;
 use karman_remoting::metadata;
 use karman_remoting::proto::v2;
@@ -26,13 +27,20 @@ pub(crate) struct Transport {
     pub(crate) request_timeout: Duration,
     pub(crate) host: Arc<str>,
     headers: MetadataMap,
+    credentials: Option<Credentials>,
 }
 
 impl Transport {
-    pub(crate) fn new(pool: ChannelPool, access_point: String, request_timeout: Duration) -> Self {
+    pub(crate) fn new(
+        pool: ChannelPool,
+        access_point: String,
+        request_timeout: Duration,
+        credentials: Option<Credentials>,
+    ) -> Self {
         let host = host_name();
         let headers = own_headers(&host);
-        Self { pool, access_point: access_point.into(), request_timeout, host: host.into(), headers }
+        let access_point = access_point.into();
+        Self { pool, access_point, request_timeout, host: host.into(), headers, credentials }
     }
 
     /// The same connections, under a client id of its own.
@@ -49,6 +57,9 @@ impl Transport {
     pub(crate) fn open_request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         *request.metadata_mut() = self.headers.clone();
+        if let Some(credentials) = &self.credentials {
+            credentials.sign(request.metadata_mut());
+        }
         request
     }
 
@@ -152,7 +163,7 @@ mod tests {
     #[test]
     fn every_transport_has_a_client_id_of_its_own() {
         let id = |transport: &Transport| transport.headers.get("x-mq-client-id").cloned();
-        let first = Transport::new(ChannelPool::new(), "n:1".into(), Duration::ZERO);
+        let first = Transport::new(ChannelPool::new(), "n:1".into(), Duration::ZERO, None);
         assert_ne!(id(&first), id(&first.renamed()));
         assert_eq!(first.headers.get("x-mq-language").unwrap(), "RUST");
     }

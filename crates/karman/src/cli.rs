@@ -2,15 +2,18 @@
 
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use karman_client::{ClientError, Code};
+use karman_client::{ClientError, Code, Credentials};
 use karman_remoting::secret::Secret;
 
 use crate::node::Node;
 use crate::output::Format;
-use crate::{bench, client, cluster, config, dev, dlq, group, message, offset, ready, store, topic};
+use crate::{
+    acl, bench, client, cluster, config, dev, dlq, group, message, offset, ready, store, topic, user,
+};
 
 const EXIT_FAILED: u8 = 1;
 /// Also clap's.
@@ -43,8 +46,33 @@ struct Cli {
     #[arg(long, global = true, env = "KARMAN_CLUSTER_SECRET", hide_env_values = true, default_value = "")]
     cluster_secret: Secret,
 
+    /// Who calls, where the nodes ask for it (`authenticationEnabled`): a user's name
+    #[arg(long, global = true, env = "KARMAN_ACCESS_KEY")]
+    access_key: Option<String>,
+
+    /// Where the user's secret is, unless KARMAN_SECRET_KEY holds it
+    #[arg(long, global = true, value_name = "FILE")]
+    secret_key_file: Option<PathBuf>,
+
     #[command(subcommand)]
     command: Command,
+}
+
+impl Cli {
+    fn node(&self) -> anyhow::Result<Node> {
+        let node = Node::new(self.endpoint.clone(), self.cluster_secret.clone());
+        let Some(access_key) = &self.access_key else { return Ok(node) };
+        let secret_key = match &self.secret_key_file {
+            Some(path) => user::read_secret(path)?,
+            None => std::env::var("KARMAN_SECRET_KEY").map_err(|_| {
+                Incomplete("give --secret-key-file or KARMAN_SECRET_KEY with --access-key".into())
+            })?,
+        };
+        let credentials = Credentials::new(access_key, &secret_key);
+        let refused =
+            || Incomplete(format!("--access-key {access_key:?} is refused: visible ASCII is allowed"));
+        Ok(node.signed_by(credentials.ok_or_else(refused)?))
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -120,6 +148,12 @@ enum OnlineCommand {
     /// Look at producers and consumers
     #[command(subcommand)]
     Client(client::ClientCommand),
+    /// Create, change, delete and list users
+    #[command(subcommand)]
+    User(user::UserCommand),
+    /// Say what users may do
+    #[command(subcommand)]
+    Acl(acl::AclCommand),
     /// Look at the brokers
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
@@ -143,16 +177,13 @@ pub(crate) fn run() -> ExitCode {
 }
 
 fn execute(cli: Cli) -> anyhow::Result<()> {
+    let node = cli.node()?;
     match cli.command {
         Command::Dev(args) => dev::run(args, cli.cluster_secret),
         Command::Ready(args) => ready::run(&args, cli.output),
         Command::Config(command) => config::run(command, cli.output),
-        Command::Store(command) => {
-            let node = Node::new(cli.endpoint, cli.cluster_secret);
-            store::run(command, &node, cli.output)
-        }
+        Command::Store(command) => store::run(command, &node, cli.output),
         Command::Online(command) => {
-            let node = Node::new(cli.endpoint, cli.cluster_secret);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(operate(command, &node, cli.output))
         }
@@ -167,6 +198,8 @@ async fn operate(command: OnlineCommand, node: &Node, format: Format) -> anyhow:
         OnlineCommand::Dlq(command) => dlq::run(command, node, format).await,
         OnlineCommand::Client(command) => client::run(command, node, format).await,
         OnlineCommand::Message(command) => message::run(command, node, format).await,
+        OnlineCommand::User(command) => user::run(command, node, format).await,
+        OnlineCommand::Acl(command) => acl::run(command, node, format).await,
         OnlineCommand::Cluster(command) => cluster::run(command, node, format).await,
         OnlineCommand::Bench(command) => bench::run(command, node, format).await,
     }

@@ -2,6 +2,7 @@
 //! its nodes. Called by the name `karman-namesrv` or `karman-broker` it is that program: an image holds one file for all.
 #![forbid(unsafe_code)]
 
+mod acl;
 mod bench;
 mod cli;
 mod client;
@@ -21,6 +22,7 @@ mod signals;
 mod store;
 mod time;
 mod topic;
+mod user;
 
 use std::ffi::OsStr;
 use std::path::Path;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use karman_client::{Client, ClientError, ClientOptions, ClientTls, Code};
+use karman_client::{Client, ClientError, ClientOptions, ClientTls, Code, Credentials};
 use karman_remoting::channel::{ChannelPool, address_of};
 use karman_remoting::metadata;
 use karman_remoting::proto::karman::BrokerResult;
@@ -28,16 +28,23 @@ const TIMEOUT: Duration = Duration::from_secs(8);
 pub(crate) struct Node {
     pub(crate) endpoint: String,
     pub(crate) cluster_secret: Secret,
+    credentials: Option<Credentials>,
 }
 
 impl Node {
     pub(crate) fn new(endpoint: String, cluster_secret: Secret) -> Self {
-        Self { endpoint, cluster_secret }
+        Self { endpoint, cluster_secret, credentials: None }
+    }
+
+    /// The same in the name of a user.
+    pub(crate) fn signed_by(self, credentials: Credentials) -> Self {
+        Self { credentials: Some(credentials), ..self }
     }
 
     /// For sending and receiving.
     pub(crate) async fn client(&self) -> anyhow::Result<Client> {
-        Ok(Client::connect(&self.endpoint, ClientOptions::default()).await?)
+        let options = ClientOptions { credentials: self.credentials.clone(), ..ClientOptions::default() };
+        Ok(Client::connect(&self.endpoint, options).await?)
     }
 
     /// `host:port`
@@ -66,6 +73,7 @@ impl Node {
         let mut request =
             Request::new(v2::QueryRouteRequest { topic: Some(topic_resource), endpoints: None });
         *request.metadata_mut() = headers("route");
+        self.sign(request.metadata_mut());
         let service = MessagingServiceClient::new(self.channel()?);
         let mut service = service.max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
         let response = self.answer(service.query_route(request)).await?;
@@ -81,11 +89,19 @@ impl Node {
         Ok(brokers)
     }
 
-    /// With the deadline and, if there is one, the cluster's secret.
+    /// Adds who calls, and the cluster's secret, as far as they are given.
+    pub(crate) fn sign(&self, metadata: &mut MetadataMap) {
+        metadata::add_secret(metadata, &self.cluster_secret);
+        if let Some(credentials) = &self.credentials {
+            credentials.sign(metadata);
+        }
+    }
+
+    /// With the deadline, and who calls.
     pub(crate) fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.set_timeout(TIMEOUT);
-        metadata::add_secret(request.metadata_mut(), &self.cluster_secret);
+        self.sign(request.metadata_mut());
         request
     }
 
@@ -115,7 +131,8 @@ impl Node {
 
     pub(crate) fn failure(&self, status: &Status) -> ClientError {
         if status.code() == tonic::Code::PermissionDenied {
-            let message = format!("{}; give --cluster-secret", status.message());
+            let how = "give --cluster-secret, or --access-key and --secret-key-file";
+            let message = format!("{}; {how}", status.message());
             return ClientError::Refused { endpoint: self.endpoint.clone(), code: Code::Forbidden, message };
         }
         ClientError::transport(&self.endpoint, TIMEOUT, status)

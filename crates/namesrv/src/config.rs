@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use karman_remoting::auth::AuthConfig;
 use karman_remoting::config::Unusable;
 use karman_remoting::secret::{SECRET_ALLOWED, Secret};
 use karman_remoting::server::TlsMode;
@@ -27,6 +28,13 @@ pub struct NamesrvConfig {
     pub store_path_root_dir: String,
     /// Brokers and operators must carry it; empty admits everyone.
     pub cluster_secret: Secret,
+    /// Clients must prove with every call who they are; it needs `clusterSecret`.
+    pub authentication_enabled: bool,
+    /// They may do what the policies of their user allow (`karman acl`), and nothing else.
+    pub authorization_enabled: bool,
+    /// A super user that is made when there is none of its name: `{"username":"NAME","password":"SECRET"}` or `NAME:SECRET`.
+    /// The same on all nodes.
+    pub init_authentication_user: Secret,
     /// A broker that is silent for longer is dropped from the routes. Milliseconds.
     pub broker_not_active_timeout_millis: u64,
     /// How often silent brokers are looked for. Milliseconds.
@@ -64,6 +72,9 @@ impl Default for NamesrvConfig {
             metrics_listen_address: "0.0.0.0:5557".into(),
             store_path_root_dir: "./karman-namesrv-data".into(),
             cluster_secret: Secret::default(),
+            authentication_enabled: false,
+            authorization_enabled: false,
+            init_authentication_user: Secret::default(),
             broker_not_active_timeout_millis: 10_000,
             scan_not_active_broker_interval: 500,
             tls_server_mode: TlsMode::Permissive,
@@ -127,6 +138,9 @@ impl NamesrvConfig {
         if self.enable_controller_in_namesrv {
             self.check_controller(check);
         }
+        for (rule, good) in self.auth().rules() {
+            check(rule.key, &rule.value, rule.allowed, good);
+        }
     }
 
     fn check_controller(&self, check: Check<'_>) {
@@ -145,6 +159,16 @@ impl NamesrvConfig {
         let millis = self.controller_lease_millis;
         let allowed = "500 to 60000 milliseconds are allowed";
         check("controllerLeaseMillis", &millis.to_string(), allowed, (500..=60_000).contains(&millis));
+    }
+
+    /// What is asked of callers.
+    pub(crate) fn auth(&self) -> AuthConfig {
+        AuthConfig {
+            authentication: self.authentication_enabled,
+            authorization: self.authorization_enabled,
+            initial_user: self.init_authentication_user.clone(),
+            cluster_secret: self.cluster_secret.clone(),
+        }
     }
 
     /// How to run the controller, if there is to be one.

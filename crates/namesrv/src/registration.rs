@@ -7,15 +7,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use karman_remoting::auth::users::Users;
 use karman_remoting::metadata;
 use karman_remoting::proto::karman::broker_report::Report;
 use karman_remoting::proto::karman::registration_server::Registration;
 use karman_remoting::proto::karman::route_update::Update;
-use karman_remoting::proto::karman::{BrokerReport, Heartbeat, RouteChange, RouteTable, RouteUpdate};
+use karman_remoting::proto::karman::{
+    self as v1, BrokerReport, Heartbeat, RouteChange, RouteTable, RouteUpdate,
+};
 use karman_remoting::route_table::SharedRoutes;
 use karman_remoting::secret::Secret;
 use parking_lot::Mutex;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tonic::codegen::BoxStream;
@@ -36,6 +39,7 @@ const SETTLE: Duration = Duration::from_millis(1500);
 pub struct Registrations {
     info: Mutex<RouteInfo>,
     routes: SharedRoutes,
+    users: Users,
     changes: broadcast::Sender<RouteChange>,
     next_stream: AtomicU64,
     started: Instant,
@@ -44,9 +48,10 @@ pub struct Registrations {
 }
 
 impl Registrations {
-    /// Registrations feed `routes`; brokers must carry `secret` unless it is empty. Streams end with `stopping`.
+    /// Registrations feed `routes` and `users`; brokers must carry `secret` unless it is empty. Streams end with `stopping`.
     pub fn new(
         routes: SharedRoutes,
+        users: Users,
         silence_max: Duration,
         secret: Secret,
         stopping: CancellationToken,
@@ -55,6 +60,7 @@ impl Registrations {
         Arc::new(Self {
             info: Mutex::new(RouteInfo::new(silence_max)),
             routes,
+            users,
             changes: broadcast::channel(CHANGES_MAX).0,
             next_stream: AtomicU64::new(1),
             started: Instant::now(),
@@ -93,6 +99,11 @@ impl Registrations {
                 change
             }
             Some(Report::Delta(delta)) => info.change(now, stream, delta)?,
+            Some(Report::Users(users)) => {
+                info.heartbeat(now, stream)?;
+                self.users.merge(users.users);
+                return Ok(());
+            }
             Some(Report::Heartbeat(_)) => return info.heartbeat(now, stream),
             None => return Ok(()),
         };
@@ -135,7 +146,11 @@ impl Registration for RegistrationService {
         let id = self.0.next_stream.fetch_add(1, Ordering::Relaxed);
         let mut heartbeat = tokio::time::interval(HEARTBEAT_INTERVAL);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut user_changes = self.0.users.changes();
+        user_changes.mark_changed();
         let stream = BrokerStream {
+            user_changes,
+            told: 0,
             id,
             inbound: request.into_inner(),
             changes: None,
@@ -154,6 +169,9 @@ impl Registration for RegistrationService {
 }
 
 struct BrokerStream {
+    user_changes: watch::Receiver<u64>,
+    /// The last change of users that this broker was told of.
+    told: u64,
     id: StreamId,
     inbound: Streaming<BrokerReport>,
     /// `None` until the whole table has been pushed.
@@ -181,6 +199,14 @@ impl BrokerStream {
                     }
                     Ok(None) | Err(_) => return None,
                 },
+                // The users live as long as the streams.
+                Ok(()) = self.user_changes.changed() => {
+                    let (users, last) = self.registrations.users.since(self.told);
+                    self.told = last;
+                    if !users.is_empty() {
+                        return Some(Ok(Update::Users(v1::Users { users })));
+                    }
+                }
                 update = pushed(&mut self.changes) => return Some(Ok(update)),
                 _ = self.heartbeat.tick() => {
                     if self.changes.is_none() && self.registrations.started.elapsed() >= SETTLE {

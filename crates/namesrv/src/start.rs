@@ -8,6 +8,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use karman_remoting::admin_front::AdminFront;
+use karman_remoting::auth::Auth;
+use karman_remoting::auth::users::Users;
 use karman_remoting::channel::ChannelPool;
 use karman_remoting::clients::ClientRegistry;
 use karman_remoting::config::Unusable;
@@ -79,11 +81,15 @@ pub fn start(config: &NamesrvConfig) -> Result<Namesrv, StartError> {
     let stopping = CancellationToken::new();
     let silence_max = Duration::from_millis(config.broker_not_active_timeout_millis);
     let secret = config.cluster_secret.clone();
-    let registrations = Registrations::new(routes.clone(), silence_max, secret.clone(), stopping.clone());
-    let peers = Peers::new(ChannelPool::new(), secret.clone());
-    let front = Front::new(routes.clone(), clients.clone(), peers.clone(), None, stopping.clone());
-    let admin = AdminFront::new(routes.clone(), peers, secret.clone(), None);
-    let public_admin = PublicAdmin::new(admin.clone(), front.clone(), secret);
+    let users = Users::default();
+    let auth = Auth::new(config.auth(), users.clone());
+    let registrations =
+        Registrations::new(routes.clone(), users, silence_max, secret.clone(), stopping.clone());
+    let peers = Peers::new(ChannelPool::new(), secret);
+    let front =
+        Front::new(routes.clone(), clients.clone(), peers.clone(), auth.clone(), None, stopping.clone());
+    let admin = AdminFront::new(routes.clone(), peers, auth, None);
+    let public_admin = PublicAdmin::new(admin.clone(), front.clone());
     let admin = AdminServer::new(admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
     let public_admin =
         PublicAdminServer::new(public_admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);

@@ -1,8 +1,8 @@
 //! The operators' door: `karman.v1.Admin` on every node.
 //!
 //! A call that comes from outside is run on every broker of the route table and the answers are put together; a call
-//! with the hop mark is run on the own broker. Who may call is decided here: whoever knows the cluster secret, and
-//! everyone where none is set, as with RocketMQ. Runs on the data threads.
+//! with the hop mark is run on the own broker. Who may call is decided by [`crate::auth`]: whoever knows the cluster
+//! secret, users who have the right, and everyone where nothing is set, as with RocketMQ. Runs on the data threads.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,16 +13,15 @@ use futures_util::future::join_all;
 use futures_util::stream::select_all;
 use tonic::codegen::BoxStream;
 use tonic::metadata::MetadataMap;
-use tonic::{Response, Status};
+use tonic::{Extensions, Response, Status};
 
+use crate::auth::{Administers, Auth};
 use crate::front::Local;
-use crate::metadata;
 use crate::proto::karman::admin_server::Admin;
 use crate::proto::karman::{self as v1, BrokerIdentity};
 use crate::proto::v2::Code;
 use crate::relay::{Peers, failure};
 use crate::route_table::SharedRoutes;
-use crate::secret::Secret;
 use crate::status::Rejection;
 use crate::validate;
 
@@ -43,7 +42,7 @@ const ROUTES_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct AdminFront {
     routes: SharedRoutes,
     peers: Peers,
-    secret: Secret,
+    auth: Auth,
     /// The admin service of the own broker, with its name.
     local: Option<(String, Arc<dyn Admin>)>,
     /// The reads of the own slave, with its `brokerName`.
@@ -90,7 +89,7 @@ macro_rules! on_brokers {
 /// Lets in whoever may call; what is to be run on the own broker is run and answered.
 macro_rules! enter {
     ($front:expr, $method:ident, $request:expr) => {{
-        $front.admit($request.metadata())?;
+        $front.admit($request.metadata(), $request.extensions(), $request.get_ref(), stringify!($method))?;
         if metadata::is_relayed($request.metadata()) {
             return match &$front.local {
                 Some((_, service)) => service.$method($request).await,
@@ -142,17 +141,18 @@ macro_rules! door_or_standby {
 mod calls;
 mod change;
 mod merge;
+mod users;
 
 impl AdminFront {
-    /// A door over `routes`; `admin` executes on the own broker.
+    /// A door over `routes`; `auth` says who may enter; `admin` executes on the own broker.
     pub fn new(
         routes: SharedRoutes,
         peers: Peers,
-        secret: Secret,
+        auth: Auth,
         local: Option<(&Local, Arc<dyn Admin>)>,
     ) -> Self {
         let local = local.map(|(local, admin)| (local.broker_name.clone(), admin));
-        Self { routes, peers, secret, local, standby: None }
+        Self { routes, peers, auth, local, standby: None }
     }
 
     /// The door of a slave that looks for messages in its own copy when its master does not.
@@ -162,14 +162,22 @@ impl AdminFront {
         self
     }
 
-    /// Refuses who does not know the secret of the cluster.
-    pub(crate) fn admit(&self, metadata: &MetadataMap) -> Result<(), Status> {
-        if metadata::has_secret(metadata, &self.secret) {
-            return Ok(());
-        }
-        Err(Status::permission_denied(
-            "this cluster has a secret (clusterSecret) and the call does not carry it",
-        ))
+    /// Refuses who may not make this call.
+    pub(crate) fn admit<T: Administers>(
+        &self,
+        metadata: &MetadataMap,
+        extensions: &Extensions,
+        message: &T,
+        call: &'static str,
+    ) -> Result<(), Status> {
+        let cluster = if self.auth.is_on() { self.cluster() } else { String::new() };
+        let admitted = self.auth.admit_operator(metadata, extensions, message, call, &cluster);
+        admitted.map_err(|rejection| Status::permission_denied(rejection.to_string()))
+    }
+
+    /// What the cluster is called; nothing while no broker is known.
+    fn cluster(&self) -> String {
+        self.routes.read().brokers().next().map(|broker| broker.cluster.clone()).unwrap_or_default()
     }
 
     pub(crate) fn routes(&self) -> &SharedRoutes {

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::codegen::BoxStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use crate::auth::Auth;
 use crate::clients::ClientRegistry;
 use crate::metadata::Caller;
 use crate::proto::karman::BrokerIdentity;
@@ -25,6 +26,7 @@ use crate::{telemetry, validate};
 
 mod ack;
 mod everywhere;
+mod guard;
 mod lite;
 mod queues;
 mod send;
@@ -52,6 +54,7 @@ pub struct Front {
     routes: SharedRoutes,
     clients: Arc<ClientRegistry>,
     peers: Peers,
+    auth: Auth,
     local: Option<Local>,
     standby: Option<Standby>,
     stopping: CancellationToken,
@@ -76,11 +79,13 @@ enum Owner<'a> {
 }
 
 impl Front {
-    /// A door over `routes`; `local` is the broker of this process, if it is one. Telemetry streams end with `stopping`.
+    /// A door over `routes`; `auth` says who may enter; `local` is the broker of this process, if it is one. Telemetry
+    /// streams end with `stopping`.
     pub fn new(
         routes: SharedRoutes,
         clients: Arc<ClientRegistry>,
         peers: Peers,
+        auth: Auth,
         local: Option<Local>,
         stopping: CancellationToken,
     ) -> Self {
@@ -90,7 +95,7 @@ impl Front {
                 clients.groups_changed(routes, changed);
             }
         });
-        Self { routes, clients, peers, local, standby: None, stopping }
+        Self { routes, clients, peers, auth, local, standby: None, stopping }
     }
 
     fn is_local(&self, broker: &str) -> bool {
@@ -257,6 +262,15 @@ impl Front {
     }
 }
 
+/// Goes on with a request that its caller may make; else its refusal is the answer.
+macro_rules! admitted {
+    ($front:expr, $request:expr) => {
+        if let Err(rejection) = $front.admit(&$request).await {
+            return Ok(Response::new(rejection.into()));
+        }
+    };
+}
+
 /// A stream of one frame: a refusal.
 fn one_frame<T: Send + 'static>(frame: T) -> BoxStream<T> {
     Box::pin(tokio_stream::once(Ok(frame)))
@@ -273,6 +287,7 @@ impl MessagingService for Front {
         &self,
         request: Request<v2::QueryRouteRequest>,
     ) -> Result<Response<v2::QueryRouteResponse>, Status> {
+        admitted!(self, request);
         respond(self.route(request).await)
     }
 
@@ -280,6 +295,7 @@ impl MessagingService for Front {
         &self,
         request: Request<v2::HeartbeatRequest>,
     ) -> Result<Response<v2::HeartbeatResponse>, Status> {
+        admitted!(self, request);
         answer(self.beat(request).await)
     }
 
@@ -287,6 +303,7 @@ impl MessagingService for Front {
         &self,
         request: Request<v2::SendMessageRequest>,
     ) -> Result<Response<v2::SendMessageResponse>, Status> {
+        admitted!(self, request);
         respond(self.send(request).await)
     }
 
@@ -294,6 +311,7 @@ impl MessagingService for Front {
         &self,
         request: Request<v2::QueryAssignmentRequest>,
     ) -> Result<Response<v2::QueryAssignmentResponse>, Status> {
+        admitted!(self, request);
         answer(self.assignment(request).await)
     }
 
@@ -301,7 +319,7 @@ impl MessagingService for Front {
         &self,
         request: Request<v2::ReceiveMessageRequest>,
     ) -> Result<Response<BoxStream<v2::ReceiveMessageResponse>>, Status> {
-        Ok(self.receive(request).await.unwrap_or_else(|rejection| {
+        Ok(self.receive_while_allowed(request).await.unwrap_or_else(|rejection| {
             let content = Some(v2::receive_message_response::Content::Status(rejection.into()));
             Response::new(one_frame(v2::ReceiveMessageResponse { content }))
         }))
@@ -311,6 +329,7 @@ impl MessagingService for Front {
         &self,
         request: Request<v2::AckMessageRequest>,
     ) -> Result<Response<v2::AckMessageResponse>, Status> {
+        admitted!(self, request);
         respond(self.ack(request).await)
     }
 
@@ -318,6 +337,7 @@ impl MessagingService for Front {
         &self,
         request: Request<v2::ForwardMessageToDeadLetterQueueRequest>,
     ) -> Result<Response<v2::ForwardMessageToDeadLetterQueueResponse>, Status> {
+        admitted!(self, request);
         respond(self.forward_dead_letter(request).await)
     }
 
@@ -325,6 +345,7 @@ impl MessagingService for Front {
         &self,
         request: Request<v2::ChangeInvisibleDurationRequest>,
     ) -> Result<Response<v2::ChangeInvisibleDurationResponse>, Status> {
+        admitted!(self, request);
         respond(self.change_invisible(request).await)
     }
 
@@ -333,16 +354,18 @@ impl MessagingService for Front {
         request: Request<Streaming<v2::TelemetryCommand>>,
     ) -> Result<Response<BoxStream<v2::TelemetryCommand>>, Status> {
         // A stream has no body to refuse in; INVALID_ARGUMENT ends it, as the reference does.
-        let caller =
-            self.heard(&request).map_err(|rejection| Status::invalid_argument(rejection.to_string()))?;
+        let caller = self.heard(&request).map_err(|rejection| telemetry::refused(&rejection))?;
+        let who = self.who(&request).await.map_err(|rejection| telemetry::refused(&rejection))?;
+        let who = (self.auth.clone(), who);
         let (clients, routes, stopping) = (self.clients.clone(), self.routes.clone(), self.stopping.clone());
-        Ok(Response::new(telemetry::serve(caller, request, clients, routes, stopping)))
+        Ok(Response::new(telemetry::serve(caller, who, request, clients, routes, stopping)))
     }
 
     async fn notify_client_termination(
         &self,
         request: Request<v2::NotifyClientTerminationRequest>,
     ) -> Result<Response<v2::NotifyClientTerminationResponse>, Status> {
+        admitted!(self, request);
         answer(self.terminate(request).await)
     }
 
@@ -350,7 +373,7 @@ impl MessagingService for Front {
         &self,
         request: Request<v2::PullMessageRequest>,
     ) -> Result<Response<BoxStream<v2::PullMessageResponse>>, Status> {
-        Ok(self.pull(request).await.unwrap_or_else(|rejection| {
+        Ok(self.pull_while_allowed(request).await.unwrap_or_else(|rejection| {
             let content = Some(v2::pull_message_response::Content::Status(rejection.into()));
             Response::new(one_frame(v2::PullMessageResponse { content }))
         }))
@@ -360,6 +383,7 @@ impl MessagingService for Front {
         &self,
         request: Request<v2::UpdateOffsetRequest>,
     ) -> Result<Response<v2::UpdateOffsetResponse>, Status> {
+        admitted!(self, request);
         respond(self.update_offset_of_queue(request).await)
     }
 
@@ -367,6 +391,7 @@ impl MessagingService for Front {
         &self,
         request: Request<v2::GetOffsetRequest>,
     ) -> Result<Response<v2::GetOffsetResponse>, Status> {
+        admitted!(self, request);
         respond(self.stored_offset_of_queue(request).await)
     }
 
@@ -374,6 +399,7 @@ impl MessagingService for Front {
         &self,
         request: Request<v2::QueryOffsetRequest>,
     ) -> Result<Response<v2::QueryOffsetResponse>, Status> {
+        admitted!(self, request);
         respond(self.offset_of_queue(request).await)
     }
 
@@ -381,6 +407,7 @@ impl MessagingService for Front {
         &self,
         request: Request<v2::EndTransactionRequest>,
     ) -> Result<Response<v2::EndTransactionResponse>, Status> {
+        admitted!(self, request);
         respond(self.end(request).await)
     }
 
@@ -388,6 +415,7 @@ impl MessagingService for Front {
         &self,
         request: Request<v2::RecallMessageRequest>,
     ) -> Result<Response<v2::RecallMessageResponse>, Status> {
+        admitted!(self, request);
         respond(self.recall(request).await)
     }
 
@@ -395,6 +423,7 @@ impl MessagingService for Front {
         &self,
         request: Request<v2::SyncLiteSubscriptionRequest>,
     ) -> Result<Response<v2::SyncLiteSubscriptionResponse>, Status> {
+        admitted!(self, request);
         answer(self.sync_lite(request).await)
     }
 }

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod admin_front;
+pub mod auth;
 pub mod channel;
 pub mod civil;
 pub mod clients;

@@ -69,9 +69,10 @@ pub fn change(level: &str) -> Result<(), LoggingError> {
     reload(filter).map_err(|_| LoggingError::NotSetUp)
 }
 
-/// An empty variable is as good as none.
+/// An empty variable is as good as none. What operators do is written down at every level, unless it says `audit=off`.
 fn filter(level: String) -> Result<EnvFilter, LoggingError> {
     let directives = if level.is_empty() { "info" } else { &level };
+    let directives = format!("audit=info,{directives}");
     EnvFilter::try_new(directives).map_err(|source| LoggingError::Level { value: level, source })
 }
 
@@ -101,6 +102,6 @@ mod tests {
         assert!(format.contains("KARMAN_LOG_FORMAT") && format.contains("xml"), "{format}");
         let level = filter("info,=nonsense=".to_owned()).expect_err("refused").to_string();
         assert!(level.contains("KARMAN_LOG=") && level.contains("nonsense"), "{level}");
-        assert_eq!(filter(String::new()).unwrap().to_string(), "info");
+        assert_eq!(filter(String::new()).unwrap().to_string(), "audit=info,info");
     }
 }

@@ -219,6 +219,24 @@ pub fn topic_of(message: &[u8]) -> String {
     topic.and_then(|field| v2::Resource::decode(&message[field.content]).ok()).unwrap_or_default().name
 }
 
+/// The topic that a broker will find in an encoded message, for who decides whether it may be sent: of a field that occurs
+/// several times the last counts, as when the message is written anew. Empty when there is none to read.
+pub(crate) fn topic_to_send_to(message: &[u8]) -> &str {
+    const NAME: u32 = 2;
+    let mut topic = "";
+    for field in (Fields { bytes: message, at: 0 }).map_while(Result::ok) {
+        if field.number == fields::TOPIC {
+            let resource = &message[field.content];
+            for field in (Fields { bytes: resource, at: 0 }).map_while(Result::ok) {
+                if field.number == NAME {
+                    topic = std::str::from_utf8(&resource[field.content]).unwrap_or_default();
+                }
+            }
+        }
+    }
+    topic
+}
+
 /// Where the body of a stored message lies. Encoders write it behind `system_properties`, so that is looked at first.
 pub fn body_of(message: &[u8], system_properties_field: &Range<usize>) -> Range<usize> {
     let find = |from: usize| {

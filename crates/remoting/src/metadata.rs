@@ -137,12 +137,12 @@ pub fn is_relayed(metadata: &MetadataMap) -> bool {
     metadata.contains_key(HOP)
 }
 
-/// The headers a relayed request keeps, with the hop mark.
+/// The headers a relayed request keeps, with the hop mark. The signature stays here: the door has verified it.
 pub fn for_relay(metadata: &MetadataMap) -> MetadataMap {
     let mut kept = MetadataMap::with_capacity(16);
     for entry in metadata.iter() {
         if let KeyAndValueRef::Ascii(key, value) = entry
-            && (key.as_str().starts_with("x-mq-") || key == "authorization" || key == SECRET)
+            && (key.as_str().starts_with("x-mq-") || key == SECRET)
         {
             kept.insert(key.clone(), value.clone());
         }
@@ -173,6 +173,11 @@ pub fn has_secret(metadata: &MetadataMap, secret: &Secret) -> bool {
             && given.iter().zip(wanted).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0)
 }
 
+/// Whether a call carries the secret of a cluster that has one.
+pub fn carries_secret(metadata: &MetadataMap, secret: &Secret) -> bool {
+    !secret.is_empty() && has_secret(metadata, secret)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,9 +192,10 @@ mod tests {
         let mut metadata = MetadataMap::new();
         metadata.insert("x-mq-client-id", MetadataValue::from_static("me"));
         metadata.insert("te", MetadataValue::from_static("trailers"));
+        metadata.insert("authorization", MetadataValue::from_static("a signature"));
         let kept = for_relay(&metadata);
         assert_eq!(Caller::of(&kept).unwrap().client_id, "me");
-        assert!(is_relayed(&kept) && !kept.contains_key("te"));
+        assert!(is_relayed(&kept) && !kept.contains_key("te") && !kept.contains_key("authorization"));
     }
 
     #[test]

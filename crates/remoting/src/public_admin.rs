@@ -8,13 +8,13 @@ use std::time::{Duration, UNIX_EPOCH};
 use tonic::{Request, Response, Status};
 
 use crate::admin_front::AdminFront;
+use crate::auth::Decided;
 use crate::front::Front;
+use crate::logging;
 use crate::proto::v2;
 use crate::proto::v2::admin_server::Admin;
 use crate::proto::v2::change_log_level_request::Level;
-use crate::secret::Secret;
 use crate::status::ok;
-use crate::{logging, metadata};
 
 /// What the own door says to a call of `karman.v1.Admin`.
 macro_rules! ask {
@@ -37,19 +37,18 @@ mod topology;
 pub struct PublicAdmin {
     admin: AdminFront,
     front: Front,
-    secret: Secret,
 }
 
 impl PublicAdmin {
-    /// A layer over `admin`; `front` takes what operators send. `secret` is the cluster's; empty where none is configured.
-    pub fn new(admin: AdminFront, front: Front, secret: Secret) -> Self {
-        Self { admin, front, secret }
+    /// A layer over `admin`; `front` takes what operators send.
+    pub fn new(admin: AdminFront, front: Front) -> Self {
+        Self { admin, front }
     }
 
-    /// `message` as a call of this node.
+    /// `message` as a call of this node, which has decided already who may make it.
     fn own<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
-        metadata::add_secret(request.metadata_mut(), &self.secret);
+        request.extensions_mut().insert(Decided);
         request
     }
 }
@@ -77,7 +76,8 @@ fn millis(timestamp: &prost_types::Timestamp) -> u64 {
 /// Admits a call, runs it, and gives a refusal in the form of its answer.
 macro_rules! serve {
     ($self:ident, $request:ident, $method:ident, $response:ident) => {{
-        $self.admin.admit($request.metadata())?;
+        let (metadata, extensions) = ($request.metadata(), $request.extensions());
+        $self.admin.admit(metadata, extensions, $request.get_ref(), stringify!($method))?;
         let answer = $self.$method($request.into_inner()).await;
         Ok(Response::new(match answer {
             Ok(mut answer) => {
@@ -97,7 +97,8 @@ impl Admin for PublicAdmin {
         &self,
         request: Request<v2::ChangeLogLevelRequest>,
     ) -> Result<Response<v2::ChangeLogLevelResponse>, Status> {
-        self.admin.admit(request.metadata())?;
+        let (metadata, extensions) = (request.metadata(), request.extensions());
+        self.admin.admit(metadata, extensions, request.get_ref(), "change_log_level")?;
         let level = match request.get_ref().level() {
             Level::Trace => "trace",
             Level::Debug => "debug",

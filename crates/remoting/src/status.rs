@@ -91,6 +91,11 @@ pub enum Rejection {
     LiteTopicQuotaExceeded { topic: String, limit: usize },
     #[error("{subscriber} would subscribe to {count} lite topics, the limit is {limit}")]
     LiteSubscriptionQuotaExceeded { subscriber: String, count: usize, limit: usize },
+    #[error("{what} does not exist")]
+    UserNotFound { what: String },
+    /// It is not known who calls, or who calls may not do this.
+    #[error("{0}")]
+    Unauthorized(String),
     #[error("{what} is not allowed: {rule}")]
     Forbidden { what: String, rule: &'static str },
     #[error("{0}")]
@@ -163,7 +168,8 @@ impl Rejection {
             }
             Self::TooManyRequests(_) => Code::TooManyRequests,
             Self::NotImplemented { .. } => Code::NotImplemented,
-            Self::ClientNotConnected { .. } => Code::NotFound,
+            Self::ClientNotConnected { .. } | Self::UserNotFound { .. } => Code::NotFound,
+            Self::Unauthorized(_) => Code::Unauthorized,
             Self::ClientSilent { .. } => Code::RequestTimeout,
             Self::PeerTimeout { .. } => Code::ProxyTimeout,
             Self::PersistenceTimeout { .. } => Code::MasterPersistenceTimeout,
@@ -264,11 +270,11 @@ answers! {
     v1::QueryMessagesResponse, v1::VerifyStoreResponse, v1::DescribeGroupResponse, v1::ResetOffsetResponse,
     v1::RedriveDeadLettersResponse, v1::ExplainMessageResponse, v1::ListClientsResponse, v1::AskClientResponse,
     v1::ForgetSubscriptionResponse, v1::DescribeControllerResponse, v1::ElectResponse, v1::RemoveMemberResponse,
-    v1::ChangeControllersResponse,
+    v1::ChangeControllersResponse, v1::ListUsersResponse, v1::StoreUserResponse,
     v1::DrainMemberResponse;
     of brokers
     v1::CreateTopicResponse, v1::DeleteTopicResponse, v1::UpdateTopicResponse, v1::CreateGroupResponse,
-    v1::UpdateGroupResponse,
+    v1::UpdateGroupResponse, v1::ChangeUserResponse,
 }
 
 /// What a handler's result says to the client: its answer, or a refusal in the same form.

@@ -7,10 +7,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use prost::Message as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status, Streaming};
 
+use crate::auth::{self, Auth, Who};
 use crate::clients::{ClientRegistry, CommandSender};
 use crate::metadata::Caller;
 use crate::proto::v2::settings::PubSub;
@@ -38,7 +39,49 @@ struct Session {
     sender: CommandSender,
     clients: Arc<ClientRegistry>,
     routes: SharedRoutes,
+    guard: Guard,
     stopping: CancellationToken,
+}
+
+/// Who is at the other end, and what it said it wants: users change while a stream is open.
+struct Guard {
+    auth: Auth,
+    who: Who,
+    settings: Option<Settings>,
+    changes: watch::Receiver<u64>,
+}
+
+impl Guard {
+    /// Refuses settings of things that the user may not use.
+    fn check(&mut self, sent: &Settings, address: Option<SocketAddr>) -> Result<(), Status> {
+        self.auth.allow(&self.who, sent, address).map_err(|rejection| refused(&rejection))?;
+        if matches!(self.who, Who::User(_)) {
+            self.settings = Some(sent.clone());
+        }
+        Ok(())
+    }
+
+    /// Returns when the user may not have this stream any more.
+    async fn revoked(&mut self, address: Option<SocketAddr>) -> Status {
+        loop {
+            if self.changes.changed().await.is_err() {
+                // The door and its users live as long as the node.
+                std::future::pending::<()>().await;
+            }
+            let settings = self.settings.clone().unwrap_or_default();
+            if let Err(rejection) = self.auth.still_allows(&self.who, &settings, address) {
+                return refused(&rejection);
+            }
+        }
+    }
+}
+
+/// A stream has no body to refuse in.
+pub(crate) fn refused(rejection: &Rejection) -> Status {
+    match rejection {
+        Rejection::Unauthorized(text) => Status::unauthenticated(text),
+        other => Status::invalid_argument(other.to_string()),
+    }
 }
 
 impl Drop for Session {
@@ -47,17 +90,19 @@ impl Drop for Session {
     }
 }
 
-/// Serves one stream until the client ends it or `stopping` is cancelled.
+/// Serves one stream of `who` until the client ends it, or may not have it any more, or `stopping` is cancelled.
 pub fn serve(
     caller: Caller,
+    (auth, who): (Auth, Who),
     request: Request<Streaming<TelemetryCommand>>,
     clients: Arc<ClientRegistry>,
     routes: SharedRoutes,
     stopping: CancellationToken,
 ) -> CommandStream {
     let (sender, commands) = mpsc::channel(COMMANDS_MAX);
-    let (address, inbound) = (request.remote_addr(), request.into_inner());
-    let session = Session { caller, address, inbound, commands, sender, clients, routes, stopping };
+    let (address, inbound) = (auth::source_of(request.extensions()), request.into_inner());
+    let guard = Guard { changes: auth.users().changes(), auth, who, settings: None };
+    let session = Session { caller, address, inbound, commands, sender, clients, routes, guard, stopping };
     Box::pin(futures_util::stream::unfold(Some(session), |session| async {
         let mut session = session?;
         match session.next().await? {
@@ -73,6 +118,7 @@ impl Session {
         loop {
             tokio::select! {
                 () = self.stopping.cancelled() => return None,
+                status = self.guard.revoked(self.address) => return Some(Err(status)),
                 command = self.commands.recv() => return command,
                 received = self.inbound.message() => match received {
                     Ok(Some(command)) => {
@@ -95,6 +141,9 @@ impl Session {
         };
         if let Err(rejection) = check(&sent, &self.routes) {
             return Some(Err(Status::invalid_argument(rejection.to_string())));
+        }
+        if let Err(status) = self.guard.check(&sent, self.address) {
+            return Some(Err(status));
         }
         let sender = self.sender.clone();
         Some(Ok(self.clients.opened(&self.caller, self.address, sender, sent, &self.routes)))

@@ -2,8 +2,9 @@
 //! and the log up to what can be seen. What lies behind it comes as raw records. The giving side reads a running store, on
 //! any thread; the taking side makes a store that nobody has open, on the caller's.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -118,7 +119,8 @@ impl CopyTarget {
         config.check()?;
         let (disk, root) = (Arc::new(SystemDisk), config.directory.clone());
         let failed = || OpenError::io("begin a copy in", &config.directory);
-        fs::create_dir_all(&root).map_err(failed())?;
+        let directories = DirBuilder::new().recursive(true).mode(disk::PRIVATE).create(&root);
+        directories.map_err(failed())?;
         let lock = directory::lock(&*disk, &root)?;
         let owner = config.owner.clone();
         let target = Self { disk, root, owner, log, log_start, at: log_start, file: None, _lock: lock };

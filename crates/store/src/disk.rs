@@ -5,14 +5,17 @@
 //! Files are opened, mapped and read whole without it: what a read finds is checked by whoever reads.
 
 use std::fmt::Debug;
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt as _, FileExt};
 use std::path::Path;
 
 use rustix::fs::FallocateFlags;
 
 use crate::retention::Space;
+
+/// The mode of new directories: what is stored is nobody else's to read.
+pub(crate) const PRIVATE: u32 = 0o700;
 
 /// What the store does to its files. Implemented by [`SystemDisk`] and by the tests' failing disk.
 pub(crate) trait Disk: Debug + Send + Sync {
@@ -73,7 +76,7 @@ impl Disk for SystemDisk {
     }
 
     fn create_directory(&self, path: &Path) -> io::Result<()> {
-        std::fs::create_dir(path)
+        DirBuilder::new().mode(PRIVATE).create(path)
     }
 
     fn sync_directory(&self, directory: &Path) -> io::Result<()> {

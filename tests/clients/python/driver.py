@@ -44,6 +44,8 @@ def parse():
     parser.add_argument("--endpoint", required=True)
     parser.add_argument("--topic", required=True)
     parser.add_argument("--group", help="the consumer group")
+    parser.add_argument("--access-key", default="", help="signs every call, with the next one; Python and Java")
+    parser.add_argument("--secret-key", default="")
     parser.add_argument("--count", type=int, default=0, help="messages; 0: until stdin ends")
     parser.add_argument("--threads", type=int, default=4)
 

@@ -13,7 +13,7 @@ RESOLUTIONS = {"commit": TransactionResolution.COMMIT, "rollback": TransactionRe
 
 
 def configuration(options):
-    return ClientConfiguration(options.endpoint, Credentials())
+    return ClientConfiguration(options.endpoint, Credentials(options.access_key, options.secret_key))
 
 
 def started_producer(options, checker=None):

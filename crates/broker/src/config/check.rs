@@ -63,6 +63,9 @@ impl BrokerConfig {
         self.check_retention(check);
         self.check_held(check);
         self.check_limits(check);
+        for (rule, good) in self.auth().rules() {
+            check(rule.key, rule.value, rule.allowed, good);
+        }
     }
 
     fn check_limits(&self, check: Check<'_>) {

@@ -157,6 +157,15 @@ impl Admin for AdminService {
         blocking(move || broker.query_messages(&request)).await
     }
 
+    async fn store_user(
+        &self,
+        request: Request<v1::StoreUserRequest>,
+    ) -> Result<Response<v1::StoreUserResponse>, Status> {
+        let v1::StoreUserRequest { user, based_on } = request.into_inner();
+        let stored = self.0.catalog_writer.user(user.unwrap_or_default(), based_on).await;
+        answer(stored.map(|()| v1::StoreUserResponse { status: Some(ok()) }))
+    }
+
     async fn verify_store(
         &self,
         request: Request<v1::VerifyStoreRequest>,

@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use karman_remoting::admin_front::AdminFront;
+use karman_remoting::auth::Auth;
 use karman_remoting::channel::ChannelPool;
 use karman_remoting::clients::ClientRegistry;
 use karman_remoting::front::{Front, Local};
@@ -89,10 +90,12 @@ pub(super) fn start(
     let epoch = broker.store.epoch();
     announce(&broker, identity(config, 0, (outside, inside), broker.clock.started_ms(), epoch));
     let own = Own::Master { broker_name: config.broker_name.clone(), deltas };
-    let registrations = Registrations::new(own, broker.routes.clone(), config);
+    let users = broker.catalog.users().clone();
+    let registrations = Registrations::new(own, broker.routes.clone(), users, config);
     let registered = register(config, registrations, &control);
     control.spawn(control::sweep(broker.clone()));
     control.spawn(control::sweep_followers(broker.clone()));
+    control.spawn(control::record_users(broker.clone()));
     control.spawn(repair(config, &broker));
     if let Some(attending) = attending {
         control.spawn(control::agree(broker.clone(), config.broker_id, attending));
@@ -203,20 +206,22 @@ fn open_for(
     let peers = Peers::new(ChannelPool::new(), config.cluster_secret.clone());
     let local =
         Local { broker_name: config.broker_name.clone(), service: Arc::new(Messaging(broker.clone())) };
+    let auth = Auth::new(config.auth(), broker.catalog.users().clone());
     let admin = AdminFront::new(
         broker.routes.clone(),
         peers.clone(),
-        config.cluster_secret.clone(),
+        auth.clone(),
         Some((&local, Arc::new(AdminService(broker.clone())))),
     );
     let front = Front::new(
         broker.routes.clone(),
         broker.clients.clone(),
         peers,
+        auth,
         Some(local),
         broker.stopping.clone(),
     );
-    let public_admin = PublicAdmin::new(admin.clone(), front.clone(), config.cluster_secret.clone());
+    let public_admin = PublicAdmin::new(admin.clone(), front.clone());
     let messaging = MessagingServiceServer::new(front).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
     let public_admin =
         PublicAdminServer::new(public_admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);

@@ -6,6 +6,8 @@ use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 
 use karman_remoting::admin_front::AdminFront;
+use karman_remoting::auth::Auth;
+use karman_remoting::auth::users::Users;
 use karman_remoting::channel::ChannelPool;
 use karman_remoting::clients::ClientRegistry;
 use karman_remoting::front::{Front, Standby};
@@ -40,7 +42,8 @@ pub(super) struct Slave {
     following: JoinHandle<Option<Opened>>,
 }
 
-/// Starts a slave; `opened`: what it has opened already; `takes_over`: this broker had another role before. Whose it is say controllers, the configuration or the namesrvs.
+/// Starts a slave; `opened`: what it has opened already; `takes_over`: this broker had another role before. Whose it is say
+/// controllers, the configuration or the namesrvs.
 pub(super) fn start(
     config: &BrokerConfig,
     takes_over: bool,
@@ -54,7 +57,8 @@ pub(super) fn start(
         routes.begin_to_learn();
     }
     let (opened_now, store) = (Arc::new(Mutex::new(None)), OpenStore::default());
-    let outside = services(config, &routes, clients, &opened_now, &stopping);
+    let users = Users::default();
+    let outside = services(config, &routes, clients, &users, &opened_now, &stopping);
     let repair = RepairServer::new(RepairService {
         store: store.clone(),
         cluster: config.broker_cluster_name.clone(),
@@ -76,7 +80,7 @@ pub(super) fn start(
         address: identity.internal_address.clone(),
     };
     let state = v1::BrokerState { identity: Some(identity), topics: Vec::new(), groups: Vec::new() };
-    let registrations = Registrations::new(Own::Slave(state), routes.clone(), config);
+    let registrations = Registrations::new(Own::Slave(state), routes.clone(), users, config);
     let registered = register(config, registrations, &control);
     let status = Arc::new(Mutex::default());
     let failed = watch::Sender::new(None);
@@ -116,11 +120,13 @@ fn services(
     config: &BrokerConfig,
     routes: &SharedRoutes,
     clients: Arc<ClientRegistry>,
+    users: &Users,
     opened: &Arc<Mutex<Option<Opened>>>,
     stopping: &CancellationToken,
 ) -> Routes {
     let peers = Peers::new(ChannelPool::new(), config.cluster_secret.clone());
-    let admin = AdminFront::new(routes.clone(), peers.clone(), config.cluster_secret.clone(), None);
+    let auth = Auth::new(config.auth(), users.clone());
+    let admin = AdminFront::new(routes.clone(), peers.clone(), auth.clone(), None);
     let reads =
         config.slave_read_enable.then(|| Arc::new(SlaveReads::new(config, opened.clone(), stopping.clone())));
     let admin = match &reads {
@@ -129,7 +135,8 @@ fn services(
     };
     let reads = reads.map(|reads| reads as Arc<dyn MessagingService>);
     let standby = Standby { broker_name: config.broker_name.clone(), reads };
-    let front = Front::new(routes.clone(), clients, peers, None, stopping.clone()).with_standby(standby);
+    let front =
+        Front::new(routes.clone(), clients, peers, auth, None, stopping.clone()).with_standby(standby);
     let messaging = MessagingServiceServer::new(front).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
     let admin = AdminServer::new(admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
     Routes::new(messaging).add_service(admin)

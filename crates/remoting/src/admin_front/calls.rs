@@ -199,6 +199,30 @@ impl Admin for AdminFront {
         Ok(Response::new(self.verify_all(&metadata, message).await))
     }
 
+    async fn change_user(
+        &self,
+        request: Request<v1::ChangeUserRequest>,
+    ) -> Result<Response<v1::ChangeUserResponse>, Status> {
+        let (metadata, message) = enter!(self, change_user, request);
+        Ok(Response::new(self.change_user_everywhere(&metadata, message).await))
+    }
+
+    async fn list_users(
+        &self,
+        request: Request<v1::ListUsersRequest>,
+    ) -> Result<Response<v1::ListUsersResponse>, Status> {
+        let (_, message) = enter!(self, list_users, request);
+        respond(self.users_known(&message.name).map_err(v2::Status::from))
+    }
+
+    async fn store_user(
+        &self,
+        request: Request<v1::StoreUserRequest>,
+    ) -> Result<Response<v1::StoreUserResponse>, Status> {
+        let _ = enter!(self, store_user, request);
+        Err(Status::permission_denied("users are changed with ChangeUser"))
+    }
+
     async fn describe_cluster(
         &self,
         request: Request<v1::DescribeClusterRequest>,

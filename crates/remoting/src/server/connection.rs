@@ -9,7 +9,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::server::TlsStream;
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
+
+use crate::auth::Peer;
 
 /// What an HTTP/2 client says first.
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -24,7 +26,7 @@ pub(super) struct Connection {
     transport: Transport,
     /// How much of the preface was given again to the HTTP/2 library, which wants to read it too.
     replayed: usize,
-    info: TcpConnectInfo,
+    peer: Peer,
     _place: OwnedSemaphorePermit,
 }
 
@@ -47,16 +49,16 @@ impl Connection {
             Transport::Plain(stream) => stream,
             Transport::Tls(stream) => stream.get_ref().0,
         };
-        let info = stream.connect_info();
-        Ok(Self { transport, replayed: 0, info, _place: place })
+        let peer = Peer::new(stream.peer_addr().ok());
+        Ok(Self { transport, replayed: 0, peer, _place: place })
     }
 }
 
 impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = Peer;
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.info.clone()
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
     }
 }
 

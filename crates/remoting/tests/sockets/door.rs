@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
+use karman_remoting::auth::Auth;
 use karman_remoting::channel::ChannelPool;
 use karman_remoting::clients::ClientRegistry;
 use karman_remoting::front::{Front, Local};
@@ -141,7 +142,14 @@ impl Node {
         let local = broker
             .map(|name| Local { broker_name: name.to_owned(), service: Arc::new(Broker(notes.clone())) });
         let peers = Peers::new(ChannelPool::new(), Secret::default());
-        let front = Front::new(routes.clone(), clients.clone(), peers, local, stopping.clone());
+        let front = Front::new(
+            routes.clone(),
+            clients.clone(),
+            peers,
+            Auth::off(Secret::default()),
+            local,
+            stopping.clone(),
+        );
         let options = ServerOptions { shutdown_grace: Duration::ZERO, ..options() };
         let server = Server::start(options, Routes::new(MessagingServiceServer::new(front))).expect("start");
         Self { server, routes, clients, notes, stopping }

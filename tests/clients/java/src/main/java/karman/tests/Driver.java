@@ -5,6 +5,7 @@ import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.TimeUnit;
 import org.apache.rocketmq.client.apis.ClientConfiguration;
 import org.apache.rocketmq.client.apis.ClientServiceProvider;
+import org.apache.rocketmq.client.apis.StaticSessionCredentialsProvider;
 
 /**
  * Drives the official Java client for the scenarios of the test crate. The words on the command line and on stdout are
@@ -85,6 +86,12 @@ public final class Driver {
     }
 
     static ClientConfiguration configuration(Options options) {
-        return ClientConfiguration.newBuilder().setEndpoints(options.text("endpoint")).build();
+        var builder = ClientConfiguration.newBuilder().setEndpoints(options.text("endpoint"));
+        String accessKey = options.text("access-key", "");
+        if (!accessKey.isEmpty()) {
+            String secretKey = options.text("secret-key");
+            builder.setCredentialProvider(new StaticSessionCredentialsProvider(accessKey, secretKey));
+        }
+        return builder.build();
     }
 }

@@ -1,0 +1,218 @@
+//! `karman user`: who may call.
+
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
+use karman_remoting::proto::karman as v1;
+use karman_remoting::proto::karman::change_user_request::Change;
+use serde::Serialize;
+
+use crate::acl::{self, PolicyJson};
+use crate::confirm::confirm;
+use crate::node::{Node, print_changed};
+use crate::output::{self, Format, number, text};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum UserCommand {
+    /// Make a user; without --secret-file a secret is made and printed once
+    #[command(after_help = "\
+A normal user may do nothing until `karman acl create` says what. The file holds the secret and nothing else; - reads it
+from stdin. 8 to 256 bytes.
+
+Example:
+  karman user create shop
+  karman user create root --type super --secret-file /run/secrets/root")]
+    Create {
+        /// The access key of its clients: 1 to 64 of a-z A-Z 0-9 - _ . @
+        name: String,
+        /// Where its secret is
+        #[arg(long, value_name = "FILE")]
+        secret_file: Option<PathBuf>,
+        /// What it may do: what policies allow, or everything
+        #[arg(long = "type", value_enum, default_value_t = TypeWord::Normal)]
+        user_type: TypeWord,
+    },
+    /// Change a user: its secret, its type, or whether it may call at all
+    #[command(after_help = "\
+What is not named stays as it is. It holds on all nodes within a second, also for calls that are under way.
+
+Example:
+  karman user update shop --disable
+  karman user update shop --enable --secret-file new-secret", group = ArgGroup::new("change")
+        .args(["secret_file", "user_type", "enable", "disable"]).required(true).multiple(true))]
+    Update(UpdateArgs),
+    /// Delete a user and what it may do
+    #[command(after_help = "\
+Without --yes it is asked first; a script gives --yes.
+
+Example:
+  karman user delete shop --yes")]
+    Delete {
+        /// The user
+        name: String,
+        /// Do it without asking
+        #[arg(long)]
+        yes: bool,
+    },
+    /// List the users
+    #[command(after_help = "Example:\n  karman user list")]
+    List,
+    /// Show a user and what it may do
+    #[command(after_help = "Example:\n  karman user show shop")]
+    Show {
+        /// The user
+        name: String,
+    },
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct UpdateArgs {
+    /// The user
+    name: String,
+    /// Where its new secret is; - is stdin
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
+    /// What it may do from now on
+    #[arg(long = "type", value_enum)]
+    user_type: Option<TypeWord>,
+    /// It may call again
+    #[arg(long, conflicts_with = "disable")]
+    enable: bool,
+    /// It may not call any more
+    #[arg(long)]
+    disable: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum TypeWord {
+    /// What its policies allow
+    Normal,
+    /// Everything
+    Super,
+}
+
+impl TypeWord {
+    fn to_proto(self) -> i32 {
+        match self {
+            Self::Normal => v1::UserType::Normal.into(),
+            Self::Super => v1::UserType::Super.into(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct UserJson {
+    name: String,
+    /// normal or super
+    r#type: &'static str,
+    enabled: bool,
+    policies: Vec<PolicyJson>,
+}
+
+impl UserJson {
+    fn of(user: v1::User) -> Self {
+        let r#type = if user.user_type() == v1::UserType::Super { "super" } else { "normal" };
+        let policies = user.policies.into_iter().map(PolicyJson::of).collect();
+        Self { name: user.name, r#type, enabled: !user.disabled, policies }
+    }
+}
+
+#[derive(Serialize)]
+struct MadeJson<'a> {
+    name: &'a str,
+    /// Of one that was made up: shown here and never again.
+    secret: Option<&'a str>,
+}
+
+pub(crate) async fn run(command: UserCommand, node: &Node, format: Format) -> anyhow::Result<()> {
+    match command {
+        UserCommand::Create { name, secret_file, user_type } => {
+            let given = secret_file.as_deref().map(read_secret).transpose()?;
+            let made = given.is_none().then(|| format!("{:032x}", rand::random::<u128>()));
+            let text = given.or_else(|| made.clone()).unwrap_or_default();
+            let secret = Some(v1::Secret { text });
+            let new = v1::NewUser { secret, user_type: user_type.to_proto(), disabled: false };
+            let brokers = change(node, &name, Change::Create(new)).await?;
+            match (format, made) {
+                (Format::Json, made) => output::json(&MadeJson { name: &name, secret: made.as_deref() }),
+                (Format::Table, Some(made)) => {
+                    print_changed(&name, &brokers, format)?;
+                    Ok(output::line(&format!("secret: {made}\nIt is not shown again."))?)
+                }
+                (Format::Table, None) => print_changed(&name, &brokers, format),
+            }
+        }
+        UserCommand::Update(args) => {
+            let secret = args.secret_file.as_deref().map(read_secret).transpose()?;
+            let settings = v1::UserSettings {
+                secret: secret.map(|text| v1::Secret { text }),
+                user_type: args.user_type.map_or(v1::UserType::Unspecified.into(), TypeWord::to_proto),
+                disabled: (args.enable || args.disable).then_some(args.disable),
+            };
+            let brokers = change(node, &args.name, Change::Update(settings)).await?;
+            print_changed(&args.name, &brokers, format)
+        }
+        UserCommand::Delete { name, yes } => {
+            if !confirm(&format!("Delete user {name}? Its clients are refused at once."), yes)? {
+                return Ok(());
+            }
+            let brokers = change(node, &name, Change::Delete(true)).await?;
+            print_changed(&name, &brokers, format)
+        }
+        UserCommand::List => {
+            let users: Vec<UserJson> = list(node, "").await?.into_iter().map(UserJson::of).collect();
+            match format {
+                Format::Json => output::json(&users),
+                Format::Table => table(users),
+            }
+        }
+        UserCommand::Show { name } => {
+            let users: Vec<UserJson> = list(node, &name).await?.into_iter().map(UserJson::of).collect();
+            match (format, users.into_iter().next()) {
+                (Format::Json, user) => output::json(&user),
+                (Format::Table, Some(user)) => {
+                    let state = if user.enabled { "enabled" } else { "disabled" };
+                    output::line(&format!("{}: {} user, {state}", user.name, user.r#type))?;
+                    acl::table(user.policies)
+                }
+                (Format::Table, None) => Ok(()),
+            }
+        }
+    }
+}
+
+fn table(users: Vec<UserJson>) -> anyhow::Result<()> {
+    let cells = |user: UserJson| {
+        let state = if user.enabled { "enabled" } else { "disabled" };
+        vec![user.name, user.r#type.to_owned(), state.to_owned(), user.policies.len().to_string()]
+    };
+    let columns = [text("USER"), text("TYPE"), text("STATUS"), number("POLICIES")];
+    Ok(output::table(&columns, users.into_iter().map(cells).collect())?)
+}
+
+/// Changes a user on all brokers.
+pub(crate) async fn change(node: &Node, name: &str, change: Change) -> anyhow::Result<Vec<v1::BrokerResult>> {
+    let request = v1::ChangeUserRequest { name: name.to_owned(), change: Some(change) };
+    let response = node.answer(node.admin()?.change_user(node.request(request))).await?;
+    Ok(response.brokers)
+}
+
+/// All users, or the one of this name.
+pub(crate) async fn list(node: &Node, name: &str) -> anyhow::Result<Vec<v1::User>> {
+    let request = node.request(v1::ListUsersRequest { name: name.to_owned() });
+    Ok(node.answer(node.admin()?.list_users(request)).await?.users)
+}
+
+/// What the file holds, without the end of its line.
+pub(crate) fn read_secret(path: &Path) -> anyhow::Result<String> {
+    let read = if path == Path::new("-") {
+        let mut text = String::new();
+        io::stdin().lock().read_to_string(&mut text).map(|_| text)
+    } else {
+        std::fs::read_to_string(path)
+    };
+    let text = read.with_context(|| format!("read the secret in {}", path.display()))?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+}

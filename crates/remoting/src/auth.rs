@@ -1,0 +1,401 @@
+//! Who calls, and whether it may: authentication and authorisation at the door.
+//!
+//! The node a client is connected to decides, once, and nobody behind it: a call between nodes carries the cluster's
+//! secret and is believed. Off by default, as in RocketMQ. When it is on, a call without a valid signature is refused, and,
+//! with `authorizationEnabled`, whatever no policy of its user allows.
+//!
+//! On the data threads: a call costs two look-ups without a lock, and no signature is verified twice in a row on one
+//! connection.
+
+pub mod credentials;
+pub mod policy;
+mod rights;
+pub mod signature;
+pub mod users;
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use serde::Deserialize;
+use tonic::metadata::{AsciiMetadataValue, MetadataMap};
+use tonic::{Extensions, Request};
+
+use self::policy::{Kind, Right};
+pub use self::rights::{Administers, Needs};
+use self::signature::{AUTHORIZATION, Claim, DATE_TIME};
+use self::users::{Snapshot, User, Users};
+use crate::config::Unusable;
+use crate::metadata;
+use crate::secret::Secret;
+use crate::status::Rejection;
+
+/// What is asked of callers: keys of the configuration, whose names are RocketMQ's.
+#[derive(Clone, Default)]
+pub struct AuthConfig {
+    /// `authenticationEnabled`
+    pub authentication: bool,
+    /// `authorizationEnabled`
+    pub authorization: bool,
+    /// `initAuthenticationUser`
+    pub initial_user: Secret,
+    /// `clusterSecret`
+    pub cluster_secret: Secret,
+}
+
+impl fmt::Debug for AuthConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { authentication, authorization, .. } = self;
+        f.debug_struct("AuthConfig")
+            .field("authentication", authentication)
+            .field("authorization", authorization)
+            .finish_non_exhaustive()
+    }
+}
+
+impl AuthConfig {
+    /// What is asked of each value, and whether it is so.
+    pub fn rules(&self) -> [(Unusable, bool); 3] {
+        let rule =
+            |key, value: &str, allowed, good| (Unusable { key, value: value.to_owned(), allowed }, good);
+        let initial = &self.initial_user;
+        [
+            rule(
+                "authorizationEnabled",
+                if self.authorization { "true" } else { "false" },
+                "it needs authenticationEnabled = true: what a caller may do follows from who it is",
+                self.authentication || !self.authorization,
+            ),
+            rule(
+                "clusterSecret",
+                self.cluster_secret.shown(),
+                "authenticationEnabled needs one: calls between nodes are believed by it",
+                !self.authentication || !self.cluster_secret.is_empty(),
+            ),
+            rule(
+                "initAuthenticationUser",
+                initial.shown(),
+                "it is {\"username\":\"NAME\",\"password\":\"SECRET\"} or NAME:SECRET, the secret of 8 bytes or more",
+                initial.is_empty() || initial_user(initial.reveal()).is_some(),
+            ),
+        ]
+    }
+}
+
+/// Name and secret, in RocketMQ's form or in short.
+fn initial_user(text: &str) -> Option<(String, String)> {
+    #[derive(Deserialize)]
+    struct Credentials {
+        username: String,
+        password: String,
+    }
+    let (name, secret) = match text.trim().starts_with('{') {
+        true => serde_json::from_str(text).ok().map(|user: Credentials| (user.username, user.password))?,
+        false => text.split_once(':').map(|(name, secret)| (name.to_owned(), secret.to_owned()))?,
+    };
+    users::is_usable(&name, &secret).then_some((name, secret))
+}
+
+/// What a connection keeps for its calls: who is on the other side, and the signature that was verified last.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Its address, as the socket says it.
+    pub address: Option<SocketAddr>,
+    verified: Arc<ArcSwapOption<Verified>>,
+}
+
+impl Peer {
+    /// A connection that was just opened.
+    pub fn new(address: Option<SocketAddr>) -> Self {
+        Self { address, verified: Arc::default() }
+    }
+}
+
+/// A signature that was right.
+#[derive(Debug)]
+struct Verified {
+    authorization: AsciiMetadataValue,
+    date_time: Option<AsciiMetadataValue>,
+    /// Of which user, as it was known then.
+    user: Arc<User>,
+}
+
+/// Marks a call that this node makes of itself for one that may be made: it cannot come over a socket.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Decided;
+
+/// Where a call comes from, by the connection that carried it.
+pub fn source_of(extensions: &Extensions) -> Option<SocketAddr> {
+    extensions.get::<Peer>()?.address
+}
+
+/// Decides about calls. A clone decides the same.
+#[derive(Clone, Debug)]
+pub struct Auth(Arc<Rules>);
+
+struct Rules {
+    config: AuthConfig,
+    users: Users,
+}
+
+impl fmt::Debug for Rules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.config.fmt(f)
+    }
+}
+
+/// Who made a call that may be made.
+#[derive(Clone, Debug)]
+pub enum Who {
+    /// Nobody has to say who calls.
+    Anyone,
+    /// Another node, or an operator with the cluster's secret.
+    Cluster,
+    /// One that proved who it is.
+    User(Arc<User>),
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Anyone => f.write_str("anyone"),
+            Self::Cluster => f.write_str("the cluster secret"),
+            Self::User(user) => write!(f, "User:{}", user.name),
+        }
+    }
+}
+
+impl Auth {
+    /// Decides by `users`. The initial user of the configuration is made when there is none of its name.
+    pub fn new(config: AuthConfig, users: Users) -> Self {
+        if let Some((name, secret)) = initial_user(config.initial_user.reveal()) {
+            users.configure(&name, &secret);
+        }
+        Self(Arc::new(Rules { config, users }))
+    }
+
+    /// Everybody may do everything; operators need the cluster's secret where there is one.
+    pub fn off(cluster_secret: Secret) -> Self {
+        Self::new(AuthConfig { cluster_secret, ..AuthConfig::default() }, Users::default())
+    }
+
+    /// Who there is.
+    pub fn users(&self) -> &Users {
+        &self.0.users
+    }
+
+    /// `clusterSecret`
+    pub fn cluster_secret(&self) -> &Secret {
+        &self.0.config.cluster_secret
+    }
+
+    /// Whether callers have to say who they are.
+    pub fn is_on(&self) -> bool {
+        self.0.config.authentication
+    }
+
+    /// Refuses a client's call that may not be made.
+    pub fn admit<T: Needs>(&self, request: &Request<T>) -> Result<(), Rejection> {
+        if !self.is_on() {
+            return Ok(());
+        }
+        let who = self.who(request.metadata(), request.extensions())?;
+        self.allow(&who, request.get_ref(), source_of(request.extensions()))
+    }
+
+    /// Refuses an operator's call that may not be made, and writes into the audit log what was refused, and what changes
+    /// something. `cluster` is the name of the cluster; `call` that of the call.
+    pub(crate) fn admit_operator<T: Administers>(
+        &self,
+        metadata: &MetadataMap,
+        extensions: &Extensions,
+        message: &T,
+        call: &'static str,
+        cluster: &str,
+    ) -> Result<(), Rejection> {
+        // What another node passes on was decided about, and written down, there.
+        let secret = self.cluster_secret();
+        if extensions.get::<Decided>().is_some() {
+            return Ok(());
+        }
+        if metadata::is_relayed(metadata)
+            && metadata::has_secret(metadata, secret)
+            && (!self.is_on() || !secret.is_empty())
+        {
+            return Ok(());
+        }
+        let source = source_of(extensions);
+        let who = self.operator(metadata, extensions);
+        let decided = who.as_ref().map_err(Clone::clone).and_then(|who| match who {
+            Who::User(user) if T::SUPER && !user.is_super => Err(unauthorized(format!(
+                "User:{} is not a super user, who alone may change users",
+                user.name
+            ))),
+            who => self.allow_in(who, message, source, cluster),
+        });
+        if T::CHANGES || decided.is_err() {
+            audit(call, who.ok().as_ref(), metadata, source, message, decided.as_ref().err());
+        }
+        decided
+    }
+
+    /// Who operates: where users do not have to say who they are, whoever knows the secret of the cluster, if it has one.
+    fn operator(&self, metadata: &MetadataMap, extensions: &Extensions) -> Result<Who, Rejection> {
+        if metadata::carries_secret(metadata, self.cluster_secret()) {
+            return Ok(Who::Cluster);
+        }
+        if !self.is_on() && !self.cluster_secret().is_empty() {
+            return Err(unauthorized(
+                "this cluster has a secret (clusterSecret) and the call does not carry it",
+            ));
+        }
+        self.who(metadata, extensions)
+    }
+
+    /// Who calls, where it has to be known.
+    pub fn who(&self, metadata: &MetadataMap, extensions: &Extensions) -> Result<Who, Rejection> {
+        if !self.is_on() {
+            return Ok(Who::Anyone);
+        }
+        if extensions.get::<Decided>().is_some() || metadata::carries_secret(metadata, self.cluster_secret())
+        {
+            return Ok(Who::Cluster);
+        }
+        if metadata::is_relayed(metadata) {
+            return Err(unauthorized("a call between nodes that does not carry the secret of the cluster"));
+        }
+        self.authenticate(metadata, extensions.get::<Peer>()).map(Who::User)
+    }
+
+    /// Whether `who` may do what `call` does.
+    pub fn allow(&self, who: &Who, call: &impl Needs, source: Option<SocketAddr>) -> Result<(), Rejection> {
+        self.allow_in(who, call, source, "")
+    }
+
+    fn allow_in(
+        &self,
+        who: &Who,
+        call: &impl Needs,
+        source: Option<SocketAddr>,
+        cluster: &str,
+    ) -> Result<(), Rejection> {
+        let Who::User(user) = who else { return Ok(()) };
+        if !self.0.config.authorization || user.is_super {
+            return Ok(());
+        }
+        let source = source.map(|source| source.ip().to_canonical());
+        let mut refused = None;
+        call.needs(&mut |right| {
+            if refused.is_none() {
+                let name = if right.kind == Kind::Cluster { cluster } else { right.name };
+                refused = decide(user, Right { name, ..right }, source).err();
+            }
+        });
+        refused.map_or(Ok(()), Err)
+    }
+
+    /// Whether who was let in earlier still would be: users change while long calls are under way.
+    pub(crate) fn still_allows(
+        &self,
+        who: &Who,
+        call: &impl Needs,
+        source: Option<SocketAddr>,
+    ) -> Result<(), Rejection> {
+        let Who::User(user) = who else { return Ok(()) };
+        let known = self.0.users.snapshot().get(&user.name).cloned();
+        let known = known.filter(|known| known.has_secret_of(user));
+        let known = known.ok_or_else(|| unauthorized("the user was changed, or is no more"))?;
+        self.allow(&Who::User(known), call, source)
+    }
+
+    fn authenticate(&self, metadata: &MetadataMap, peer: Option<&Peer>) -> Result<Arc<User>, Rejection> {
+        let authorization = metadata.get(AUTHORIZATION).ok_or_else(|| {
+            unauthorized("the call has no authorization header; give the client credentials")
+        })?;
+        let date_time = metadata.get(DATE_TIME);
+        let users = self.0.users.snapshot();
+        let last = peer.map(|peer| peer.verified.load());
+        if let Some(last) = last.as_ref().and_then(|last| (**last).as_ref())
+            && last.authorization == *authorization
+            && last.date_time.as_ref() == date_time
+            && users.get(&last.user.name).is_some_and(|user| Arc::ptr_eq(user, &last.user))
+        {
+            return Ok(last.user.clone());
+        }
+        let user = verify(&users, authorization, date_time)?;
+        if let Some(peer) = peer {
+            let (authorization, date_time) = (authorization.clone(), date_time.cloned());
+            peer.verified.store(Some(Arc::new(Verified { authorization, date_time, user: user.clone() })));
+        }
+        Ok(user)
+    }
+}
+
+fn verify(
+    users: &Snapshot,
+    authorization: &AsciiMetadataValue,
+    date_time: Option<&AsciiMetadataValue>,
+) -> Result<Arc<User>, Rejection> {
+    let claim = authorization.to_str().ok().and_then(Claim::parse).ok_or_else(|| {
+        unauthorized(
+            "the authorization header is not of the form MQv2-HMAC-SHA1 Credential=.., SignedHeaders=x-mq-date-time, Signature=..",
+        )
+    })?;
+    let unknown = || {
+        unauthorized(format!("Username is not matched: {:?}", crate::validate::shortened(claim.access_key)))
+    };
+    let user = users.get(claim.access_key).ok_or_else(unknown)?;
+    let date_time = date_time.and_then(|date_time| date_time.to_str().ok()).unwrap_or_default();
+    if !claim.is_of(&user.key, date_time) {
+        return Err(unauthorized(format!("Check signature failed for accessKey={}", user.name)));
+    }
+    Ok(user.clone())
+}
+
+/// One line for each change that operators make or try, and for whatever they are refused.
+fn audit(
+    call: &'static str,
+    who: Option<&Who>,
+    metadata: &MetadataMap,
+    source: Option<SocketAddr>,
+    message: &impl Needs,
+    refused: Option<&Rejection>,
+) {
+    let mut what = String::new();
+    message.needs(&mut |right| {
+        let between = if what.is_empty() { "" } else { ", " };
+        what.push_str(&format!(
+            "{between}{} {}",
+            right.actions,
+            crate::validate::shortened(&right.to_string())
+        ));
+    });
+    let who = who.map_or_else(|| "nobody that is known".to_owned(), Who::to_string);
+    let client = metadata::client_id_of(metadata).map(crate::validate::shortened).unwrap_or_default();
+    let from = source.map_or_else(String::new, |source| source.to_string());
+    match refused {
+        None => tracing::info!(target: "audit", call, who, from, client, what, allowed = true, "admin"),
+        Some(why) => {
+            tracing::warn!(target: "audit", call, who, from, client, what, allowed = false, %why, "admin");
+        }
+    }
+}
+
+fn unauthorized(text: impl Into<String>) -> Rejection {
+    Rejection::Unauthorized(text.into())
+}
+
+fn decide(user: &User, right: Right<'_>, source: Option<IpAddr>) -> Result<(), Rejection> {
+    user.policies.decide(right, source).map_err(|why| {
+        let from = source.map_or_else(|| "an unknown address".to_owned(), |source| source.to_string());
+        // The words are RocketMQ's; the action is ours.
+        unauthorized(format!(
+            "User:{} has no permission to access {right} from {from}, {why} ({} is needed)",
+            user.name, right.actions
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,168 @@
+use tonic::metadata::MetadataValue;
+
+use super::*;
+use crate::proto::karman as v1;
+use crate::proto::v2;
+
+const DATE: &str = "20261127T170000Z";
+
+fn record(name: &str, policies: &[(&str, &str)]) -> v1::User {
+    let policy = |(resource, action): &(&str, &str)| v1::Policy {
+        resource: (*resource).to_owned(),
+        actions: vec![(*action).to_owned()],
+        decision: v1::Decision::Allow.into(),
+        ..Default::default()
+    };
+    v1::User {
+        name: name.to_owned(),
+        secret: Some(v1::Secret { text: format!("secret of {name}") }),
+        policies: policies.iter().map(policy).collect(),
+        version: 1,
+        ..Default::default()
+    }
+}
+
+fn auth(users: impl IntoIterator<Item = v1::User>) -> Auth {
+    let config = AuthConfig {
+        authentication: true,
+        authorization: true,
+        initial_user: r#"{"username":"root","password":"secret of root"}"#.into(),
+        cluster_secret: "open sesame".into(),
+    };
+    let known = Users::default();
+    known.merge(users);
+    Auth::new(config, known)
+}
+
+fn route(topic: &str) -> v2::QueryRouteRequest {
+    let name = topic.to_owned();
+    v2::QueryRouteRequest { topic: Some(v2::Resource { name, ..Default::default() }), endpoints: None }
+}
+
+fn signed<T>(message: T, user: &str, secret: &str) -> Request<T> {
+    let mut request = Request::new(message);
+    let header = signature::sign(user, &signature::key(secret), DATE);
+    request.metadata_mut().insert(AUTHORIZATION, MetadataValue::try_from(header).expect("ASCII"));
+    request.metadata_mut().insert(DATE_TIME, MetadataValue::from_static(DATE));
+    request.extensions_mut().insert(Peer::new("10.0.0.1:1".parse().ok()));
+    request
+}
+
+fn refused(auth: &Auth, request: &Request<impl Needs>) -> String {
+    auth.admit(request).expect_err("refused").to_string()
+}
+
+#[test]
+fn only_a_right_signature_of_a_user_with_the_right_is_let_in() {
+    let auth = auth([record("ann", &[("Topic:orders", "Pub")])]);
+    assert_eq!(auth.admit(&signed(route("orders"), "ann", "secret of ann")), Ok(()));
+    assert_eq!(auth.admit(&signed(route("other"), "root", "secret of root")), Ok(()));
+    let text = refused(&auth, &signed(route("orders"), "ann", "secret of bob"));
+    assert_eq!(text, "Check signature failed for accessKey=ann");
+    let text = refused(&auth, &signed(route("orders"), "bob", "secret of bob"));
+    assert!(text.starts_with("Username is not matched"), "{text}");
+    let text = refused(&auth, &signed(route("other"), "ann", "secret of ann"));
+    let expected = "User:ann has no permission to access Topic:other from 10.0.0.1, no matched policies.";
+    assert!(text.starts_with(expected), "{text}");
+    let text = refused(&auth, &Request::new(route("orders")));
+    assert!(text.contains("authorization header"), "{text}");
+}
+
+#[test]
+fn a_signature_that_was_verified_counts_until_users_change() {
+    let auth = auth([record("ann", &[("*", "All")])]);
+    let mut request = signed(route("t"), "ann", "secret of ann");
+    for _ in 0..2 {
+        assert_eq!(auth.admit(&request), Ok(()));
+    }
+    // What was verified is not taken for another time.
+    request.metadata_mut().insert(DATE_TIME, MetadataValue::from_static("20261127T170001Z"));
+    assert!(refused(&auth, &request).contains("Check signature failed"));
+    request.metadata_mut().insert(DATE_TIME, MetadataValue::from_static(DATE));
+    auth.users().merge([v1::User { disabled: true, version: 2, ..record("ann", &[]) }]);
+    assert!(refused(&auth, &request).contains("Username is not matched"));
+}
+
+#[test]
+fn a_call_between_nodes_is_believed_by_the_secret_only() {
+    let auth = auth([]);
+    let mut request = Request::new(route("t"));
+    *request.metadata_mut() = metadata::for_relay(request.metadata());
+    assert!(refused(&auth, &request).contains("secret of the cluster"));
+    metadata::add_secret(request.metadata_mut(), &"open sesamf".into());
+    assert!(auth.admit(&request).is_err());
+    metadata::add_secret(request.metadata_mut(), &"open sesame".into());
+    assert_eq!(auth.admit(&request), Ok(()));
+}
+
+#[test]
+fn a_long_call_ends_with_the_rights_of_its_user() {
+    let auth = auth([record("ann", &[("Topic:t", "Sub")])]);
+    let request = signed(route("t"), "ann", "secret of ann");
+    let who = auth.who(request.metadata(), request.extensions()).expect("known");
+    let still = || auth.still_allows(&who, request.get_ref(), None);
+    assert_eq!(still(), Ok(()));
+    auth.users().merge([v1::User { version: 2, ..record("ann", &[("*", "All")]) }]);
+    assert_eq!(still(), Ok(()));
+    auth.users().merge([v1::User { version: 3, ..record("ann", &[]) }]);
+    assert!(still().is_err());
+    auth.users().merge([v1::User { version: 4, deleted: true, ..record("ann", &[("*", "All")]) }]);
+    assert!(still().is_err());
+}
+
+#[test]
+fn only_super_users_change_users() {
+    let auth = auth([record("ann", &[("*", "All")])]);
+    let change = |name: &str| {
+        let request = signed(v1::ChangeUserRequest::default(), name, &format!("secret of {name}"));
+        let (metadata, extensions) = (request.metadata(), request.extensions());
+        auth.admit_operator(metadata, extensions, request.get_ref(), "change_user", "c")
+    };
+    assert!(change("ann").expect_err("refused").to_string().contains("super user"));
+    assert_eq!(change("root"), Ok(()));
+    let list = signed(v1::ListTopicsRequest {}, "ann", "secret of ann");
+    assert_eq!(
+        auth.admit_operator(list.metadata(), list.extensions(), list.get_ref(), "list_topics", "c"),
+        Ok(())
+    );
+}
+
+#[test]
+fn a_batch_needs_the_right_on_every_topic_it_names() {
+    use prost::Message as _;
+    let auth = auth([record("ann", &[("Topic:a", "Pub")])]);
+    let message = |topic: &str| {
+        let topic = Some(v2::Resource { name: topic.to_owned(), ..Default::default() });
+        v2::Message { topic, ..Default::default() }.encode_to_vec()
+    };
+    let send = |messages: Vec<Vec<u8>>| {
+        let messages = messages.into_iter().map(bytes::Bytes::from).collect();
+        auth.admit(&signed(v2::SendMessageRequest { messages }, "ann", "secret of ann"))
+    };
+    assert_eq!(send(vec![message("a"), message("a")]), Ok(()));
+    assert!(send(vec![message("a"), message("b")]).is_err());
+    // The topic twice in one message: the last is where it goes.
+    assert!(send(vec![[message("a"), message("b")].concat()]).is_err());
+    assert_eq!(send(vec![[message("b"), message("a")].concat()]), Ok(()));
+}
+
+#[test]
+fn a_configuration_that_protects_nothing_is_refused() {
+    let invalid = |config: &AuthConfig| {
+        let wrong = config.rules().into_iter().filter(|(_, good)| !good);
+        wrong.map(|(unusable, _)| unusable).collect::<Vec<_>>()
+    };
+    let good = AuthConfig { authentication: true, cluster_secret: "s".into(), ..AuthConfig::default() };
+    assert_eq!(invalid(&good), []);
+    let bad = AuthConfig { authorization: true, ..AuthConfig::default() };
+    assert_eq!(invalid(&bad)[0].key, "authorizationEnabled");
+    let bad = AuthConfig { cluster_secret: Secret::default(), ..good.clone() };
+    assert_eq!(invalid(&bad)[0].key, "clusterSecret");
+    for initial_user in ["root", "root:short", r#"{"username":"root"}"#] {
+        let bad = AuthConfig { initial_user: initial_user.into(), ..good.clone() };
+        assert_eq!(invalid(&bad)[0].key, "initAuthenticationUser");
+        assert!(!invalid(&bad)[0].to_string().contains("short"));
+    }
+    let short = AuthConfig { initial_user: "root:long enough".into(), ..good };
+    assert_eq!(invalid(&short), []);
+}
