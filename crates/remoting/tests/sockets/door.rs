@@ -215,7 +215,7 @@ pub(crate) fn resource(name: &str) -> Option<v2::Resource> {
     Some(v2::Resource { resource_namespace: String::new(), name: name.into() })
 }
 
-fn sending(topic: &str, groups: &[&str]) -> v2::SendMessageRequest {
+pub(crate) fn sending(topic: &str, groups: &[&str]) -> v2::SendMessageRequest {
     let message = |group: &&str| {
         let message_group = (!group.is_empty()).then(|| (*group).to_owned());
         let system = v2::SystemProperties { message_group, ..Default::default() };
@@ -229,12 +229,6 @@ fn sending(topic: &str, groups: &[&str]) -> v2::SendMessageRequest {
 pub(crate) fn queue(topic: &str, broker: &str) -> Option<v2::MessageQueue> {
     let broker = Some(v2::Broker { name: broker.into(), ..Default::default() });
     Some(v2::MessageQueue { topic: resource(topic), broker, ..Default::default() })
-}
-
-fn passed_on<T>(message: T) -> Request<T> {
-    let mut request = from("c", message);
-    *request.metadata_mut() = metadata::for_relay(request.metadata());
-    request
 }
 
 pub(crate) fn code(status: Option<v2::Status>) -> Code {
@@ -306,31 +300,6 @@ async fn a_call_with_a_token_or_a_queue_reaches_the_broker_that_is_named_in_it()
         let reached = b.calls();
         assert_eq!(reached, ["recall", "end", "get", "update", "pull"].map(|call| format!("{call}{how}")));
         assert!(a.calls().is_empty());
-    }
-}
-
-/// It was the master a moment ago, and the other door has not heard yet that it is not.
-#[tokio::test]
-async fn what_a_door_passes_on_to_a_node_that_is_no_master_any_more_is_to_be_repeated() {
-    let [_a, _b, namesrv] = cluster();
-    let key = TokenKey::new([7; 32]);
-    let transaction_id =
-        TransactionId { broker: "b".into(), topic_id: 1, half_id: 2, check_ms: 3 }.encode(&key);
-    let mut client = namesrv.client();
-    let again = |status: Option<v2::Status>| {
-        assert!(status.as_ref().is_some_and(|status| status.message.contains("send again")), "{status:?}");
-        assert_eq!(code(status), Code::InternalServerError);
-    };
-    let end = v2::EndTransactionRequest { transaction_id, ..Default::default() };
-    again(soon(client.end_transaction(passed_on(end))).await.expect("answered").into_inner().status);
-    let send = passed_on(sending("normal", &[""]));
-    again(soon(client.send_message(send)).await.expect("answered").into_inner().status);
-    let receive = v2::ReceiveMessageRequest { message_queue: queue("normal", ""), ..Default::default() };
-    let mut frames = soon(client.receive_message(passed_on(receive))).await.expect("answered").into_inner();
-    let frame = soon(frames.message()).await.expect("no error").expect("a frame");
-    match frame.content {
-        Some(v2::receive_message_response::Content::Status(status)) => again(Some(status)),
-        other => panic!("{other:?}"),
     }
 }
 

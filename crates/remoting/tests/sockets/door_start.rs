@@ -2,12 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use karman_remoting::metadata;
 use karman_remoting::proto::karman::RouteChange;
 use karman_remoting::proto::karman::route_change::Change;
 use karman_remoting::proto::v2::{self, Code};
 use karman_remoting::token::{TokenKey, TransactionId};
+use tonic::Request;
 
-use crate::door::{Node, cluster, code, from, queue, resource, state};
+use crate::door::{Node, cluster, code, from, queue, resource, sending, state};
 use crate::support::*;
 
 async fn end_transaction_at(door: &Node, broker: &str) -> Code {
@@ -86,4 +88,35 @@ async fn a_topic_that_nobody_registers_is_denied_before_the_client_gives_up() {
     assert_eq!(code(answer.into_inner().status), Code::TopicNotFound);
     let took = asked.elapsed();
     assert!((Duration::from_secs(2)..Duration::from_secs(3)).contains(&took), "{took:?}");
+}
+
+fn passed_on<T>(message: T) -> Request<T> {
+    let mut request = from("c", message);
+    *request.metadata_mut() = metadata::for_relay(request.metadata());
+    request
+}
+
+/// It was the master a moment ago, and the other door has not heard yet that it is not.
+#[tokio::test]
+async fn what_a_door_passes_on_to_a_node_that_is_no_master_any_more_is_to_be_repeated() {
+    let [_a, _b, namesrv] = cluster();
+    let key = TokenKey::new([7; 32]);
+    let transaction_id =
+        TransactionId { broker: "b".into(), topic_id: 1, half_id: 2, check_ms: 3 }.encode(&key);
+    let mut client = namesrv.client();
+    let again = |status: Option<v2::Status>| {
+        assert!(status.as_ref().is_some_and(|status| status.message.contains("send again")), "{status:?}");
+        assert_eq!(code(status), Code::InternalServerError);
+    };
+    let end = v2::EndTransactionRequest { transaction_id, ..Default::default() };
+    again(soon(client.end_transaction(passed_on(end))).await.expect("answered").into_inner().status);
+    let send = passed_on(sending("normal", &[""]));
+    again(soon(client.send_message(send)).await.expect("answered").into_inner().status);
+    let receive = v2::ReceiveMessageRequest { message_queue: queue("normal", ""), ..Default::default() };
+    let mut frames = soon(client.receive_message(passed_on(receive))).await.expect("answered").into_inner();
+    let frame = soon(frames.message()).await.expect("no error").expect("a frame");
+    match frame.content {
+        Some(v2::receive_message_response::Content::Status(status)) => again(Some(status)),
+        other => panic!("{other:?}"),
+    }
 }
