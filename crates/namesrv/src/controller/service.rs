@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use karman_remoting::auth::source_of;
 use karman_remoting::proto::karman::attendance::Says;
 use karman_remoting::proto::karman::controller_server::Controller;
 use karman_remoting::proto::karman::order::Order as Kind;
@@ -63,8 +64,8 @@ impl Controller for ControllerService {
         request: Request<Streaming<Attendance>>,
     ) -> Result<Response<BoxStream<Order>>, Status> {
         self.admit(request.metadata()).inspect_err(|status| {
-            let from =
-                request.remote_addr().map_or_else(|| "unknown".to_owned(), |from| from.ip().to_string());
+            let from = source_of(request.extensions());
+            let from = from.map_or_else(|| "an unknown address".to_owned(), |from| from.ip().to_string());
             self.0.refused(format!("a broker at {from}"), status);
         })?;
         let (out, orders) = mpsc::channel(ORDERS_MAX);
