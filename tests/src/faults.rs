@@ -33,6 +33,8 @@ use servers::Servers;
 
 /// After a fault was undone, until all brokers of all sets count again.
 const WHOLE_DEADLINE: Duration = Duration::from_secs(90);
+/// JVMs among them, on two cores.
+const BESIDE_DEADLINE: Duration = Duration::from_secs(120);
 /// Between two looks at something.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -84,6 +86,8 @@ pub struct Cluster<'a> {
     pub access_point: &'a str,
     /// A door to each broker set, and its name.
     pub owners: &'a [(String, String)],
+    /// To be set by whoever works beside: faults may begin. Clients need not start in the middle of one.
+    pub ready: &'a AtomicBool,
     /// All faults are over: now everything must go well.
     pub healed: &'a AtomicBool,
 }
@@ -107,14 +111,17 @@ pub fn run(
     let mut servers = Servers::start(out);
     mixed_load::set_up(&servers.doors(), servers::SETS.len());
     let file = out.join("history.jsonl");
-    let mut load = Load::start(options.load(), servers.targets(), &file);
     let (access_point, owners) = (servers.namesrvs(), servers.owners());
-    let healed = AtomicBool::new(false);
-    let cluster = Cluster { access_point: &access_point, owners: &owners, healed: &healed };
-    let (faults, healed_ms, drained) = std::thread::scope(|scope| {
+    let (ready, healed) = (AtomicBool::new(false), AtomicBool::new(false));
+    let cluster = Cluster { access_point: &access_point, owners: &owners, ready: &ready, healed: &healed };
+    let (load, faults, healed_ms, drained) = std::thread::scope(|scope| {
         // It ends also where this fails.
         let _healed = OnDrop(&healed);
         let beside = scope.spawn(|| beside(&cluster));
+        crate::until("what works beside the load is ready", BESIDE_DEADLINE, || {
+            (ready.load(Ordering::Relaxed) || beside.is_finished()).then_some(())
+        });
+        let mut load = Load::start(options.load(), servers.targets(), &file);
         let faults = inject_all(options, &mut servers, &load, stop);
         servers.heal();
         let healed_ms = now_ms();
@@ -123,7 +130,7 @@ pub fn run(
         healed.store(true, Ordering::Relaxed);
         let drained = load.drain();
         beside.join().map_err(|_| anyhow::anyhow!("what ran beside the load failed"))?;
-        Ok((faults, healed_ms, drained))
+        Ok((load, faults, healed_ms, drained))
     })?;
     let draining_ms = load.last_delivery_ms().saturating_sub(healed_ms);
     let (stored, delivered) = load.counts();

@@ -27,6 +27,7 @@ fn official_clients(cluster: &Cluster<'_>, logs: &Path) {
         assert_eq!(raw.create_topic(&topic, MessageType::Fifo).code(), Code::Ok);
         Load::ordered(language, cluster.access_point, &topic, logs)
     });
+    cluster.ready.store(true, Ordering::Relaxed);
     until("all faults are over", FAULTS_DEADLINE, || cluster.healed.load(Ordering::Relaxed).then_some(()));
     for mut load in loads {
         // Whatever became of it in between: it goes on by itself.
