@@ -25,7 +25,10 @@ fn official_clients(cluster: &Cluster<'_>, logs: &Path) {
     let loads = [Language::Java, Language::Python].map(|language| {
         let topic = format!("ordered-{language:?}");
         assert_eq!(raw.create_topic(&topic, MessageType::Fifo).code(), Code::Ok);
-        Load::ordered(language, cluster.access_point, &topic, logs)
+        // What Python's gRPC makes of several addresses is refused: `docs/clients.md`.
+        let first = cluster.access_point.split(';').next().unwrap();
+        let access_point = if language == Language::Python { first } else { cluster.access_point };
+        Load::ordered(language, access_point, &topic, logs)
     });
     cluster.ready.store(true, Ordering::Relaxed);
     until("all faults are over", FAULTS_DEADLINE, || cluster.healed.load(Ordering::Relaxed).then_some(()));

@@ -9,7 +9,7 @@ pub const ROOT: (&str, &str) = ("root", "secret of root");
 /// What makes a node ask.
 pub(super) fn settings() -> Vec<String> {
     vec![
-        "clusterSecret=the secret of the cluster".to_owned(),
+        "clusterSecret=the-secret-of-the-cluster".to_owned(),
         "authenticationEnabled=true".to_owned(),
         "authorizationEnabled=true".to_owned(),
         format!("initAuthenticationUser={}:{}", ROOT.0, ROOT.1),

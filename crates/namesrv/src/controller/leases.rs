@@ -171,6 +171,10 @@ impl Leases {
     pub fn elections(&mut self, sets: &Sets, now: Duration, at_ms: u64) -> Vec<Command> {
         self.heard.retain(|(set, id), _| sets.get(set).is_some_and(|set| set.members.contains_key(id)));
         self.gathering.retain(|set, _| sets.get(set).is_some());
+        // A set that is made anew begins with the epochs of one that was.
+        let is_epoch_of = |set: &str, epoch: u32| sets.get(set).is_some_and(|set| set.epoch == epoch);
+        self.under_way.retain(|set, epoch| is_epoch_of(set, *epoch));
+        self.resigned.retain(|set, resigned| is_epoch_of(set, resigned.epoch));
         let mut due = Vec::new();
         for (name, set) in &sets.0 {
             if self.begun.get(name).is_none_or(|(epoch, _)| *epoch != set.epoch) {

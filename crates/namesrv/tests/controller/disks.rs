@@ -99,6 +99,29 @@ fn a_controller_that_has_lost_its_disk_votes_when_it_has_everything_again() {
     });
 }
 
+/// The leader knows how far the others were, and one of them is not any more.
+#[test]
+fn a_controller_that_has_lost_its_disk_catches_up_with_a_leader_that_goes_on() {
+    run(async {
+        let mut cluster = Cluster::of_three();
+        let broker = FakeBroker::start(&cluster, 1);
+        broker.acknowledging().await;
+        let leader = cluster.led().await;
+        let lost = if leader == 3 { 2 } else { 3 };
+        cluster.stop(lost).await;
+        cluster.lose_disk(lost);
+        cluster.start(lost);
+        let applied = async || {
+            let answer = cluster.describe(leader).await?;
+            let of = |id| answer.controllers.iter().find(|own| own.id == id).map(|own| own.applied);
+            (of(lost)? > 0 && of(lost) == of(leader)).then_some(())
+        };
+        eventually("it has everything", applied).await;
+        assert_eq!(cluster.leader().await, Some(leader), "nobody else had to be elected");
+        eventually("it votes", async || vote(&cluster, lost, leader).await.ok()).await;
+    });
+}
+
 #[test]
 fn two_lost_disks_of_three_form_no_new_group() {
     run(async {

@@ -74,6 +74,23 @@ fn a_new_leader_waits_as_if_it_had_granted_when_it_was_elected() {
 }
 
 #[test]
+fn a_set_that_is_made_anew_gets_a_master_again() {
+    let (mut leases, mut sets) = (leases(), Sets::default());
+    let member = Member { address: "n:1".into(), priority: 1 };
+    let join = Command::Join { set: "a".into(), cluster: "c".into(), id: 1, member, epoch: 0 };
+    sets.apply(&join, 1).unwrap();
+    let mut is_elected = |sets: &Sets, from: u64| {
+        (from..from + 10_000).step_by(50).any(|now| {
+            leases.hear("a", 1, report(0), ms(now));
+            !elected(&mut leases, sets, now).is_empty()
+        })
+    };
+    assert!(is_elected(&sets, 0));
+    assert!(!is_elected(&Sets::default(), 20_000), "all members were removed");
+    assert!(is_elected(&sets, 40_000), "with empty disks, in epoch 0 again");
+}
+
+#[test]
 fn nothing_is_granted_in_an_epoch_that_an_election_under_way_ends() {
     let (mut leases, sets) = (leases(), sets());
     leases.hear("a", 2, report(100), ms(1000));
