@@ -119,6 +119,7 @@ impl Followers {
     pub fn control(&self, own: i32, state: &v1::SetState) {
         let marks = {
             let mut set = self.set.lock();
+            set.set_members(state.members.iter().map(|member| member.broker_id).collect());
             if set.control(own, state.in_sync.iter().copied().collect(), state.version) {
                 let v1::SetState { version, in_sync, .. } = state;
                 tracing::info!(version, ?in_sync, "these brokers of the set count from now on");

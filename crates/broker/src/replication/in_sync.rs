@@ -89,6 +89,8 @@ pub struct InSync {
     demands: Demands,
     followers: BTreeMap<i32, Follower>,
     controlled: Option<Controlled>,
+    /// Whom controllers know as brokers of the set; nobody else is proposed, or waited for. `None`: they have not said it.
+    members: Option<BTreeSet<i32>>,
     /// So much may have been acknowledged: all with which the master began, and the furthest that [`Self::marks`] ever said.
     told: u64,
 }
@@ -96,7 +98,7 @@ pub struct InSync {
 impl InSync {
     /// Nobody follows yet; the log of this master, which begins now, ends at `end`.
     pub fn new(demands: Demands, end: u64) -> Self {
-        Self { demands, followers: BTreeMap::new(), controlled: None, told: end }
+        Self { demands, followers: BTreeMap::new(), controlled: None, members: None, told: end }
     }
 
     /// A slave has connected, with a log that ends at `written`, all of it this one's; `end` is where this one ends. `Err`
@@ -182,14 +184,25 @@ impl InSync {
         are_others
     }
 
+    /// Controllers say who the set is.
+    pub fn set_members(&mut self, members: BTreeSet<i32>) {
+        self.members = Some(members);
+    }
+
+    fn is_member(&self, id: i32) -> bool {
+        self.members.as_ref().is_none_or(|members| members.contains(&id))
+    }
+
     /// What should count from now on, and the version that it is to replace; `None`: what does. Once said it counts as under way
     /// until there is another version, or [`Self::propose_again`].
     pub fn propose(&mut self) -> Option<(u64, BTreeSet<i32>)> {
-        let known = self.controlled.as_mut()?;
         // One that is hardly behind may lack what was acknowledged before it was waited for.
         let has_all = |follower: &Follower| follower.in_sync && follower.flushed >= self.told;
-        let caught_up = self.followers.iter().filter(|(_, follower)| has_all(follower)).map(|(id, _)| *id);
-        let wanted: BTreeSet<i32> = caught_up.chain([known.own]).collect();
+        let caught_up =
+            self.followers.iter().filter(|(id, follower)| self.is_member(**id) && has_all(follower));
+        let mut wanted: BTreeSet<i32> = caught_up.map(|(id, _)| *id).collect();
+        let known = self.controlled.as_mut()?;
+        wanted.insert(known.own);
         // With the same once more it becomes certain what was agreed.
         let is_certain = known.proposed.is_subset(&known.agreed);
         if (wanted == known.agreed && is_certain) || known.under_way.is_some() {
@@ -255,7 +268,8 @@ impl InSync {
         };
         let ids = known.agreed.union(&known.proposed).filter(|id| **id != known.own);
         let others = self.followers.iter().filter(|(id, follower)| {
-            follower.in_sync && !known.agreed.contains(id) && !known.proposed.contains(id)
+            let is_known = known.agreed.contains(id) || known.proposed.contains(id);
+            follower.in_sync && !is_known && self.is_member(**id)
         });
         let others = others.map(|(_, follower)| of(follower));
         ids.map(|id| self.followers.get(id).map_or(0, of)).chain(others).collect()
@@ -450,5 +464,27 @@ mod tests {
         assert_eq!(set.propose(), Some((7, BTreeSet::from([1]))));
         set.control(1, BTreeSet::from([1]), 8);
         assert_eq!((set.count(), set.suffices(), set.marks()), (1, false, None));
+    }
+
+    #[test]
+    fn a_slave_that_is_no_member_is_neither_proposed_nor_waited_for() {
+        let mut set = InSync::new(Demands { replicas: 2, all: false, behind_max: ms(1000) }, 0);
+        set.control(1, BTreeSet::from([1]), 1);
+        set.set_members(BTreeSet::from([1, 2]));
+        for id in [2, 9] {
+            set.join(id, 1, "a", 0, 500, ms(0)).unwrap();
+            ack(&mut set, id, 1, (500, 500), (500, 500), ms(1));
+        }
+        assert_eq!(
+            set.propose(),
+            Some((1, BTreeSet::from([1, 2]))),
+            "the controllers would refuse 9, and 2 with it"
+        );
+        set.control(1, BTreeSet::from([1, 2]), 2);
+        ack(&mut set, 2, 1, (600, 600), (500, 600), ms(2));
+        assert_eq!(set.marks(), marks(600, 600), "9 has 500");
+        set.set_members(BTreeSet::from([1, 2, 9]));
+        ack(&mut set, 9, 1, (600, 600), (600, 600), ms(3));
+        assert_eq!(set.propose(), Some((2, BTreeSet::from([1, 2, 9]))));
     }
 }
