@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use prost::Message;
 
-const PROTOS: [&str; 7] = [
+const PROTOS: [&str; 8] = [
     "apache/rocketmq/v2/definition.proto",
     "apache/rocketmq/v2/service.proto",
     "apache/rocketmq/v2/admin.proto",
@@ -12,6 +12,7 @@ const PROTOS: [&str; 7] = [
     "karman/v1/admin.proto",
     "karman/v1/replication.proto",
     "karman/v1/controller.proto",
+    "karman/v1/relay.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use karman_remoting::auth::credentials::Credentials;
 use karman_remoting::proto::karman::admin_client::AdminClient;
 use karman_remoting::proto::karman::{
-    CreateGroupRequest, CreateTopicRequest, DescribeClusterRequest, GroupConfig, ListTopicsRequest,
-    TopicConfig, TopicSummary, UpdateGroupRequest, UpdateTopicRequest,
+    CreateGroupRequest, CreateTopicRequest, DescribeClusterRequest, ExplainMessageRequest, GroupConfig,
+    ListTopicsRequest, MessageTrace, TopicConfig, TopicSummary, UpdateGroupRequest, UpdateTopicRequest,
 };
 use karman_remoting::proto::v2::messaging_service_client::MessagingServiceClient;
 use karman_remoting::proto::v2::{self, receive_message_response::Content};
@@ -205,6 +205,17 @@ impl Raw {
         let mut admin = self.admin.clone();
         let answer = self.runtime.block_on(admin.list_topics(self.request(ListTopicsRequest {})));
         answer.unwrap().into_inner().topics
+    }
+
+    /// Where a message lies, and what became of it.
+    pub fn explain(&self, topic: &str, message_id: &str) -> Vec<MessageTrace> {
+        let (topic, message_id) = (topic.to_owned(), message_id.to_owned());
+        let request = ExplainMessageRequest { topic, message_id, group: String::new() };
+        let mut admin = self.admin.clone();
+        let answer =
+            self.runtime.block_on(admin.explain_message(self.request(request))).unwrap().into_inner();
+        is_ok(answer.status);
+        answer.traces
     }
 
     /// Replaces the settings of a topic on one broker.

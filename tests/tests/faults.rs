@@ -1,5 +1,6 @@
-//! The fault run in short: a fault each 10 s for `KARMAN_FAULT_SECONDS` (120), judged by the checker; with
-//! `KARMAN_FAULT_CLIENTS=1` official clients send and receive ordered messages beside its load. The whole one is a command: see `docs/reliability.md`. Needs root, and fails without it.
+//! The fault run in short: a fault each 10 s for `KARMAN_FAULT_SECONDS` (120), judged by the checker, while official clients send
+//! and receive ordered messages beside its load. The whole one is a command: see `docs/reliability.md`. Needs root, and fails
+//! without it.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::HashSet;
@@ -25,10 +26,7 @@ fn official_clients(cluster: &Cluster<'_>, logs: &Path) {
     let loads = [Language::Java, Language::Python].map(|language| {
         let topic = format!("ordered-{language:?}");
         assert_eq!(raw.create_topic(&topic, MessageType::Fifo).code(), Code::Ok);
-        // What Python's gRPC makes of several addresses is refused: `docs/clients.md`.
-        let first = cluster.access_point.split(';').next().unwrap();
-        let access_point = if language == Language::Python { first } else { cluster.access_point };
-        Load::ordered(language, access_point, &topic, logs)
+        Load::ordered(language, cluster.access_point, &topic, logs)
     });
     cluster.ready.store(true, Ordering::Relaxed);
     until("all faults are over", FAULTS_DEADLINE, || cluster.healed.load(Ordering::Relaxed).then_some(()));
@@ -51,13 +49,7 @@ fn nothing_that_was_promised_is_broken_by_faults() {
         let _ = std::fs::remove_dir_all(old);
     }
     std::fs::create_dir_all(&logs).unwrap();
-    // Not always: what they find is not mended yet, see `docs/reliability.md`.
-    let are_asked_for = std::env::var_os("KARMAN_FAULT_CLIENTS").is_some();
-    let beside = |cluster: &Cluster<'_>| {
-        if are_asked_for {
-            official_clients(cluster, &logs);
-        }
-    };
+    let beside = |cluster: &Cluster<'_>| official_clients(cluster, &logs);
     let summary = run(&options, &out, &Arc::default(), beside).unwrap();
     let report = summary.report.as_ref().unwrap();
     eprintln!("{}\n{}", summary.markdown(), report.table());

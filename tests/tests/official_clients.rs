@@ -247,3 +247,19 @@ fn each_client_reads_what_another_wrote() {
         ledger.assert_exactly_once();
     }
 }
+
+#[test]
+fn an_access_point_may_have_several_addresses() {
+    let cluster = Cluster::builder().namesrvs(2).brokers(1).start();
+    let endpoint = cluster.namesrvs.iter().map(|namesrv| namesrv.endpoint()).collect::<Vec<_>>().join(";");
+    // Those of Go and Node do not come through with several: `docs/clients.md`.
+    for language in [Language::Java, Language::Python] {
+        let topic = format!("from-{language:?}");
+        cluster.create_topic(&topic);
+        let stage = Stage { language, endpoint: endpoint.clone(), cluster: &cluster };
+        let mut ledger = Ledger::default();
+        ledger.add(stage.produce(&topic, &[("count", "100"), ("seed", "several")]));
+        ledger.add(stage.run("consume-push", &topic, &[("count", "100"), ("group", "several")]));
+        ledger.assert_exactly_once();
+    }
+}

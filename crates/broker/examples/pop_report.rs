@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use karman_broker::pop::{NoEntries, Pop, Renewal, Surroundings, Take};
 use karman_broker::process;
+use karman_remoting::line::Line;
 use karman_store::{Entry, PhysicalOffset, QueueOffset};
 
 const ROUNDS: usize = 5;
@@ -55,7 +56,7 @@ fn ask(orderly: bool) -> Take {
         now_ms: 1,
         max: BATCH,
         invisible_ms: 60_000,
-        renewal: Some(Renewal::of("client".into(), 1)),
+        renewal: Some(Renewal::of("client".into(), Line::default(), 1)),
         attempts_max: 17,
         inflight_max: usize::MAX,
         revision_base: 0,

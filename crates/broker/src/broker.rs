@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use karman_remoting::clients::ClientRegistry;
+use karman_remoting::line::RelayedLines;
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::v2;
 use karman_remoting::route_table::SharedRoutes;
@@ -113,6 +114,8 @@ pub struct Broker {
     pub lite_subscriptions_max: usize,
     /// Which message ids were stored lately.
     pub dedupe: Arc<Dedupe>,
+    /// Through which connections other nodes relay receives.
+    pub lines: Arc<RelayedLines>,
     /// Who is alive.
     pub clients: Arc<ClientRegistry>,
     /// The cluster, this broker included.

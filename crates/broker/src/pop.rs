@@ -194,7 +194,7 @@ impl Pop {
             None => MessageState::InFlight {
                 attempt: entry.attempt,
                 visible_at_ms: entry.visible_at_ms,
-                holder: entry.renewed_for.as_ref().map(|renewal| renewal.client.clone()),
+                holder: entry.renewed_for.as_ref().and_then(|renewal| renewal.holder()),
             },
         }
     }

@@ -27,6 +27,7 @@ pub use self::rights::{Administers, Needs};
 use self::signature::{AUTHORIZATION, Claim, DATE_TIME};
 use self::users::{Snapshot, User, Users};
 use crate::config::Unusable;
+use crate::line::Line;
 use crate::metadata;
 use crate::secret::Secret;
 use crate::status::Rejection;
@@ -102,13 +103,15 @@ fn initial_user(text: &str) -> Option<(String, String)> {
 pub struct Peer {
     /// Its address, as the socket says it.
     pub address: Option<SocketAddr>,
+    /// Whether it still exists.
+    pub line: Line,
     verified: Arc<ArcSwapOption<Verified>>,
 }
 
 impl Peer {
     /// A connection that was just opened.
     pub fn new(address: Option<SocketAddr>) -> Self {
-        Self { address, verified: Arc::default() }
+        Self { address, line: Line::default(), verified: Arc::default() }
     }
 }
 

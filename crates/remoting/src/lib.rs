@@ -9,6 +9,7 @@ pub mod civil;
 pub mod clients;
 pub mod config;
 pub mod front;
+pub mod line;
 mod listening_thread;
 pub mod logging;
 pub mod message;

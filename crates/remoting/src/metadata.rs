@@ -11,6 +11,9 @@ use crate::status::Rejection;
 /// disagree for a moment cannot make a loop.
 const HOP: &str = "x-karman-hop";
 
+/// Set by a door that relays a receive: the number that the master gave to the client's connection (see [`crate::line`]).
+const LINE: &str = "x-karman-line";
+
 /// The longest client id that is remembered, in bytes.
 const CLIENT_ID_MAX_BYTES: usize = 255;
 
@@ -142,13 +145,26 @@ pub fn for_relay(metadata: &MetadataMap) -> MetadataMap {
     let mut kept = MetadataMap::with_capacity(16);
     for entry in metadata.iter() {
         if let KeyAndValueRef::Ascii(key, value) = entry
-            && (key.as_str().starts_with("x-mq-") || key == SECRET)
+            && (key.as_str().starts_with("x-mq-") || key == SECRET || key == LINE)
         {
             kept.insert(key.clone(), value.clone());
         }
     }
     kept.insert(HOP, MetadataValue::from_static("1"));
     kept
+}
+
+/// Says, before a call is relayed, on which line its answer goes out. What the caller itself said of it is worth nothing.
+pub fn set_line(metadata: &mut MetadataMap, number: Option<u64>) {
+    match number {
+        Some(number) => drop(metadata.insert(LINE, MetadataValue::from(number))),
+        None => drop(metadata.remove(LINE)),
+    }
+}
+
+/// The number of the line on which the answer to a relayed call goes out.
+pub fn line_of(metadata: &MetadataMap) -> Option<u64> {
+    metadata.get(LINE)?.to_str().ok()?.parse().ok()
 }
 
 /// Carries the cluster secret between nodes and from the tools.

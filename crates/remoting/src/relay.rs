@@ -13,6 +13,7 @@ use crate::channel::ChannelPool;
 use crate::metadata;
 use crate::proto::karman::BrokerIdentity;
 use crate::proto::karman::admin_client::AdminClient;
+use crate::proto::karman::relay_client::RelayClient;
 use crate::proto::v2::messaging_service_client::MessagingServiceClient;
 use crate::secret::Secret;
 use crate::server::MAX_DECODING_SIZE_BYTES;
@@ -51,6 +52,18 @@ impl Peers {
     /// The operators' service of a broker.
     pub fn admin(&self, peer: &BrokerIdentity) -> Result<AdminClient<Channel>, Rejection> {
         Ok(AdminClient::new(self.channel(peer)?).max_decoding_message_size(MAX_DECODING_SIZE_BYTES))
+    }
+
+    /// Where a broker is told of the connections that calls are relayed from.
+    pub(crate) fn lines(&self, peer: &BrokerIdentity) -> Result<RelayClient<Channel>, Rejection> {
+        Ok(RelayClient::new(self.channel(peer)?))
+    }
+
+    /// A request that this node makes in its own name.
+    pub(crate) fn request_of_node<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        metadata::add_secret(request.metadata_mut(), &self.secret);
+        request
     }
 
     /// The request itself, to be relayed.

@@ -6,6 +6,7 @@
 
 mod accept;
 mod admission;
+mod authority;
 mod connection;
 mod listener;
 mod thread;

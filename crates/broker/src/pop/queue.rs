@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use karman_remoting::line::Line;
+
 use super::order::Order;
 use crate::records::{Later, QueueProgress};
 
@@ -25,24 +27,32 @@ pub struct InFlight {
     pub renewed_for: Option<Arc<Renewal>>,
 }
 
-/// The invisible time of what a client holds is extended as long as it lives.
+/// The invisible time of what a client holds is extended as long as it lives, and the connection on which it went out: with
+/// that it may have been lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Renewal {
     /// The client.
     pub client: Arc<str>,
+    /// How it went out.
+    pub line: Line,
     /// At most until then. Milliseconds since 1970.
     pub until_ms: u64,
 }
 
 impl Renewal {
     /// Of what the client receives at `now_ms`.
-    pub fn of(client: Arc<str>, now_ms: u64) -> Arc<Self> {
-        Arc::new(Self { client, until_ms: now_ms + RENEW_MAX_MS })
+    pub fn of(client: Arc<str>, line: Line, now_ms: u64) -> Arc<Self> {
+        Arc::new(Self { client, line, until_ms: now_ms + RENEW_MAX_MS })
+    }
+
+    /// The client, if what it holds may have arrived.
+    pub(crate) fn holder(&self) -> Option<Arc<str>> {
+        self.line.is_open().then(|| self.client.clone())
     }
 
     /// Whether it is to be extended now.
     pub(crate) fn goes_on(&self, now_ms: u64, is_alive: &dyn Fn(&str) -> bool) -> bool {
-        now_ms < self.until_ms && is_alive(&self.client)
+        now_ms < self.until_ms && self.line.is_open() && is_alive(&self.client)
     }
 }
 

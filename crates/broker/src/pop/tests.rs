@@ -1,5 +1,6 @@
 //! The core, promise by promise.
 
+use karman_remoting::line::Line;
 use karman_store::{Entry, PhysicalOffset, QueueOffset};
 
 use super::queue::{BURIAL_MS, RENEW_MAX_MS, RENEWAL_MS};
@@ -117,7 +118,7 @@ fn a_handle_is_void_once_its_time_has_ended_or_a_newer_one_exists() {
 #[test]
 fn a_message_of_a_living_client_is_renewed_and_its_first_handle_stays_good() {
     let (mut pop, mut stored) = (Pop::new(&[0, 0]), stored(1, 0));
-    let renewing = Take { renewal: Some(Renewal::of("me".into(), 0)), ..ask(0, 1) };
+    let renewing = Take { renewal: Some(Renewal::of("me".into(), Line::default(), 0)), ..ask(0, 1) };
     let delivery = pop.take(&renewing, &stored).deliveries.remove(0);
     assert!(pop.take(&ask(1000, 1), &stored).deliveries.is_empty());
     assert_eq!(pop.check(1000, &held(&delivery), &|_| true), Ok(()));
@@ -126,9 +127,29 @@ fn a_message_of_a_living_client_is_renewed_and_its_first_handle_stays_good() {
 }
 
 #[test]
+fn what_went_out_on_a_line_that_is_closed_is_not_renewed_for_its_living_client() {
+    let (mut pop, stored) = (Pop::new(&[0, 0]), Stored { alive: true, ..stored(1, 0) });
+    let line = Line::default();
+    let open = line.open_until_dropped();
+    let renewing = Take { renewal: Some(Renewal::of("me".into(), line, 0)), ..ask(0, 1) };
+    let delivery = pop.take(&renewing, &stored).deliveries.remove(0);
+    let holder = |pop: &Pop| match pop.message_state(delivery.position) {
+        MessageState::InFlight { holder, .. } => holder,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(holder(&pop).as_deref(), Some("me"));
+    drop(open);
+    assert_eq!(holder(&pop), None);
+    // Its handle is good for the time it was given.
+    assert_eq!(pop.check(99, &held(&delivery), &|_| true), Ok(()));
+    assert_eq!(pop.check(100, &held(&delivery), &|_| true), Err(Void::Expired));
+    assert_eq!(pop.take(&ask(100, 1), &stored).deliveries.len(), 1);
+}
+
+#[test]
 fn renewal_ends_after_three_hours() {
     let (mut pop, stored) = (Pop::new(&[0, 0]), stored(1, 0));
-    let renewing = Take { renewal: Some(Renewal::of("me".into(), 0)), ..ask(0, 1) };
+    let renewing = Take { renewal: Some(Renewal::of("me".into(), Line::default(), 0)), ..ask(0, 1) };
     pop.take(&renewing, &stored);
     assert!(pop.take(&ask(RENEW_MAX_MS - 1, 1), &stored).deliveries.is_empty());
     assert_eq!(pop.take(&ask(RENEW_MAX_MS, 1), &stored).deliveries.len(), 1);
@@ -137,7 +158,7 @@ fn renewal_ends_after_three_hours() {
 #[test]
 fn a_client_that_ends_gives_its_messages_back() {
     let (mut pop, stored) = (Pop::new(&[0, 0]), stored(2, 0));
-    let renewing = Take { renewal: Some(Renewal::of("me".into(), 0)), ..ask(0, 1) };
+    let renewing = Take { renewal: Some(Renewal::of("me".into(), Line::default(), 0)), ..ask(0, 1) };
     pop.take(&renewing, &stored);
     pop.take(&ask(0, 1), &stored);
     pop.release("me", 10);

@@ -137,7 +137,7 @@ impl<'a> Fate<'a> {
         let at_floor = MessageState::InFlight {
             attempt: cursor.attempt,
             visible_at_ms: cursor.visible_at_ms,
-            holder: cursor.renewed_for.map(|renewal| renewal.client.clone()),
+            holder: cursor.renewed_for.and_then(|renewal| renewal.holder()),
         };
         let (state, front) = if offset < floor {
             (MessageState::Done, None)

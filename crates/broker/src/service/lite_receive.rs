@@ -121,7 +121,7 @@ fn take(
         client: client.clone(),
         max: poll.max,
         invisible_ms: poll.invisible_ms,
-        renewal: poll.renew_for.clone().map(|client| Renewal::of(client, now_ms)),
+        renewal: poll.renew_for.clone().map(|(client, line)| Renewal::of(client, line, now_ms)),
         attempts_max: group.attempts_max(),
         revision_base: broker.revision_base,
         attempt_key: poll.attempt_key,

@@ -62,7 +62,10 @@ impl MessagingService for Messaging {
         request: Request<v2::ReceiveMessageRequest>,
     ) -> Result<Response<BoxStream<v2::ReceiveMessageResponse>>, Status> {
         let received = match self.caller(&request) {
-            Ok(caller) => receive::receive(&self.0, &caller, request.into_inner()).await,
+            Ok(caller) => {
+                let line = self.0.lines.of(&request);
+                receive::receive(&self.0, &caller, line, request.into_inner()).await
+            }
             Err(rejection) => Err(rejection),
         };
         Ok(Response::new(received.unwrap_or_else(receive::nothing)))

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use futures_util::Stream;
+use karman_remoting::line::Line;
 use karman_remoting::metadata::Caller;
 use karman_remoting::proto::v2::receive_message_response::Content;
 use karman_remoting::proto::v2::{self, MessageType};
@@ -118,16 +119,21 @@ pub struct Polling {
     pub(super) wanted: Wanted,
     pub(super) max: usize,
     pub(super) invisible_ms: u64,
-    pub(super) renew_for: Option<Arc<str>>,
+    pub(super) renew_for: Option<(Arc<str>, Line)>,
     pub(super) wait: Duration,
     pub(super) attempt_key: Option<u64>,
 }
 
 impl Polling {
-    fn of(broker: &Broker, caller: &Caller, request: &v2::ReceiveMessageRequest) -> Result<Self, Rejection> {
+    fn of(
+        broker: &Broker,
+        caller: &Caller,
+        line: Line,
+        request: &v2::ReceiveMessageRequest,
+    ) -> Result<Self, Rejection> {
         let max = usize::try_from(request.batch_size).ok().filter(|&size| size > 0);
         let (invisible_ms, renew_for) = if request.auto_renew {
-            (INVISIBLE_DEFAULT_MS, Some(caller.client_id.as_str().into()))
+            (INVISIBLE_DEFAULT_MS, Some((caller.client_id.as_str().into(), line)))
         } else {
             (invisible_ms(request.invisible_duration.as_ref(), INVISIBLE_MIN_MS)?, None)
         };
@@ -173,16 +179,17 @@ pub(super) fn wait(
     Ok(asked.unwrap_or(left).min(left).min(LONG_POLLING_MAX))
 }
 
-/// Runs one receive to its stream.
+/// Runs one receive to its stream, which goes out on `line`.
 pub async fn receive(
     broker: &Arc<Broker>,
     caller: &Caller,
+    line: Line,
     request: v2::ReceiveMessageRequest,
 ) -> Result<BoxStream<v2::ReceiveMessageResponse>, Rejection> {
     let group_name = validate::group_of(request.group.as_ref())?;
     let topic = request.message_queue.as_ref().and_then(|queue| queue.topic.as_ref());
     let topic_name = validate::topic_of(topic)?;
-    let poll = Polling::of(broker, caller, &request)?;
+    let poll = Polling::of(broker, caller, line, &request)?;
     let topic = broker.topic(topic_name)?;
     if topic.is_lite() {
         return lite_receive::receive(broker, caller, poll, &topic, group_name).await;
@@ -264,7 +271,7 @@ fn take(broker: &Broker, row: &GroupTopic, poll: &Polling, group: &GroupRecord) 
         now_ms,
         max: poll.max,
         invisible_ms: poll.invisible_ms,
-        renewal: poll.renew_for.clone().map(|client| Renewal::of(client, now_ms)),
+        renewal: poll.renew_for.clone().map(|(client, line)| Renewal::of(client, line, now_ms)),
         attempts_max: group.attempts_max(),
         inflight_max: broker.inflight_max,
         revision_base: broker.revision_base,

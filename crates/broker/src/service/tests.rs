@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use karman_remoting::line::Line;
 use karman_remoting::metadata::{Caller, Language};
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::v2;
@@ -72,7 +73,7 @@ impl Node {
             auto_renew: !lite,
             ..Default::default()
         };
-        let mut stream = receive::receive(&self.broker, &caller(), request).await.unwrap();
+        let mut stream = receive::receive(&self.broker, &caller(), Line::default(), request).await.unwrap();
         while let Some(response) = stream.next().await {
             if let Some(Content::Message(message)) = response.unwrap().content {
                 return v2::Message::decode(message).unwrap();

@@ -11,8 +11,10 @@ use karman_remoting::auth::Auth;
 use karman_remoting::channel::ChannelPool;
 use karman_remoting::clients::ClientRegistry;
 use karman_remoting::front::{Front, Local};
+use karman_remoting::line::{RelayService, RelayedLines};
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::karman::admin_server::AdminServer;
+use karman_remoting::proto::karman::relay_server::RelayServer;
 use karman_remoting::proto::karman::repair_server::RepairServer;
 use karman_remoting::proto::karman::replication_server::ReplicationServer;
 use karman_remoting::proto::karman::route_change::Change as RouteChanged;
@@ -164,6 +166,7 @@ pub(super) fn assemble(
         lite,
         lite_writer,
         lite_subscriptions_max: config.max_lite_subscription_count as usize,
+        lines: Arc::new(RelayedLines::default()),
         clients: Arc::new(ClientRegistry::default()),
         routes,
         counters: Counters::default(),
@@ -244,7 +247,12 @@ fn open_for(
         broker_name: config.broker_name.clone(),
         secret: config.cluster_secret.clone(),
     });
-    let inside = outside.clone().add_service(replication).add_service(repair);
+    let lines = RelayServer::new(RelayService {
+        lines: broker.lines.clone(),
+        secret: config.cluster_secret.clone(),
+        stopping: broker.stopping.clone(),
+    });
+    let inside = outside.clone().add_service(replication).add_service(repair).add_service(lines);
     open_doors(
         config,
         takes_over,

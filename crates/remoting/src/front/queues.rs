@@ -5,10 +5,11 @@ use tonic::{Request, Response};
 
 use super::standby::or_standby;
 use super::{Front, Owner, call, failure_here};
+use crate::auth::Peer;
 use crate::proto::v2;
 use crate::relay::failure;
 use crate::status::Rejection;
-use crate::{settings, validate};
+use crate::{metadata, settings, validate};
 
 /// [`call`] for the calls that answer with a stream of frames.
 macro_rules! stream {
@@ -28,7 +29,7 @@ macro_rules! stream {
 impl Front {
     pub(super) async fn receive(
         &self,
-        request: Request<v2::ReceiveMessageRequest>,
+        mut request: Request<v2::ReceiveMessageRequest>,
     ) -> Result<Response<BoxStream<v2::ReceiveMessageResponse>>, Rejection> {
         let caller = self.heard(&request)?;
         let relayed = caller.relayed;
@@ -45,8 +46,17 @@ impl Front {
             }
             broker => self.owner_named(broker, relayed).await?,
         };
-        if matches!(owner, Owner::Here(_)) {
-            self.note_subscription(&caller.client_id, request.get_ref())?;
+        match &owner {
+            Owner::Here(_) => self.note_subscription(&caller.client_id, request.get_ref())?,
+            Owner::There(peer) => {
+                let line = match request.extensions().get::<Peer>() {
+                    Some(Peer { line, .. }) if request.get_ref().auto_renew => {
+                        line.hold_at(peer, &self.peers).await
+                    }
+                    _ => None,
+                };
+                metadata::set_line(request.metadata_mut(), line);
+            }
         }
         stream!(self, owner, receive_message, request)
     }

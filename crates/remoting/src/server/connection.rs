@@ -9,8 +9,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::server::TlsStream;
+use tokio_util::sync::DropGuard;
 use tonic::transport::server::Connected;
 
+use super::authority::Sieve;
 use crate::auth::Peer;
 
 /// What an HTTP/2 client says first.
@@ -26,7 +28,10 @@ pub(super) struct Connection {
     transport: Transport,
     /// How much of the preface was given again to the HTTP/2 library, which wants to read it too.
     replayed: usize,
+    sieve: Sieve,
     peer: Peer,
+    /// Says to whoever waits for what went out here that it is over.
+    _line: DropGuard,
     _place: OwnedSemaphorePermit,
 }
 
@@ -50,7 +55,8 @@ impl Connection {
             Transport::Tls(stream) => stream.get_ref().0,
         };
         let peer = Peer::new(stream.peer_addr().ok());
-        Ok(Self { transport, replayed: 0, peer, _place: place })
+        let line = peer.line.open_until_dropped();
+        Ok(Self { transport, replayed: 0, sieve: Sieve::default(), peer, _line: line, _place: place })
     }
 }
 
@@ -75,7 +81,12 @@ impl AsyncRead for Connection {
             self.replayed += taken;
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut self.transport).poll_read(context, buffer)
+        let filled = buffer.filled().len();
+        let read = Pin::new(&mut self.transport).poll_read(context, buffer);
+        if !self.sieve.is_over() {
+            self.sieve.pass(&mut buffer.filled_mut()[filled..]);
+        }
+        read
     }
 }
 

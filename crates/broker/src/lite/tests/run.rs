@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
+use karman_remoting::line::Line;
 use proptest::prelude::*;
 
 use super::model::{Lite, Model};
@@ -235,7 +236,7 @@ impl Run {
         self.keys += 1;
         let (range, renew) = (self.range(), client == 0);
         let ask = Ask {
-            renewal: renew.then(|| Renewal::of(CLIENTS[client].into(), self.now_ms)),
+            renewal: renew.then(|| Renewal::of(CLIENTS[client].into(), Line::default(), self.now_ms)),
             attempt_key: Some(self.keys),
             revision_base: self.base,
             ..ask(CLIENTS[client], self.now_ms, max)
@@ -276,7 +277,7 @@ impl Run {
         let expected: Vec<Position> = answered.iter().filter(is_same).map(|handed| handed.position).collect();
         let (range, renew) = (self.range(), client == 0);
         let ask = Ask {
-            renewal: renew.then(|| Renewal::of(CLIENTS[client].into(), self.now_ms)),
+            renewal: renew.then(|| Renewal::of(CLIENTS[client].into(), Line::default(), self.now_ms)),
             attempt_key: Some(key),
             revision_base: self.base,
             ..ask(CLIENTS[client], self.now_ms, 0)
