@@ -5,10 +5,13 @@
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::sync::OnceLock;
 use std::time::Duration;
 
+use karman_remoting::proto::v2;
 use karman_tests::cluster::Node;
-use karman_tests::{Cluster, until};
+use karman_tests::raw::{is_ok, message, receive_request, resource};
+use karman_tests::{Cluster, Raw, until};
 use serde_json::Value;
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -35,11 +38,17 @@ const OF_PROMETHEUS: [&str; 4] = ["up", "instance", "job", "namespace"];
 #[derive(Debug, Default)]
 struct Shown {
     samples: BTreeSet<String>,
+    /// The names that `# TYPE` gives, without the ends of samples.
+    families: BTreeSet<String>,
     labels: BTreeSet<String>,
+    lines: Vec<String>,
 }
 
 impl Shown {
     fn add(&mut self, text: &str) {
+        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+        self.families.extend(types.map(str::to_owned));
+        self.lines.extend(text.lines().map(str::to_owned));
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let (sample, rest) = line.split_at(line.find(['{', ' ']).unwrap());
             self.samples.insert(sample.to_owned());
@@ -47,6 +56,19 @@ impl Shown {
             let labels = labels.into_iter().flat_map(|(labels, _)| labels.split(','));
             self.labels.extend(labels.filter_map(|label| Some(label.split_once('=')?.0.to_owned())));
         }
+    }
+
+    /// The value of the one sample that has all these labels.
+    fn value(&self, sample: &str, labels: &[(&str, &str)]) -> &str {
+        let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}=\"{value}\"")).collect();
+        let all = self.lines.iter().filter(|line| line.split(['{', ' ']).next() == Some(sample));
+        let all: Vec<_> = all.collect();
+        let is_it = |line: &&&String| labels.iter().all(|label| line.contains(label.as_str()));
+        let mut found = all.iter().filter(is_it);
+        let (Some(line), None) = (found.next(), found.next()) else {
+            panic!("not one {sample} with {labels:?}: {all:#?}");
+        };
+        line.rsplit(' ').next().unwrap()
     }
 
     /// What is asked for and not shown.
@@ -79,19 +101,31 @@ fn metrics(node: &Node) -> String {
 }
 
 /// Of a namesrv with a controller, a master and its slave.
-fn shown() -> Shown {
+fn shown() -> &'static Shown {
+    static SHOWN: OnceLock<Shown> = OnceLock::new();
+    SHOWN.get_or_init(of_a_cluster)
+}
+
+fn of_a_cluster() -> Shown {
     let cluster = Cluster::builder().namesrvs(1).controlled(2).start();
-    let nodes = || cluster.namesrvs.iter().chain(&cluster.members);
+    let texts = || cluster.namesrvs.iter().chain(&cluster.members).map(metrics).collect::<Vec<_>>();
     until("a slave is in sync", DEADLINE, || {
-        let texts: Vec<String> = nodes().map(metrics).collect();
+        let texts = texts();
         let has = |sample| texts.iter().any(|text| text.contains(sample));
-        if !(has("karman_replicas_in_sync 2") && has("karman_slave_lag_bytes 0")) {
-            return None;
-        }
-        let mut shown = Shown::default();
-        texts.iter().for_each(|text| shown.add(text));
-        Some(shown)
-    })
+        (has("karman_replicas_in_sync 2") && has("karman_slave_lag_bytes 0")).then_some(())
+    });
+    // A topic, a group that reads it, and two clients.
+    let client = |id| Raw::connect(&cluster.namesrvs[0].endpoint()).named(id);
+    let (producer, consumer) = (client("producer"), client("consumer"));
+    assert_eq!(producer.create_topic("t", v2::MessageType::Normal).code(), v2::Code::Ok);
+    is_ok(producer.send(&[message("t", "1"), message("t", "2")]).status);
+    let one = v2::ReceiveMessageRequest { batch_size: 1, ..receive_request("t", "g", "") };
+    assert_eq!(consumer.receive(one).1.len(), 1);
+    let client_type = v2::ClientType::PushConsumer.into();
+    is_ok(consumer.heartbeat(v2::HeartbeatRequest { group: resource("g"), client_type }).status);
+    let mut shown = Shown::default();
+    texts().iter().for_each(|text| shown.add(text));
+    shown
 }
 
 fn file(name: &str) -> String {
@@ -139,6 +173,50 @@ fn every_query_of_the_board_and_the_alerts_is_answered_by_a_node() {
     for label in labels {
         assert!(shown.labels.contains(label) || OF_PROMETHEUS.contains(&label), "no label {label:?}");
     }
+}
+
+#[test]
+fn the_figures_of_a_topic_and_of_a_group_are_right() {
+    let shown = shown();
+    let (topic, group) = (("topic", "t"), ("consumer_group", "g"));
+    let of_master = [("cluster", "test"), ("node_type", "broker"), ("node_id", "broker-a")];
+    let with = |more: &[(&'static str, &'static str)]| [&of_master[..], more].concat();
+    // Two were sent; one is with the consumer that has asked for one.
+    assert_eq!(shown.value("rocketmq_messages_in_total", &with(&[topic, ("message_type", "normal")])), "2");
+    assert_eq!(shown.value("rocketmq_messages_out_total", &with(&[topic, group])), "1");
+    for (name, figure) in [("lag", "2"), ("inflight", "1"), ("ready", "1")] {
+        assert_eq!(
+            shown.value(&format!("rocketmq_consumer_{name}_messages"), &with(&[topic, group])),
+            figure
+        );
+    }
+    let bytes = |direction: &str| {
+        let name = format!("rocketmq_throughput_{direction}_total");
+        shown.value(&name, &with(&[topic])).parse::<u64>().unwrap()
+    };
+    assert!(bytes("out") > 50 && bytes("in") == 2 * bytes("out"), "{} {}", bytes("in"), bytes("out"));
+    let latency: u64 = shown.value("rocketmq_consumer_lag_latency", &with(&[group])).parse().unwrap();
+    assert!((1..120_000).contains(&latency), "{latency} ms");
+    assert_eq!(shown.value("rocketmq_send_to_dlq_messages_total", &with(&[topic, group])), "0");
+    let push = [group, ("consume_mode", "push"), ("language", "unknown")];
+    assert_eq!(shown.value("rocketmq_consumer_connections", &with(&push)), "1");
+}
+
+/// The names in the first column of the tables of `docs/metrics.md`, by whether they stand under a heading with `word`.
+fn documented(word: &str) -> BTreeSet<String> {
+    let text = std::fs::read_to_string(format!("{}/../docs/metrics.md", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let sections = text.split("\n## ").filter(|section| section.lines().next().unwrap().contains(word));
+    let rows = sections.flat_map(str::lines).filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    rows.map(str::to_owned).collect()
+}
+
+#[test]
+fn every_metric_is_documented_and_what_is_documented_is_shown() {
+    let shown = &shown().families;
+    let ours: BTreeSet<String> = documented("shown").into_iter().collect();
+    assert_eq!(shown.difference(&ours).collect::<Vec<_>>(), [""; 0], "not in docs/metrics.md");
+    assert_eq!(ours.difference(&shown).collect::<Vec<_>>(), [""; 0], "no node shows it");
+    assert!(shown.is_disjoint(&documented("not")));
 }
 
 #[test]

@@ -40,8 +40,6 @@ pub struct Counters {
     pub expired: AtomicU64,
     /// Messages that a filter could not be put to: taken as not wanted.
     pub filter_errors: AtomicU64,
-    /// Messages copied to dead letters.
-    pub dead_letters: AtomicU64,
 }
 
 /// How long messages may be held.
@@ -64,6 +62,8 @@ pub struct HeldLimits {
 pub struct Broker {
     /// `brokerName`; part of every handle.
     pub name: Arc<str>,
+    /// `brokerClusterName`
+    pub cluster: String,
     /// What messages say they were stored at.
     pub store_host: String,
     /// When a send to a topic without a class of its own is answered.

@@ -23,6 +23,7 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
 use crate::records::{Change, GroupRecord, Metadata, TopicRecord};
+use crate::traffic::Traffic;
 
 /// A topic on this broker.
 #[derive(Debug)]
@@ -37,6 +38,10 @@ pub struct Topic {
     config: ArcSwap<v1::TopicConfig>,
     /// Where the next send begins to look for a queue.
     turn: AtomicU32,
+    /// For producers.
+    pub stored: Traffic,
+    /// To pull consumers, which keep their place themselves.
+    pub pulled: Traffic,
     /// One for each group that reads the topic: told whenever a message arrives.
     readers: RwLock<Vec<Arc<Notify>>>,
     /// Told of the same; who waits here takes part for one wait only.
@@ -56,6 +61,8 @@ impl Topic {
             message_type,
             config: ArcSwap::from_pointee(record.config),
             turn: AtomicU32::new(0),
+            stored: Traffic::default(),
+            pulled: Traffic::default(),
             readers: RwLock::default(),
             arrivals: Notify::new(),
         })

@@ -30,6 +30,7 @@ pub mod registration;
 pub mod replication;
 pub mod service;
 mod start;
+mod traffic;
 pub mod ttl;
 pub mod wanted;
 

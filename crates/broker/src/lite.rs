@@ -21,6 +21,7 @@ use crate::catalog::{Catalog, Topic};
 use crate::pop::Position;
 use crate::records::{Change, Metadata, Origin, Progress, QueueProgress};
 use crate::refuse;
+use crate::traffic::Delivered;
 
 mod cursor;
 pub mod pop;
@@ -42,6 +43,8 @@ pub struct LiteGroup {
     pub group: u32,
     /// The parent.
     pub topic: Arc<Topic>,
+    /// What it had since the start of the process.
+    pub delivered: Delivered,
     pop: Mutex<LitePop>,
     /// Lite topics in which something has arrived while the core was in use: the log writer never waits for it.
     arrivals: Mutex<Vec<u32>>,
@@ -205,7 +208,15 @@ impl LiteTable {
         }
         let new = || {
             let (topic, shared) = (topic.clone(), self.shared.clone());
-            Arc::new(LiteGroup { group, topic, pop: Mutex::default(), arrivals: Mutex::default(), shared })
+            let delivered = Delivered::default();
+            Arc::new(LiteGroup {
+                group,
+                topic,
+                delivered,
+                pop: Mutex::default(),
+                arrivals: Mutex::default(),
+                shared,
+            })
         };
         self.rows.write().entry(topic.number).or_default().entry(group).or_insert_with(new).clone()
     }

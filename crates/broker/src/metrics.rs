@@ -1,9 +1,12 @@
-//! What `/metrics` shows, in the OpenMetrics text format. Runs on the probe's thread.
+//! What `/metrics` shows, in the OpenMetrics text format: [`rocketmq`] has what RocketMQ shows too, by its names; what it does
+//! not have is here. Runs on the probe's thread.
+
+mod rocketmq;
 
 use std::sync::atomic::Ordering;
 
 use karman_store::Store;
-use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::text::{encode, encode_registry};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
@@ -19,15 +22,12 @@ pub fn text(broker: &Broker) -> String {
     let mut registry = Registry::with_prefix("karman");
     let counters = &broker.counters;
     for (name, help, counter) in [
-        ("messages_in", "Messages stored for producers", &counters.messages_in),
-        ("messages_out", "Messages handed to consumers", &counters.messages_out),
         ("expired", "Messages not delivered because their time to live was over", &counters.expired),
         (
             "filter_errors",
             "Messages that a filter could not be put to, and that were not delivered",
             &counters.filter_errors,
         ),
-        ("dead_letters", "Messages copied to dead letters", &counters.dead_letters),
     ] {
         registry.register(name, help, ConstCounter::new(counter.load(Ordering::Relaxed)));
     }
@@ -52,12 +52,7 @@ pub fn text(broker: &Broker) -> String {
         Unit::Bytes,
         ConstGauge::new(broker.damaged_bytes().cast_signed()),
     );
-    registry.register_with_unit(
-        "store_repaired",
-        "Of the CommitLog, what was damaged and fetched from another broker",
-        Unit::Bytes,
-        ConstCounter::new(repaired_bytes(&broker.store)),
-    );
+    repaired(repaired_bytes(&broker.store), &mut registry);
     disk_used(broker.store.disk_used_percent(), &mut registry);
     let scrub = broker.store.scrub_status();
     for (name, help, count) in [
@@ -79,7 +74,7 @@ pub fn text(broker: &Broker) -> String {
     }
     registry.register("clients", "Clients heard from lately", ConstGauge::new(broker.clients.count() as i64));
     replication(broker, &mut registry);
-    written(registry)
+    written(registry, Some(&rocketmq::registry(broker)))
 }
 
 fn disk_used(percent: Option<u8>, registry: &mut Registry) {
@@ -87,6 +82,11 @@ fn disk_used(percent: Option<u8>, registry: &mut Registry) {
         let help = "How full the disk of the CommitLog is, as the rules of retention count it";
         registry.register("store_disk_used_percent", help, ConstGauge::new(i64::from(percent)));
     }
+}
+
+fn repaired(bytes: u64, registry: &mut Registry) {
+    let help = "Of the CommitLog, what was damaged and fetched from another broker";
+    registry.register_with_unit("store_repaired", help, Unit::Bytes, ConstCounter::new(bytes));
 }
 
 /// The text of one scrape of a slave; `store`: what it has open.
@@ -102,16 +102,12 @@ pub fn slave_text(status: &SlaveStatus, store: Option<&Store>) -> String {
             ("log_confirmed", "How far the CommitLog can be read", log.confirmed),
             ("slave_lag", "What the master has of the CommitLog and this slave has not", lag),
             ("store_damaged", "Of the CommitLog, what is known to be lost", status.damaged.0),
-            (
-                "store_repaired",
-                "Of the CommitLog, what was damaged and fetched from another broker",
-                status.damaged.1,
-            ),
         ] {
             registry.register_with_unit(name, help, Unit::Bytes, ConstGauge::new(bytes.cast_signed()));
         }
+        repaired(status.damaged.1, &mut registry);
     }
-    written(registry)
+    written(registry, None)
 }
 
 /// The slaves of a master, and which count.
@@ -138,7 +134,7 @@ fn replication(broker: &Broker, registry: &mut Registry) {
 }
 
 /// With what every process shows.
-fn written(mut registry: Registry) -> String {
+fn written(mut registry: Registry, more: Option<&Registry>) -> String {
     let used = process::used();
     registry.register_with_unit(
         "process_cpu",
@@ -154,6 +150,9 @@ fn written(mut registry: Registry) -> String {
     );
     let mut text = String::new();
     // Writing to a String does not fail.
+    if let Some(more) = more {
+        let _ = encode_registry(&mut text, more);
+    }
     let _ = encode(&mut text, &registry);
     text
 }
@@ -161,23 +160,13 @@ fn written(mut registry: Registry) -> String {
 fn held(broker: &Broker, registry: &mut Registry) {
     let counters = &broker.held.counters;
     for (name, help, counter) in [
-        ("delayed_delivered", "Delayed messages delivered", &counters.delivered),
         ("delayed_recalled", "Delayed messages taken back", &counters.recalled),
-        ("transactions_committed", "Transactions committed", &counters.committed),
-        ("transactions_rolled_back", "Transactions rolled back", &counters.rolled_back),
         ("transaction_checks", "Times that a producer was asked about a transaction", &counters.checks),
         ("transactions_given_up", "Transactions that nobody decided in time", &counters.given_up),
         ("held_dropped", "Delayed and half messages lost to damage or with their topic", &counters.dropped),
     ] {
         registry.register(name, help, ConstCounter::new(counter.load(Ordering::Relaxed)));
     }
-    let (delayed, half) = broker.held.counts();
-    registry.register(
-        "delayed",
-        "Messages that wait for their delivery time",
-        ConstGauge::new(delayed as i64),
-    );
-    registry.register("half", "Messages of undecided transactions", ConstGauge::new(half as i64));
     let oldest_ms = broker.held.oldest_half_ms();
     let age_ms = oldest_ms.map_or(0, |stored_ms| broker.clock.latest_ms().saturating_sub(stored_ms));
     let (name, help) = ("half_oldest_age", "How long the oldest undecided transaction has been so");

@@ -22,6 +22,7 @@ use crate::catalog::{Catalog, Topic};
 use crate::pop::{Pop, Position, QueueState};
 use crate::records::{Change, GroupRecord, Metadata, Origin, Progress, QueueProgress};
 use crate::refuse;
+use crate::traffic::Delivered;
 
 /// Groups on topics, and clients of broadcasting ones.
 const ROWS_MAX: usize = 1_000_000;
@@ -35,6 +36,8 @@ pub struct GroupTopic {
     pub topic: Arc<Topic>,
     /// Of a broadcasting group: the client whose progress this is.
     pub client: Option<Arc<str>>,
+    /// What it had since the start of the process.
+    pub delivered: Delivered,
     /// Who has what.
     pop: Mutex<Pop>,
     /// Of what the log has a dead letter while the core was in use, and whether this broker runs as a master: the log writer
@@ -58,7 +61,8 @@ impl GroupTopic {
         let pop = Mutex::new(Pop::new(starts));
         let (buried, seen_ms, is_recorded) = (Mutex::default(), AtomicU64::new(0), AtomicBool::new(false));
         let due_ms = AtomicU64::new(u64::MAX);
-        Arc::new(Self { group, topic, client, pop, buried, due_ms, seen_ms, is_recorded, arrived })
+        let delivered = Delivered::default();
+        Arc::new(Self { group, topic, client, delivered, pop, buried, due_ms, seen_ms, is_recorded, arrived })
     }
 
     /// Somebody receives here.

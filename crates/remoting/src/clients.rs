@@ -10,6 +10,7 @@ mod commands;
 mod groups;
 mod index;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
@@ -40,6 +41,22 @@ const TOPICS_MAX: usize = 4096;
 const NAME_MAX_BYTES: usize = 255;
 /// Longest filter that is remembered, in bytes.
 const FILTER_MAX_BYTES: usize = 16 * 1024;
+
+/// Kinds of clients that are told apart.
+const KINDS_MAX: usize = 10_000;
+
+/// What clients are counted by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Kind {
+    /// Producer, or which consumer; unspecified until it says so.
+    pub client_type: ClientType,
+    /// The language of its SDK, as people call it.
+    pub language: &'static str,
+    /// That of its SDK, as it says itself.
+    pub version: String,
+    /// Of a consumer: its group.
+    pub group: Option<String>,
+}
 
 /// Where commands to a client are written; the telemetry stream of the client reads them.
 pub type CommandSender = mpsc::Sender<Result<TelemetryCommand, Status>>;
@@ -259,6 +276,19 @@ impl ClientRegistry {
     /// Whether the client was heard from within [`CLIENT_EXPIRY`].
     pub fn is_alive(&self, client_id: &str) -> bool {
         self.clients.get(client_id).is_some_and(|client| !client.is_expired(self.now_ms()))
+    }
+
+    /// How many clients there are of each kind. Of kinds there are at most [`KINDS_MAX`]; what is beyond has the version "other".
+    pub fn kinds(&self) -> HashMap<Kind, i64> {
+        let mut kinds = HashMap::new();
+        for client in &self.clients {
+            let mut kind = client.kind();
+            if kinds.len() >= KINDS_MAX && !kinds.contains_key(&kind) {
+                (kind.version, kind.group) = ("other".to_owned(), None);
+            }
+            *kinds.entry(kind).or_insert(0) += 1;
+        }
+        kinds
     }
 
     /// How many clients are remembered.

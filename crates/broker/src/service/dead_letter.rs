@@ -3,7 +3,6 @@
 //! Copy and acknowledgement are one record, so a crash leaves both or neither.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use karman_remoting::message::EncodedMessage;
 use karman_remoting::proto::v2;
@@ -23,6 +22,7 @@ use crate::progress::GroupTopic;
 use crate::records::{Origin, message_of};
 use crate::refuse;
 use crate::service::send;
+use crate::traffic::Delivered;
 
 /// User properties of a letter that say where it came from and why it is dead. Producers may not use these names.
 pub const PROPERTIES: [&str; 4] = [ORIGIN_TOPIC, ORIGIN_MESSAGE_ID, REASON, ATTEMPTS];
@@ -56,7 +56,7 @@ pub async fn bury_all(broker: &Broker, row: &GroupTopic, dead: &[Position]) {
     let letters = letters_of(broker, row.group).await;
     let begun = |&position| (position, begin(broker, row, position, &letters, Reason::Attempts));
     for (position, begun) in dead.iter().map(begun).collect::<Vec<_>>() {
-        if let Err(error) = end(broker, row, position, begun).await {
+        if let Err(error) = end(row, position, begun).await {
             tracing::error!(?position, %error, "dead letter was not stored; it is tried again");
         }
     }
@@ -70,7 +70,7 @@ pub async fn bury_all_lite(broker: &Broker, row: &LiteGroup, dead: &[Position]) 
     let letters = letters_of(broker, row.group).await;
     let begun = |&position| (position, begin_lite(broker, row, position, &letters, Reason::Attempts));
     for (position, begun) in dead.iter().map(begun).collect::<Vec<_>>() {
-        if let Err(error) = end_lite(broker, row, position, begun).await {
+        if let Err(error) = end_lite(row, position, begun).await {
             tracing::error!(?position, %error, "dead letter was not stored; it is tried again");
         }
     }
@@ -100,7 +100,7 @@ pub async fn bury(
     reason: Reason<'_>,
 ) -> Result<(), Rejection> {
     let letters = letters_of(broker, row.group).await;
-    end(broker, row, position, begin(broker, row, position, &letters, reason)).await
+    end(row, position, begin(broker, row, position, &letters, reason)).await
 }
 
 /// The same for a message of a lite topic.
@@ -111,7 +111,7 @@ pub async fn bury_lite(
     reason: Reason<'_>,
 ) -> Result<(), Rejection> {
     let letters = letters_of(broker, row.group).await;
-    end_lite(broker, row, position, begin_lite(broker, row, position, &letters, reason)).await
+    end_lite(row, position, begin_lite(broker, row, position, &letters, reason)).await
 }
 
 /// The topic of the dead letters of a group, which is made when it is needed first.
@@ -160,12 +160,11 @@ fn append(broker: &Broker, letter: NewRecord) -> Result<Burying, Rejection> {
 }
 
 async fn end(
-    broker: &Broker,
     row: &GroupTopic,
     position: Position,
     begun: Result<Burying, Rejection>,
 ) -> Result<(), Rejection> {
-    if !stored(broker, &row.topic, position, begun?).await? {
+    if !stored(&row.topic, &row.delivered, position, begun?).await? {
         // Trying again would not bring it back.
         row.run(|pop| pop.finish(position));
         row.arrived.notify_one();
@@ -191,12 +190,11 @@ fn begin_lite(
 }
 
 async fn end_lite(
-    broker: &Broker,
     row: &LiteGroup,
     position: Position,
     begun: Result<Burying, Rejection>,
 ) -> Result<(), Rejection> {
-    if !stored(broker, &row.topic, position, begun?).await? {
+    if !stored(&row.topic, &row.delivered, position, begun?).await? {
         row.run(|pop| pop.finish(position, u64::MAX));
     }
     Ok(())
@@ -204,8 +202,8 @@ async fn end_lite(
 
 /// Waits for the copy. The projection has finished the original then. `false`: there was nothing left to copy.
 async fn stored(
-    broker: &Broker,
     topic: &Topic,
+    delivered: &Delivered,
     position: Position,
     burying: Burying,
 ) -> Result<bool, Rejection> {
@@ -222,7 +220,7 @@ async fn stored(
         }
     };
     append.await.map_err(refuse::append)?;
-    broker.counters.dead_letters.fetch_add(1, Ordering::Relaxed);
+    delivered.is_dead();
     tracing::info!(topic = topic.name(), ?position, "message is a dead letter");
     Ok(true)
 }

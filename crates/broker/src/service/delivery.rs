@@ -1,15 +1,33 @@
-//! A stored message as a consumer gets it: the producer's bytes with the broker's fields in its system properties.
+//! Messages on their way out: a stored one as a consumer gets it, the producer's bytes with the broker's fields in its system
+//! properties; and the stream that carries those of one receive, and puts back what does not leave with it. On a data thread.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::Stream;
 use karman_remoting::message::{body_of, delivered};
 use karman_remoting::proto::v2;
+use karman_remoting::proto::v2::receive_message_response::Content;
+use karman_remoting::status::ok;
+use karman_remoting::token::ReceiptHandle;
 use karman_store::Record;
 use sha1::{Digest as _, Sha1};
+use tonic::Status;
 
 use crate::broker::Broker;
+use crate::catalog::Topic;
 use crate::clock::timestamp;
 use crate::mark::Mark;
+use crate::pop::Delivery;
+use crate::progress::GroupTopic;
 use crate::records::message_of;
+use crate::service::receive::frame;
+use crate::traffic::Delivered;
 
 /// The message in `record`, built in `room`. `added`: the fields of this delivery; what is the same for all of them is
 /// filled in here.
@@ -36,6 +54,122 @@ pub fn digest(body: &[u8]) -> v2::Digest {
         checksum.push(digit(byte & 15));
     }
     v2::Digest { r#type: v2::DigestType::Sha1.into(), checksum }
+}
+
+/// Whose messages a stream carries: a group on a topic.
+pub(super) trait Holder: Send + Sync {
+    /// Number of the group.
+    fn group(&self) -> u32;
+    /// The topic.
+    fn topic(&self) -> &Topic;
+    /// What goes out is counted there.
+    fn delivered(&self) -> &Delivered;
+    /// These did not leave this process: they are as if they had not been taken.
+    fn put_back(&self, undelivered: &VecDeque<(Delivery, Record)>);
+}
+
+impl Holder for GroupTopic {
+    fn group(&self) -> u32 {
+        self.group
+    }
+
+    fn topic(&self) -> &Topic {
+        &self.topic
+    }
+
+    fn delivered(&self) -> &Delivered {
+        &self.delivered
+    }
+
+    fn put_back(&self, undelivered: &VecDeque<(Delivery, Record)>) {
+        self.run(|pop| undelivered.iter().for_each(|(delivery, _)| pop.put_back(delivery)));
+        self.arrived.notify_one();
+    }
+}
+
+/// The response stream: a status, the messages, the time of delivery.
+pub(super) struct Batch {
+    broker: Arc<Broker>,
+    row: Arc<dyn Holder>,
+    pub(super) waiting: VecDeque<(Delivery, Record)>,
+    /// In what another member of the group contradicts the receiver.
+    pub(super) contradiction: Option<String>,
+    stage: Stage,
+    /// Where messages are built; one allocation serves several.
+    room: BytesMut,
+}
+
+enum Stage {
+    Status,
+    Messages,
+    End,
+}
+
+impl Batch {
+    pub(super) fn new(
+        broker: Arc<Broker>,
+        row: Arc<dyn Holder>,
+        waiting: VecDeque<(Delivery, Record)>,
+    ) -> Self {
+        broker.counters.messages_out.fetch_add(waiting.len() as u64, Ordering::Relaxed);
+        let bytes = waiting.iter().map(|(delivery, _)| u64::from(delivery.entry.size)).sum();
+        row.delivered().traffic.add(waiting.len() as u64, bytes);
+        Self { broker, row, waiting, contradiction: None, stage: Stage::Status, room: BytesMut::new() }
+    }
+
+    fn message(&mut self, delivery: &Delivery, record: &Record) -> Content {
+        let handle = ReceiptHandle {
+            broker: self.broker.name.clone(),
+            group_id: self.row.group(),
+            topic_id: self.row.topic().number,
+            queue_id: delivery.position.queue_id,
+            queue_offset: delivery.position.offset,
+            revision: delivery.revision,
+            attempt: delivery.attempt,
+            expires_ms: delivery.visible_at_ms,
+        };
+        let invisible_ms = delivery.visible_at_ms.saturating_sub(self.broker.clock.now_ms());
+        let added = v2::SystemProperties {
+            receipt_handle: Some(handle.encode(&self.broker.token_key)),
+            queue_id: delivery.position.queue_id.cast_signed(),
+            invisible_duration: Duration::from_millis(invisible_ms).try_into().ok(),
+            delivery_attempt: Some(delivery.attempt.cast_signed()),
+            ..Default::default()
+        };
+        Content::Message(message(&self.broker, record, added, &mut self.room))
+    }
+}
+
+impl Stream for Batch {
+    type Item = Result<v2::ReceiveMessageResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let content = match self.stage {
+            Stage::Status => {
+                self.stage = Stage::Messages;
+                let message = self.contradiction.take();
+                Content::Status(message.map_or_else(ok, |message| v2::Status { message, ..ok() }))
+            }
+            Stage::Messages => match self.waiting.pop_front() {
+                Some((delivery, record)) => self.message(&delivery, &record),
+                None => {
+                    self.stage = Stage::End;
+                    Content::DeliveryTimestamp(timestamp(self.broker.clock.now_ms()))
+                }
+            },
+            Stage::End => return Poll::Ready(None),
+        };
+        Poll::Ready(Some(frame(content)))
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        self.row.put_back(&self.waiting);
+    }
 }
 
 #[cfg(test)]

@@ -22,7 +22,9 @@ use crate::lite::LiteGroup;
 use crate::lite::pop::{Ask, Handed};
 use crate::pop::{Delivery, Renewal};
 use crate::records::GroupRecord;
-use crate::service::receive::{self, Batch, Fetched, Holder, Polling};
+use crate::service::delivery::{Batch, Holder};
+use crate::service::receive::{self, Fetched, Polling};
+use crate::traffic::Delivered;
 
 impl Holder for LiteGroup {
     fn group(&self) -> u32 {
@@ -31,6 +33,10 @@ impl Holder for LiteGroup {
 
     fn topic(&self) -> &Topic {
         &self.topic
+    }
+
+    fn delivered(&self) -> &Delivered {
+        &self.delivered
     }
 
     fn put_back(&self, undelivered: &VecDeque<(Delivery, Record)>) {

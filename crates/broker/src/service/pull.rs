@@ -35,6 +35,8 @@ const SCAN_STEP: usize = 64;
 /// What a pull has come to.
 struct Pulled {
     records: Vec<Record>,
+    /// In the log.
+    bytes: u64,
     /// Everything in front of it was given, or is not wanted.
     next: u64,
     /// There may be more.
@@ -87,6 +89,7 @@ pub async fn pull(
         from = pulled.next;
         if !pulled.records.is_empty() {
             broker.counters.messages_out.fetch_add(pulled.records.len() as u64, Ordering::Relaxed);
+            topic.pulled.add(pulled.records.len() as u64, pulled.bytes);
             let mut room = BytesMut::new();
             let added = || v2::SystemProperties {
                 queue_id: queue_id.cast_signed(),
@@ -123,7 +126,7 @@ fn read(
     max: usize,
     wanted: &Wanted,
 ) -> Result<Pulled, Rejection> {
-    let mut pulled = Pulled { records: Vec::new(), next: from, more: true };
+    let mut pulled = Pulled { records: Vec::new(), bytes: 0, next: from, more: true };
     let (end, mut bytes) = (from + wanted.scan_max() as u64, 0);
     let mut entries = Vec::with_capacity(SCAN_STEP);
     while pulled.next < end {
@@ -150,6 +153,7 @@ fn read(
                     Ok(record) if ttl::has_expired(&record, topic.ttl_ms(), &broker.clock) => {}
                     Ok(record) if broker.wants(wanted, &record) => {
                         bytes += record.payload.len();
+                        pulled.bytes += u64::from(entry.size);
                         pulled.records.push(record);
                     }
                     Ok(_) => {}

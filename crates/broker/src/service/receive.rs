@@ -6,21 +6,16 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::BytesMut;
-use futures_util::Stream;
 use karman_remoting::line::Line;
 use karman_remoting::metadata::Caller;
 use karman_remoting::proto::v2::receive_message_response::Content;
 use karman_remoting::proto::v2::{self, MessageType};
 use karman_remoting::settings::{LONG_POLLING_MAX, RECEIVE_BATCH_SIZE_MAX};
-use karman_remoting::status::{Rejection, ok};
-use karman_remoting::token::ReceiptHandle;
+use karman_remoting::status::Rejection;
 use karman_remoting::validate;
 use karman_store::{Entry, QueueOffset, ReadError, Record, key_hash};
 use tokio::time::Instant;
@@ -29,12 +24,12 @@ use tonic::codegen::BoxStream;
 
 use crate::broker::Broker;
 use crate::catalog::Topic;
-use crate::clock::timestamp;
 use crate::pop::take::UNREADABLE_MS;
 use crate::pop::{Delivery, NoEntries, Position, Renewal, Surroundings, Take};
 use crate::progress::GroupTopic;
 use crate::records::GroupRecord;
-use crate::service::{dead_letter, delivery, lite, lite_receive};
+use crate::service::delivery::Batch;
+use crate::service::{dead_letter, lite, lite_receive};
 use crate::ttl;
 use crate::wanted::Wanted;
 
@@ -66,7 +61,7 @@ pub(super) fn no_message(why: &str) -> BoxStream<v2::ReceiveMessageResponse> {
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "an item of a response stream is a Result")]
-fn frame(content: Content) -> Result<v2::ReceiveMessageResponse, Status> {
+pub(super) fn frame(content: Content) -> Result<v2::ReceiveMessageResponse, Status> {
     Ok(v2::ReceiveMessageResponse { content: Some(content) })
 }
 
@@ -352,114 +347,6 @@ pub(super) fn fetch(broker: &Broker, topic: &Topic, delivery: Delivery) -> Fetch
             tracing::error!(position = ?delivery.position, %error, "message cannot be read");
             Fetched::Unreadable
         }
-    }
-}
-
-/// Whose messages a stream carries: a group on a topic.
-pub(super) trait Holder: Send + Sync {
-    /// Number of the group.
-    fn group(&self) -> u32;
-    /// The topic.
-    fn topic(&self) -> &Topic;
-    /// These did not leave this process: they are as if they had not been taken.
-    fn put_back(&self, undelivered: &VecDeque<(Delivery, Record)>);
-}
-
-impl Holder for GroupTopic {
-    fn group(&self) -> u32 {
-        self.group
-    }
-
-    fn topic(&self) -> &Topic {
-        &self.topic
-    }
-
-    fn put_back(&self, undelivered: &VecDeque<(Delivery, Record)>) {
-        self.run(|pop| undelivered.iter().for_each(|(delivery, _)| pop.put_back(delivery)));
-        self.arrived.notify_one();
-    }
-}
-
-/// The response stream: a status, the messages, the time of delivery.
-pub(super) struct Batch {
-    broker: Arc<Broker>,
-    row: Arc<dyn Holder>,
-    waiting: VecDeque<(Delivery, Record)>,
-    /// In what another member of the group contradicts the receiver.
-    contradiction: Option<String>,
-    stage: Stage,
-    /// Where messages are built; one allocation serves several.
-    room: BytesMut,
-}
-
-enum Stage {
-    Status,
-    Messages,
-    End,
-}
-
-impl Batch {
-    pub(super) fn new(
-        broker: Arc<Broker>,
-        row: Arc<dyn Holder>,
-        waiting: VecDeque<(Delivery, Record)>,
-    ) -> Self {
-        broker.counters.messages_out.fetch_add(waiting.len() as u64, Ordering::Relaxed);
-        Self { broker, row, waiting, contradiction: None, stage: Stage::Status, room: BytesMut::new() }
-    }
-
-    fn message(&mut self, delivery: &Delivery, record: &Record) -> Content {
-        let handle = ReceiptHandle {
-            broker: self.broker.name.clone(),
-            group_id: self.row.group(),
-            topic_id: self.row.topic().number,
-            queue_id: delivery.position.queue_id,
-            queue_offset: delivery.position.offset,
-            revision: delivery.revision,
-            attempt: delivery.attempt,
-            expires_ms: delivery.visible_at_ms,
-        };
-        let invisible_ms = delivery.visible_at_ms.saturating_sub(self.broker.clock.now_ms());
-        let added = v2::SystemProperties {
-            receipt_handle: Some(handle.encode(&self.broker.token_key)),
-            queue_id: delivery.position.queue_id.cast_signed(),
-            invisible_duration: Duration::from_millis(invisible_ms).try_into().ok(),
-            delivery_attempt: Some(delivery.attempt.cast_signed()),
-            ..Default::default()
-        };
-        Content::Message(delivery::message(&self.broker, record, added, &mut self.room))
-    }
-}
-
-impl Stream for Batch {
-    type Item = Result<v2::ReceiveMessageResponse, Status>;
-
-    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let content = match self.stage {
-            Stage::Status => {
-                self.stage = Stage::Messages;
-                let message = self.contradiction.take();
-                Content::Status(message.map_or_else(ok, |message| v2::Status { message, ..ok() }))
-            }
-            Stage::Messages => match self.waiting.pop_front() {
-                Some((delivery, record)) => self.message(&delivery, &record),
-                None => {
-                    self.stage = Stage::End;
-                    Content::DeliveryTimestamp(timestamp(self.broker.clock.now_ms()))
-                }
-            },
-            Stage::End => return Poll::Ready(None),
-        };
-        Poll::Ready(Some(frame(content)))
-    }
-}
-
-impl Drop for Batch {
-    fn drop(&mut self) {
-        if self.waiting.is_empty() {
-            return;
-        }
-        self.row.put_back(&self.waiting);
     }
 }
 

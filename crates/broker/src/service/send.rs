@@ -172,7 +172,9 @@ impl Broker {
                 records.push(record);
             }
             match self.store.append(records, durability) {
-                Ok(append) => appends.push((indexes, Sending::new(append, self.dedupe.clone(), places))),
+                Ok(append) => {
+                    appends.push((indexes, bytes, Sending::new(append, self.dedupe.clone(), places)));
+                }
                 Err(error) => {
                     if claimed {
                         let rest = queues.flat_map(|(_, indexes)| indexes);
@@ -183,12 +185,13 @@ impl Broker {
                 }
             }
         }
-        for (indexes, sending) in appends {
+        for (indexes, bytes, sending) in appends {
             let appended = match tokio::time::timeout(self.timeout_of(durability), sending).await {
                 Ok(appended) => appended.map_err(refuse::append)?,
                 Err(_) => return Err(self.timed_out(durability)),
             };
             self.counters.messages_in.fetch_add(indexes.len() as u64, Ordering::Relaxed);
+            topic.stored.add(indexes.len() as u64, bytes);
             let mut offsets = appended.queue_offset.0..;
             for index in indexes {
                 let message_id = batch.messages[index].system_properties.message_id.clone();

@@ -141,6 +141,7 @@ pub(super) fn assemble(
         LiteWriter::new(catalog.clone(), lite_topics, store.clone(), lite_topics_max);
     let broker = Broker {
         name: config.broker_name.as_str().into(),
+        cluster: config.broker_cluster_name.clone(),
         store_host: advertise::advertised(&config.advertised_address, address(&config.grpc_listen_address)),
         durability: config.durability(),
         flush_timeout: Duration::from_millis(config.sync_flush_timeout),

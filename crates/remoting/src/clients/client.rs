@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::groups::{Filter, Subscriptions};
-use super::{CLIENT_EXPIRY, CommandSender};
+use super::{CLIENT_EXPIRY, CommandSender, Kind};
 use crate::metadata::Language;
 use crate::proto::karman as v1;
 use crate::proto::v2::settings::PubSub;
@@ -124,6 +124,15 @@ impl Client {
             group: self.group.as_deref().unwrap_or_default().to_owned(),
             subscriptions: self.subscriptions.topics.iter().map(subscription).collect(),
             publishing: self.publishing.iter().map(|topic| topic.to_string()).collect(),
+        }
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        Kind {
+            client_type: self.client_type,
+            language: self.language.as_str(),
+            version: self.version.clone(),
+            group: self.group.as_deref().map(str::to_owned),
         }
     }
 
