@@ -72,7 +72,10 @@ fn create(cluster: &Cluster, topic: &str, durability: &str) {
 fn sends(arguments: &Arguments) -> anyhow::Result<()> {
     let start = || Cluster::builder().namesrvs(1).brokers(1).set(SEGMENT.0, SEGMENT.1);
     let alone = start().start();
-    let set = start().slaves(1).set("brokerRole", "SYNC_MASTER").start();
+    let set = start().set("brokerRole", "SYNC_MASTER").start();
+    // A slave has segments of its master's size, or does not follow.
+    let mut slave = set.slave(1, &[&format!("{}={}", SEGMENT.0, SEGMENT.1)]);
+    slave.start();
     wait_whole(&set, 1, DEADLINE);
     create(&alone, "disk", "disk");
     create(&set, "replicated", "replicated");
@@ -113,6 +116,7 @@ fn sends(arguments: &Arguments) -> anyhow::Result<()> {
             );
         }
     }
+    slave.stop();
     Ok(())
 }
 
