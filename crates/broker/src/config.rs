@@ -143,7 +143,7 @@ pub struct BrokerConfig {
     /// `disabled`, `permissive` (TLS and plaintext) or `enforcing` (TLS only).
     pub tls_server_mode: TlsMode,
     /// Certificate chain as PEM; empty makes a self-signed one. Clients that verify it look for the host of `advertisedAddress`, and for
-    /// the one they were given to connect to, among its subject alternative names.
+    /// the one they were given to connect to, among its subject alternative names. Read anew when it or the key has changed.
     pub tls_server_cert_path: String,
     /// Private key of `tlsServerCertPath`, as PEM.
     pub tls_server_key_path: String,

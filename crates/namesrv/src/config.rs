@@ -42,7 +42,7 @@ pub struct NamesrvConfig {
     /// `disabled` or `permissive` (TLS and plaintext).
     pub tls_server_mode: TlsMode,
     /// Certificate chain as PEM; empty makes a self-signed one. Clients that verify it look for the host they were given to connect
-    /// to among its subject alternative names.
+    /// to among its subject alternative names. Read anew when it or the key has changed.
     pub tls_server_cert_path: String,
     /// Private key of `tlsServerCertPath`, as PEM.
     pub tls_server_key_path: String,

@@ -1,6 +1,9 @@
-//! Certificates of the server port: from PEM files, or self-signed and kept. Read once at start, on the calling thread.
+//! Certificates of the server port: from PEM files, or self-signed and kept. Read at start, on the calling thread, and again
+//! when the files have changed.
 //!
 //! rustls works with the ring provider named here, so that no process-wide default has to be installed.
+
+mod renewed;
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
@@ -12,7 +15,9 @@ use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
 
+use self::renewed::Renewed;
 use crate::server::TlsMode;
 
 /// gRPC clients insist on it.
@@ -62,23 +67,14 @@ pub enum TlsError {
 }
 
 impl Tls {
-    /// Reads a certificate chain (leaf first) and its private key, both PEM.
+    /// Reads a certificate chain (leaf first) and its private key, both PEM. They are read anew when they have changed.
     pub fn from_pem(cert: &Path, key: &Path) -> Result<Self, TlsError> {
-        let unreadable = |path: &Path| {
-            let path = path.to_owned();
-            move |source| TlsError::Read { path, source }
-        };
-        let chain: Vec<_> = CertificateDer::pem_file_iter(cert)
-            .and_then(|certificates| certificates.collect())
-            .map_err(unreadable(cert))?;
-        if chain.is_empty() {
-            return Err(unreadable(cert)(pem::Error::NoItemsFound));
-        }
-        let private_key = PrivateKeyDer::from_pem_file(key).map_err(unreadable(key))?;
+        let certificate = Renewed::open(cert.to_owned(), key.to_owned())?;
         let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
-            .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, private_key))
-            .map_err(|source| TlsError::Unusable { cert: cert.to_owned(), key: key.to_owned(), source })?;
+            .map_err(|source| TlsError::Unusable { cert: cert.to_owned(), key: key.to_owned(), source })?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(certificate));
         config.alpn_protocols = vec![ALPN_H2.to_vec()];
         Ok(Self(Arc::new(config)))
     }
@@ -115,6 +111,23 @@ impl Tls {
     pub(crate) fn server_config(&self) -> Arc<ServerConfig> {
         self.0.clone()
     }
+}
+
+/// Both files, if they fit together.
+fn read(cert: &Path, key: &Path) -> Result<CertifiedKey, TlsError> {
+    let unreadable = |path: &Path| {
+        let path = path.to_owned();
+        move |source| TlsError::Read { path, source }
+    };
+    let chain: Vec<_> = CertificateDer::pem_file_iter(cert)
+        .and_then(|certificates| certificates.collect())
+        .map_err(unreadable(cert))?;
+    if chain.is_empty() {
+        return Err(unreadable(cert)(pem::Error::NoItemsFound));
+    }
+    let private_key = PrivateKeyDer::from_pem_file(key).map_err(unreadable(key))?;
+    CertifiedKey::from_der(chain, private_key, &ring::default_provider())
+        .map_err(|source| TlsError::Unusable { cert: cert.to_owned(), key: key.to_owned(), source })
 }
 
 fn make(dir: &Path, cert: &Path, key: &Path, names: &[String]) -> Result<(), TlsError> {

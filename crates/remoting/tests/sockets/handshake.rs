@@ -1,8 +1,10 @@
+use std::path::Path;
 use std::time::Duration;
 
 use karman_remoting::proto::v2::QueryRouteRequest;
 use karman_remoting::proto::v2::messaging_service_client::MessagingServiceClient;
 use karman_remoting::server::{Limits, Server, ServerError, ServerOptions, TlsMode};
+use karman_remoting::tls::Tls;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 
 use crate::support::*;
@@ -47,6 +49,36 @@ async fn the_mode_decides_what_is_taken() {
         assert_eq!(read_until_closed(&mut stream).await, b"", "{mode:?}");
         server.shutdown().await;
     }
+}
+
+#[tokio::test]
+async fn a_new_certificate_is_shown_to_who_comes_next_and_disturbs_nobody_else() {
+    let (one, other) = (tempfile::tempdir().expect("dir"), tempfile::tempdir().expect("dir"));
+    let name = ["karman.example".to_owned()];
+    let tls = Tls::self_signed(one.path(), &name).expect("made");
+    Tls::self_signed(other.path(), &name).expect("made");
+    let options = ServerOptions { tls: Some(tls), tls_mode: TlsMode::Enforcing, ..options() };
+    let (server, _) = start(options);
+    let address = server.local_addr();
+    // One that trusts the certificate that is in that directory now.
+    let client = |dir: &Path| {
+        let pem = std::fs::read(dir.join("cert.pem")).expect("read");
+        let config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)).domain_name(&name[0]);
+        let endpoint = Endpoint::from_shared(format!("https://{address}")).expect("address");
+        MessagingServiceClient::new(endpoint.tls_config(config).expect("config").connect_lazy())
+    };
+    let (mut before, mut after) = (client(one.path()), client(other.path()));
+    soon(before.query_route(QueryRouteRequest::default())).await.expect("it is trusted");
+    soon(after.query_route(QueryRouteRequest::default())).await.expect_err("it is not there yet");
+    for file in ["key.pem", "cert.pem"] {
+        std::fs::copy(other.path().join(file), one.path().join(file)).expect("copied");
+    }
+    // It is looked at once a second.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let mut another = client(other.path());
+    soon(another.query_route(QueryRouteRequest::default())).await.expect("the new one is shown");
+    soon(before.query_route(QueryRouteRequest::default())).await.expect("the connection is still there");
+    server.shutdown().await;
 }
 
 #[tokio::test]
