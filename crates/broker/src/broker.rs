@@ -27,6 +27,7 @@ use crate::mark::Mark;
 use crate::progress::ProgressTable;
 use crate::records::{GroupRecord, message_of};
 use crate::replication::Followers;
+use crate::service::dead_letter::Burials;
 use crate::wanted::Wanted;
 
 /// Counts since the start of the process.
@@ -122,6 +123,8 @@ pub struct Broker {
     pub routes: SharedRoutes,
     /// What happened so far.
     pub counters: Counters,
+    /// Dead letters on their way into the log.
+    pub burials: Arc<Burials>,
     /// An operator has the store verified.
     pub verifying: AtomicBool,
     /// An operator sends dead letters back.

@@ -65,8 +65,7 @@ pub(crate) const RENEWAL_MS: u64 = 60_000;
 /// The time of a message that waits for an earlier one of its message group: never, until its turn comes.
 pub const WITHHELD: u64 = u64::MAX;
 
-/// How long a dead message is kept from being delivered while it is copied. Longer than a log writer that still answers
-/// takes for anything: who tries again while the first copy is under way copies twice.
+/// How long a dead message is kept from being delivered while it is copied, and before a copy that failed is made again.
 pub(crate) const BURIAL_MS: u64 = 60_000;
 
 impl InFlight {

@@ -2,14 +2,17 @@
 //!
 //! Copy and acknowledgement are one record, so a crash leaves both or neither.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use karman_remoting::message::EncodedMessage;
 use karman_remoting::proto::v2;
 use karman_remoting::status::Rejection;
 use karman_remoting::validate;
-use karman_store::{Append, NewRecord, QueueOffset, RecordKind};
+use karman_store::{AppendError, Appended, NewRecord, QueueOffset, RecordKind};
+use parking_lot::Mutex;
 use prost::Message as _;
+use tokio::task::JoinHandle;
 
 use crate::broker::Broker;
 use crate::catalog::Topic;
@@ -128,11 +131,34 @@ async fn letters_of(broker: &Broker, group: u32) -> Result<Arc<Topic>, Rejection
 /// What became of a burial.
 enum Burying {
     /// The copy is on its way into the log.
-    Begun(Append),
+    Begun(JoinHandle<Result<Appended, AppendError>>),
     /// There is nothing left to copy.
     Gone,
-    /// The message was given back by a reset, or is done.
+    /// The message was given back by a reset, or is done, or its copy is on its way already.
     Over,
+}
+
+/// The copies that are on their way into the log: one that takes longer than its message is kept from being delivered is not made
+/// a second time. On data threads and the control thread.
+#[derive(Debug, Default)]
+pub struct Burials(Mutex<BTreeSet<Grave>>);
+
+/// A group, a topic by its number, and a place in it.
+type Grave = (u32, u32, Position);
+
+/// A copy on its way, until it is dropped.
+struct UnderWay(Arc<Burials>, Grave);
+
+impl Burials {
+    fn begin(self: &Arc<Self>, grave: Grave) -> Option<UnderWay> {
+        self.0.lock().insert(grave).then(|| UnderWay(self.clone(), grave))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.0.lock().remove(&self.1);
+    }
 }
 
 fn begin(
@@ -151,12 +177,21 @@ fn begin(
     // Under the lock of the row, or it might come to lie behind the record of a reset and take that back for this message.
     row.run(|pop| match pop.message_state(position) {
         MessageState::Waiting | MessageState::Done => Ok(Burying::Over),
-        MessageState::Withheld { .. } | MessageState::InFlight { .. } => append(broker, letter),
+        MessageState::Withheld { .. } | MessageState::InFlight { .. } => {
+            append(broker, letter, (row.group, row.topic.number, position))
+        }
     })
 }
 
-fn append(broker: &Broker, letter: NewRecord) -> Result<Burying, Rejection> {
-    broker.store.append(vec![letter], broker.durability).map(Burying::Begun).map_err(refuse::append)
+fn append(broker: &Broker, letter: NewRecord, grave: Grave) -> Result<Burying, Rejection> {
+    let Some(under_way) = broker.burials.begin(grave) else { return Ok(Burying::Over) };
+    let append = broker.store.append(vec![letter], broker.durability).map_err(refuse::append)?;
+    // It is on its way whether somebody waits for it or not.
+    Ok(Burying::Begun(tokio::spawn(async move {
+        let appended = append.await;
+        drop(under_way);
+        appended
+    })))
 }
 
 async fn end(
@@ -184,7 +219,9 @@ fn begin_lite(
     let Some(letter) = dead.letter(broker, letters)? else { return Ok(Burying::Gone) };
     // As above: a start that reads it behind a reset would take all in front of it for done.
     row.run(|pop| match pop.cursor(position.queue_id) {
-        Some(cursor) if cursor.floor == position.offset => append(broker, letter),
+        Some(cursor) if cursor.floor == position.offset => {
+            append(broker, letter, (row.group, row.topic.number, position))
+        }
         _ => Ok(Burying::Over),
     })
 }
@@ -219,7 +256,8 @@ async fn stored(
             return Ok(false);
         }
     };
-    append.await.map_err(refuse::append)?;
+    let appended = append.await.map_err(|error| Rejection::Internal(format!("a dead letter: {error}")))?;
+    appended.map_err(refuse::append)?;
     delivered.is_dead();
     tracing::info!(topic = topic.name(), ?position, "message is a dead letter");
     Ok(true)

@@ -171,6 +171,7 @@ pub(super) fn assemble(
         clients: Arc::new(ClientRegistry::default()),
         routes,
         counters: Counters::default(),
+        burials: Arc::default(),
         verifying: AtomicBool::new(false),
         redriving: AtomicBool::new(false),
         stopping: CancellationToken::new(),
