@@ -119,6 +119,13 @@ impl Process {
         TICK * (user + system)
     }
 
+    /// The memory it holds.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+    }
+
     /// Everything it has written to stderr.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()

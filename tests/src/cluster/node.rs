@@ -135,6 +135,11 @@ impl Node {
         self.process.as_ref().expect("a running node").processor_time()
     }
 
+    /// The memory it holds.
+    pub fn resident_bytes(&self) -> u64 {
+        self.process.as_ref().expect("a running node").resident_bytes()
+    }
+
     /// SIGCONT: it goes on.
     pub fn resume(&mut self) {
         self.process.as_mut().expect("a running node").resume();
