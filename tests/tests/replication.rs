@@ -170,6 +170,40 @@ fn a_new_slave_begins_with_a_copy_and_takes_the_place_of_its_master() {
     assert_same_log(&cluster.path().join("broker-a"), &cluster.path().join("broker-a-1"));
 }
 
+/// Each takes the next epoch, which is the same, at the same place.
+#[test]
+fn two_that_were_masters_without_one_another_come_to_one_log() {
+    let mut cluster = Cluster::builder().namesrvs(1).brokers(1).slaves(1).start();
+    cluster.create_topic("t");
+    let raw = Raw::connect(&cluster.brokers[0].endpoint());
+    assert_eq!(send(&raw, "t", "both", 1000), Code::Ok);
+    wait_whole(&cluster, 1, DEADLINE);
+    cluster.brokers[0].stop();
+    cluster.slaves[0].stop();
+    let as_master = ["brokerRole=ASYNC_MASTER".to_owned()];
+    for (directory, id) in [("broker-a-1", "slave"), ("broker-a", "master")] {
+        cluster.brokers[0] = cluster.broker_set_member(directory, &as_master);
+        cluster.brokers[0].start();
+        let raw = Raw::connect(&cluster.brokers[0].endpoint());
+        assert_eq!(send(&raw, "t", id, 1000), Code::Ok);
+        cluster.brokers[0].stop();
+    }
+    cluster.brokers[0] = cluster.broker_set_member("broker-a-1", &as_master);
+    cluster.brokers[0].start();
+    let settings = ["brokerRole=SLAVE".to_owned(), "brokerId=7".to_owned()];
+    let mut deposed = cluster.broker_set_member("broker-a", &settings);
+    deposed.start();
+    cluster.wait_whole();
+    wait_whole(&cluster, 1, DEADLINE);
+    assert!(deposed.log().contains("it is cut"), "{}", deposed.log());
+    let raw = Raw::connect(&cluster.brokers[0].endpoint());
+    assert_eq!(ids_of(&raw, "t", "all", 2), ["both", "slave"]);
+    wait_whole(&cluster, 1, DEADLINE);
+    deposed.stop();
+    cluster.brokers[0].stop();
+    assert_same_log(&cluster.path().join("broker-a"), &cluster.path().join("broker-a-1"));
+}
+
 #[test]
 fn who_must_not_follow_is_told_why_and_nothing_is_touched() {
     // Without a namesrv: a slave can be told where its master is.

@@ -2,8 +2,9 @@
 //! a lock, followed by the log writer and in recovery, and part of each snapshot.
 //!
 //! A master begins with a record of kind [`crate::RecordKind::Epoch`] that is durable before anybody sees it. So no two
-//! masters wrote under the same number, and two logs that have an entry in common are equal up to its end in the shorter
-//! of the two. Which is all that is needed to find where they part.
+//! masters that know of one another write under the same number. Where nobody elects them two may all the same, and at the same
+//! place: the record carries a random mark, and so does its entry. Two logs that have an entry in common are equal up to its end
+//! in the shorter of the two. Which is all that is needed to find where they part.
 
 /// What a master wrote begins here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,6 +13,9 @@ pub struct EpochStart {
     pub epoch: u32,
     /// Physical offset of its first record.
     pub start: u64,
+    /// No other master has it, of whatever epoch: that of the record with which it began. 0 in front of the first one, and where that
+    /// record was lost to damage.
+    pub mark: u64,
 }
 
 /// The masters of a log, in order; the first entry may stand for a part that was deleted.
@@ -20,22 +24,23 @@ pub struct Epochs(Vec<EpochStart>);
 
 /// Name of their section in snapshots.
 pub(crate) const SECTION: &str = "epochs";
-const ENTRY_BYTES: usize = 12;
+const ENTRY_BYTES: usize = 20;
 
 impl Default for Epochs {
     fn default() -> Self {
-        Self(vec![EpochStart { epoch: 0, start: 0 }])
+        Self(vec![EpochStart { epoch: 0, start: 0, mark: 0 }])
     }
 }
 
 impl Epochs {
-    /// A record of `epoch` lies at `at`, behind all that were noted so far. `false`: an earlier master cannot have written it.
-    pub fn note(&mut self, epoch: u32, at: u64) -> bool {
+    /// A record of that epoch lies at `found.start`, behind all that were noted so far. `false`: an earlier master cannot have
+    /// written it.
+    pub fn note(&mut self, found: EpochStart) -> bool {
         let last = self.last();
-        if epoch > last.epoch {
-            self.0.push(EpochStart { epoch, start: at });
+        if found.epoch > last.epoch {
+            self.0.push(found);
         }
-        epoch >= last.epoch
+        found.epoch >= last.epoch
     }
 
     /// The master of what comes next.
@@ -78,9 +83,10 @@ impl Epochs {
 
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.0.len() * ENTRY_BYTES);
-        for EpochStart { epoch, start } in &self.0 {
+        for EpochStart { epoch, start, mark } in &self.0 {
             out.extend_from_slice(&epoch.to_le_bytes());
             out.extend_from_slice(&start.to_le_bytes());
+            out.extend_from_slice(&mark.to_le_bytes());
         }
         out
     }
@@ -89,7 +95,8 @@ impl Epochs {
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let entry = |bytes: &[u8]| {
             let epoch = u32::from_le_bytes(bytes[..4].try_into().ok()?);
-            Some(EpochStart { epoch, start: u64::from_le_bytes(bytes[4..].try_into().ok()?) })
+            let start = u64::from_le_bytes(bytes[4..12].try_into().ok()?);
+            Some(EpochStart { epoch, start, mark: u64::from_le_bytes(bytes[12..].try_into().ok()?) })
         };
         let whole = !bytes.is_empty() && bytes.len().is_multiple_of(ENTRY_BYTES);
         let list =
@@ -104,7 +111,11 @@ mod tests {
     use super::*;
 
     fn epochs(list: &[(u32, u64)]) -> Epochs {
-        Epochs(list.iter().map(|&(epoch, start)| EpochStart { epoch, start }).collect())
+        Epochs(list.iter().map(|&(epoch, start)| begun(epoch, start)).collect())
+    }
+
+    fn begun(epoch: u32, start: u64) -> EpochStart {
+        EpochStart { epoch, start, mark: 7 * u64::from(epoch) }
     }
 
     #[test]
@@ -134,10 +145,24 @@ mod tests {
     }
 
     #[test]
+    fn logs_part_where_two_masters_took_the_same_epoch_at_the_same_place() {
+        let own = epochs(&[(0, 0), (1, 100), (2, 400)]);
+        let mut other = own.clone();
+        other.0[2].mark += 1;
+        // Whatever came behind it.
+        for (end, behind) in [(500, None), (900, Some(begun(3, 900)))] {
+            other.0.extend(behind);
+            assert_eq!(own.common_end(500, other.list(), end), Some(400));
+            assert_eq!(other.common_end(end, own.list(), 500), Some(400));
+        }
+    }
+
+    #[test]
     fn masters_come_one_after_the_other() {
         let mut log = Epochs::default();
-        assert!(log.note(0, 64) && log.note(3, 128) && log.note(3, 192));
-        assert!(!log.note(2, 256), "an earlier master writes behind a later one");
+        let mut note = |epoch, start| log.note(begun(epoch, start));
+        assert!(note(0, 64) && note(3, 128) && note(3, 192));
+        assert!(!note(2, 256), "an earlier master writes behind a later one");
         assert_eq!(log, epochs(&[(0, 0), (3, 128)]));
         assert_eq!(Epochs::decode(&log.encode()), Some(log.clone()));
         log.forget_below(127);
@@ -145,7 +170,7 @@ mod tests {
         log.forget_below(128);
         assert_eq!(log, epochs(&[(3, 128)]));
         for bad in
-            [&[][..], &[0; 11], &epochs(&[(1, 5), (1, 9)]).encode(), &epochs(&[(1, 5), (2, 4)]).encode()]
+            [&[][..], &[0; 19], &epochs(&[(1, 5), (1, 9)]).encode(), &epochs(&[(1, 5), (2, 4)]).encode()]
         {
             assert_eq!(Epochs::decode(bad), None);
         }

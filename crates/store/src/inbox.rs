@@ -34,7 +34,7 @@ pub(crate) enum Work {
     /// To append what the followed log holds. Done when it is written, or flushed if that was asked for.
     Raw { raw: RawRecords, confirmed: u64 },
     /// To follow no longer, and to begin an epoch.
-    Lead { epoch: u32 },
+    Lead { epoch: u32, mark: u64 },
 }
 
 /// A piece of work and who waits for it.

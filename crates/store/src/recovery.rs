@@ -16,7 +16,7 @@ use crate::cursor::{Cursor, Known, Promise, REACH_BYTES};
 use crate::damage::Damage;
 use crate::directory::Directory;
 use crate::disk::{self, Disk};
-use crate::epochs::{self, Epochs};
+use crate::epochs::{self, EpochStart, Epochs};
 use crate::error::OpenError;
 use crate::index::QueueIndex;
 use crate::index::contents::Contents;
@@ -403,8 +403,9 @@ impl Replay<'_> {
                 self.given_up_bytes += u64::from(header.length);
                 return;
             }
-            Content::Record(_) => {
-                self.epochs.note(header.epoch, header.physical_offset);
+            Content::Record(kind) => {
+                let mark = if kind == RecordKind::Epoch { header.mark } else { 0 };
+                self.epochs.note(EpochStart { epoch: header.epoch, start: header.physical_offset, mark });
             }
         }
         if let Some(contents) = contents

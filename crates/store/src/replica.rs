@@ -5,6 +5,7 @@
 //! master gave: the same bytes at the same places, each checked before any of it is written. They are seen there, by
 //! readers and projections, when the master says so. [`Store::lead`] makes a master of it, for good.
 
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -83,7 +84,10 @@ impl Store {
     /// Begins an epoch, which must be greater than all before, with a record of its own, and follows no master from now
     /// on. What was received and cannot be seen yet is seen when it is as durable as that record.
     pub fn lead(&self, epoch: u32, durability: Durability) -> Result<Append, AppendError> {
-        self.log.ask(Work::Lead { epoch }, record::encoded_bytes(0, 0), durability.max(Durability::Disk))
+        // Not the time: with clocks that are behind the log two masters would have the same.
+        let mark = RandomState::new().build_hasher().finish();
+        let work = Work::Lead { epoch, mark };
+        self.log.ask(work, record::encoded_bytes(0, 0), durability.max(Durability::Disk))
     }
 
     /// Nothing is answered or shown from `until` on, as if its class were not met yet, until a later time is set; `None`:

@@ -18,6 +18,7 @@ mod mixed_run;
 mod model;
 mod model_queries;
 mod offline;
+mod parting;
 mod projections;
 mod queries;
 mod repair;

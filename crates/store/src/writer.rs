@@ -157,7 +157,7 @@ impl LogWriter {
     fn prepare(&mut self, request: &Request) -> Result<(), AppendError> {
         match &request.work {
             Work::Raw { raw, .. } => return self.take_raw(raw),
-            Work::Lead { epoch } => self.prepare_to_lead(*epoch)?,
+            Work::Lead { epoch, .. } => self.prepare_to_lead(*epoch)?,
             Work::Records(_) if self.log.follows() => return Err(AppendError::Follows),
             Work::Records(_) => {}
         }
@@ -212,7 +212,7 @@ impl LogWriter {
         let Request { work, bytes, durability, reply, .. } = request;
         let records = match work {
             Work::Records(records) => records,
-            Work::Lead { epoch } => self.lead(epoch, durability),
+            Work::Lead { epoch, mark } => self.lead(epoch, mark, durability),
             Work::Raw { confirmed, .. } => return self.received.add(self.position, confirmed, reply),
         };
         let queue = records.iter().find_map(|record| record.queue);

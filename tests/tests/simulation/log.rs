@@ -137,7 +137,8 @@ impl Log {
         self.follows = false;
         if let Some(epoch) = epoch {
             self.epoch = epoch;
-            assert!(self.epochs.note(epoch, self.end()), "an earlier master begins");
+            let begun = EpochStart { epoch, start: self.end(), mark: id };
+            assert!(self.epochs.note(begun), "an earlier master begins");
             self.push(id, true);
         }
         let durability = Durability::Disk;
@@ -156,7 +157,7 @@ impl Log {
             return false;
         }
         for record in records {
-            self.epochs.note(record.epoch, self.end());
+            self.epochs.note(EpochStart { epoch: record.epoch, start: self.end(), mark: record.id });
             self.records.push(*record);
         }
         self.epoch = epoch;

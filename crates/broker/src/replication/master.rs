@@ -211,8 +211,8 @@ impl ReplicationService {
                  nothing in it is needed",
             ));
         }
-        let epochs: Vec<_> =
-            hello.epochs.iter().map(|&v1::Epoch { epoch, start }| EpochStart { epoch, start }).collect();
+        let begun = |&v1::Epoch { epoch, start, mark }: &v1::Epoch| EpochStart { epoch, start, mark };
+        let epochs: Vec<_> = hello.epochs.iter().map(begun).collect();
         let (ours, theirs) = (self.store.epoch(), epochs.last().map_or(0, |last| last.epoch));
         let common = self.store.common_end(&epochs, hello.end);
         match role::first_step(ours, theirs, common, hello.end) {

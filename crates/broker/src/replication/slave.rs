@@ -17,7 +17,8 @@ use karman_remoting::route_table::SharedRoutes;
 use karman_remoting::server::MAX_DECODING_SIZE_BYTES;
 use karman_store::offline::Offline;
 use karman_store::{
-    Append, AppendError, CopiedPiece, CopyTarget, Durability, LogId, OpenError, RawRecords, Watermarks,
+    Append, AppendError, CopiedPiece, CopyTarget, Durability, EpochStart, LogId, OpenError, RawRecords,
+    Watermarks,
 };
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
@@ -273,7 +274,7 @@ impl Slave {
             log_id: store.map(|store| store.log_id().0.to_vec()).unwrap_or_default(),
             epochs: epochs
                 .into_iter()
-                .map(|begun| v1::Epoch { epoch: begun.epoch, start: begun.start })
+                .map(|EpochStart { epoch, start, mark }| v1::Epoch { epoch, start, mark })
                 .collect(),
             end: store.map_or(0, |store| store.watermarks().written),
         }

@@ -10,20 +10,20 @@ use super::support::*;
 use crate::*;
 
 /// A new replica of the store's log.
-fn replica_of(master: &Store, directory: &Path) -> (Store, Arc<Seen>) {
+pub(super) fn replica_of(master: &Store, directory: &Path) -> (Store, Arc<Seen>) {
     let config = StoreConfig { follows: true, log: Some(master.log_id()), ..config(directory) };
     let seen = Arc::new(Seen::default());
     (Store::open(config, vec![seen.clone()], Arc::new(Silent)).unwrap(), seen)
 }
 
-fn master(directory: &Path) -> (Store, Arc<Seen>) {
+pub(super) fn master(directory: &Path) -> (Store, Arc<Seen>) {
     let seen = Arc::new(Seen::default());
     let store = Store::open(config(directory), vec![seen.clone()], Arc::new(Silent)).unwrap();
     (store, seen)
 }
 
 /// Hands over what the replica does not have, in pieces of about `piece` bytes.
-fn feed(master: &Store, replica: &Store, piece: usize, durability: Durability) {
+pub(super) fn feed(master: &Store, replica: &Store, piece: usize, durability: Durability) {
     loop {
         let raw = master.raw(replica.watermarks().written, piece).unwrap();
         let done = raw.bytes.is_empty();
@@ -35,7 +35,7 @@ fn feed(master: &Store, replica: &Store, piece: usize, durability: Durability) {
 }
 
 /// The bytes of all records of a log, and where each of them lies.
-fn all_of(store: &Store) -> Vec<(u64, bytes::Bytes)> {
+pub(super) fn all_of(store: &Store) -> Vec<(u64, bytes::Bytes)> {
     let (mut at, mut all) = (store.watermarks().log_start, Vec::new());
     loop {
         let raw = store.raw(at, 1).unwrap();

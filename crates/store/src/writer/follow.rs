@@ -88,15 +88,15 @@ impl LogWriter {
         Ok(())
     }
 
-    /// Goes on as the master of an epoch; what it begins with is returned. What was received is seen when that is durable
+    /// Goes on as the master of an epoch, told apart by `mark`; what it begins with is returned. What was received is seen when that is durable
     /// enough.
-    pub(super) fn lead(&mut self, epoch: u32, durability: Durability) -> Vec<NewRecord> {
+    pub(super) fn lead(&mut self, epoch: u32, mark: u64, durability: Durability) -> Vec<NewRecord> {
         self.epoch = epoch;
         self.received.durability = durability;
         self.log.following.store(false, Ordering::Release);
-        self.log.epochs.lock().note(epoch, self.position);
+        self.log.epochs.lock().note(EpochStart { epoch, start: self.position, mark });
         let (kind, payload) = (RecordKind::Epoch, bytes::Bytes::new());
-        vec![NewRecord { kind, queue: None, tag_hash: 0, mark: 0, keys: Vec::new(), payload }]
+        vec![NewRecord { kind, queue: None, tag_hash: 0, mark, keys: Vec::new(), payload }]
     }
 
     /// Puts what a master sent into the buffer, when it continues this log: else nothing of it.
@@ -129,9 +129,9 @@ impl LogWriter {
         }
         self.store_time_ms = self.store_time_ms.max(store_time_ms);
         let mut epochs = self.log.epochs.lock();
-        for EpochStart { epoch, start } in begun {
-            epochs.note(epoch, start);
-            self.epoch = epoch;
+        for master in begun {
+            epochs.note(master);
+            self.epoch = master.epoch;
         }
         Ok(())
     }
@@ -153,7 +153,7 @@ impl LogWriter {
             match header.content {
                 Content::Record(RecordKind::Epoch) if header.epoch > epoch => {
                     epoch = header.epoch;
-                    begun.push(EpochStart { epoch, start: at });
+                    begun.push(EpochStart { epoch, start: at, mark: header.mark });
                 }
                 Content::Record(_) if header.epoch != epoch => {
                     return Err(refuse(format!("a record of epoch {} in epoch {epoch}", header.epoch)));
