@@ -172,6 +172,10 @@ async fn run(lead: Arc<Lead>, stopped: CancellationToken) {
             let consensus = consensus.clone();
             async move { consensus.form().await }
         }),
+        tokio::spawn({
+            let consensus = consensus.clone();
+            async move { consensus.recall().await }
+        }),
     ];
     stopped.cancelled().await;
     tasks.iter().for_each(tokio::task::JoinHandle::abort);

@@ -2,6 +2,7 @@
 //! followed. Its tasks, and its waits for the disk, are on the controller's threads; a handle may be used from any thread.
 
 mod files;
+mod forgotten;
 mod log;
 mod log_file;
 #[expect(clippy::result_large_err, reason = "the error is openraft's")]
@@ -20,6 +21,7 @@ use tonic::Status;
 
 use self::files::Directory;
 pub use self::files::OpenError;
+use self::forgotten::FirstLeader;
 use self::log::Log;
 pub(super) use self::machine::Agreed;
 use self::machine::Machine;
@@ -74,6 +76,8 @@ pub(super) struct Consensus {
     pub(super) options: Arc<ControllerOptions>,
     directory: Arc<Directory>,
     network: Network,
+    /// As long as this controller does not vote.
+    first_leader: Arc<FirstLeader>,
 }
 
 impl std::fmt::Debug for Consensus {
@@ -119,7 +123,7 @@ impl Consensus {
         let agreed = machine.agreed();
         let raft = Raft::new(id, config, network.clone(), log, machine).await;
         let raft = raft.map_err(|error| refused(&error))?;
-        Ok(Self { raft, agreed, options, directory, network })
+        Ok(Self { raft, agreed, options, directory, network, first_leader: Arc::default() })
     }
 
     /// Forms the group, if this is the controller that has to and there is none. Ends when there is one.

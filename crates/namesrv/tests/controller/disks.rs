@@ -25,11 +25,11 @@ async fn vote(cluster: &Cluster, id: u64, candidate: u64) -> Result<bool, Status
     Ok(answer.vote_granted)
 }
 
-/// Nor do they as long as it takes the first controller to ask the others many times.
-async fn neither_votes(cluster: &Cluster, ids: [u64; 2]) {
+/// None of them, as long as it takes the first controller to ask the others many times.
+async fn nobody_votes(cluster: &Cluster, ids: &[u64]) {
     let until = Instant::now() + Duration::from_secs(1);
     while Instant::now() < until {
-        for id in ids {
+        for &id in ids {
             let refused = vote(cluster, id, 3).await.unwrap_err();
             assert!(refused.message().contains("has not caught up"), "{id}: {refused}");
         }
@@ -122,6 +122,34 @@ fn a_controller_that_has_lost_its_disk_catches_up_with_a_leader_that_goes_on() {
     });
 }
 
+/// It was away when another was elected, takes itself for the leader still, and the one that it reaches has forgotten the other.
+#[test]
+fn a_deposed_leader_and_a_controller_that_has_lost_its_disk_agree_on_nothing() {
+    run(async {
+        let mut cluster = Cluster::of_three();
+        let first = FakeBroker::start(&cluster, 1);
+        first.acknowledging().await;
+        let deposed = cluster.led().await;
+        cluster.stop(deposed).await;
+        let second = FakeBroker::start(&cluster, 2);
+        let members = async |count| cluster.set().await.filter(|set| set.members.len() == count);
+        eventually("the others have agreed on a second member", async || members(2).await).await;
+        drop((first, second));
+        cluster.stop_all().await;
+        let lost = if deposed == 3 { 2 } else { 3 };
+        cluster.lose_disk(lost);
+        cluster.start(deposed);
+        cluster.start(lost);
+        nobody_votes(&cluster, &[lost]).await;
+        assert_eq!(cluster.leader().await, None, "a majority agrees on something else");
+        cluster.start(6 - deposed - lost);
+        cluster.led().await;
+        let set = eventually("the set is known", async || cluster.set().await).await;
+        assert_eq!(set.members.len(), 2, "what was agreed on is forgotten");
+        eventually("it votes", async || vote(&cluster, lost, deposed).await.ok()).await;
+    });
+}
+
 #[test]
 fn two_lost_disks_of_three_form_no_new_group() {
     run(async {
@@ -132,10 +160,10 @@ fn two_lost_disks_of_three_form_no_new_group() {
             cluster.start(id);
         }
         // The first asks the others, as long as not all have answered.
-        neither_votes(&cluster, [1, 2]).await;
+        nobody_votes(&cluster, &[1, 2]).await;
         // The one that knows what was agreed is no majority, and nobody joins a group without it.
         cluster.start(3);
-        neither_votes(&cluster, [1, 2]).await;
+        nobody_votes(&cluster, &[1, 2]).await;
         assert_eq!(cluster.leader().await, None);
         // One of the disks is found again.
         cluster.stop(1).await;

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
+use super::forgotten::Memory;
 use super::{Consensus, Peer, Types};
 
 /// Shorter than the time after which a follower would be leader.
@@ -33,11 +34,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(300);
 /// A controller that cannot be reached is tried again after so long; it is expected back, and calls for an election if it waits.
 const RETRY: Duration = Duration::from_millis(100);
 const FORM_TIMEOUT: Duration = Duration::from_secs(2);
+const MEMORY_TIMEOUT: Duration = Duration::from_secs(1);
 
 const APPEND: &str = "append";
 const VOTE: &str = "vote";
 const SNAPSHOT: &str = "snapshot";
 const FORM: &str = "form";
+const MEMORY: &str = "memory";
 
 /// Around everything: nobody listens to another group, or to what is for somebody else.
 #[derive(Debug, Serialize, Deserialize)]
@@ -112,6 +115,11 @@ impl Network {
     /// Asks whether it has a group already; if not, and `all_are_new`, it is in this one from now on.
     pub(super) async fn form(&self, to: (u64, &str), all_are_new: bool) -> Result<Formation, Status> {
         self.call(to, FORM, all_are_new, FORM_TIMEOUT).await
+    }
+
+    /// Asks what it knows, for one that has forgotten it.
+    pub(super) async fn remember(&self, of: (u64, &str)) -> Result<Memory, Status> {
+        self.call(of, MEMORY, (), MEMORY_TIMEOUT).await
     }
 }
 
@@ -197,10 +205,11 @@ pub(super) async fn answer(own: &Consensus, asked: ConsentMessage) -> Result<Con
     let body = match asked.kind.as_str() {
         APPEND => {
             let rpc: AppendEntriesRequest<Types> = open(own, &asked)?;
-            let (term, commit) = (rpc.vote.leader_id.term, rpc.leader_commit);
+            let (leader, commit) = (rpc.vote.leader_id, rpc.leader_commit);
+            own.may_follow(leader)?;
             let answer = own.raft.append_entries(rpc).await.map_err(stopped)?;
-            // What its leader has committed in its own term covers all that was ever committed.
-            if let Some(commit) = commit.filter(|commit| commit.leader_id.term == term) {
+            // What a leader has committed of its own covers all that was ever committed.
+            if let Some(commit) = commit.filter(|commit| commit.leader_id == leader) {
                 own.has_caught_up_with(commit).await?;
             }
             serde_json::to_vec(&answer)
@@ -215,6 +224,7 @@ pub(super) async fn answer(own: &Consensus, asked: ConsentMessage) -> Result<Con
         }
         SNAPSHOT => {
             let whole: WholeSnapshot = open(own, &asked)?;
+            own.may_follow(whole.vote.leader_id)?;
             let snapshot = Box::new(Cursor::new(whole.sets.into_bytes()));
             let snapshot = Snapshot { meta: whole.meta, snapshot };
             serde_json::to_vec(&own.raft.install_full_snapshot(whole.vote, snapshot).await.map_err(stopped)?)
@@ -222,6 +232,10 @@ pub(super) async fn answer(own: &Consensus, asked: ConsentMessage) -> Result<Con
         FORM => {
             let all_are_new = open(own, &asked)?;
             serde_json::to_vec(&own.join_formation(all_are_new).await?)
+        }
+        MEMORY => {
+            let () = open(own, &asked)?;
+            serde_json::to_vec(&own.memory().await?)
         }
         other => return Err(Status::unimplemented(format!("{other:?} is nothing controllers say"))),
     };
