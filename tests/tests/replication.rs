@@ -204,6 +204,56 @@ fn two_that_were_masters_without_one_another_come_to_one_log() {
     assert_same_log(&cluster.path().join("broker-a"), &cluster.path().join("broker-a-1"));
 }
 
+/// Nothing says any more what was in front of its log, for both of its snapshots know of what its master does not have.
+#[test]
+fn a_slave_that_is_cut_in_front_of_its_snapshots_begins_with_a_copy() {
+    // Three segments of 64 MiB.
+    let builder = Cluster::builder().namesrvs(1).brokers(1).slaves(1);
+    let mut cluster = builder.set("commitLogSizeLimitBytes", "201326592").start();
+    cluster.create_topic("t");
+    let [here, there] = ["broker-a", "broker-a-1"].map(|name| cluster.path().join(name));
+    let raw = Raw::connect(&cluster.brokers[0].endpoint());
+    let mut sent = 0;
+    until("its first segment is deleted", DEADLINE, || {
+        sent += 1;
+        assert_eq!(send(&raw, "t", &format!("A{sent}"), 3_000_000), Code::Ok);
+        (segments(&here.join("store/commitlog")).unwrap()[0].0 > 0).then_some(())
+    });
+    wait_whole(&cluster, 1, DEADLINE);
+    cluster.slaves[0].kill();
+    for round in ["B", "C"] {
+        // Each leaves a snapshot.
+        cluster.brokers[0].stop();
+        cluster.brokers[0].start();
+        let raw = Raw::connect(&cluster.brokers[0].endpoint());
+        assert_eq!(send(&raw, "t", round, 10), Code::Ok);
+    }
+    cluster.brokers[0].stop();
+    cluster.brokers[0] = cluster.broker_set_member("broker-a-1", &["brokerRole=ASYNC_MASTER".to_owned()]);
+    // Its epoch is to be the later one.
+    for _ in 0..3 {
+        cluster.brokers[0].start();
+        cluster.brokers[0].stop();
+    }
+    cluster.brokers[0].start();
+    let settings = ["brokerRole=SLAVE".to_owned(), "brokerId=7".to_owned()];
+    let mut deposed = cluster.broker_set_member("broker-a", &settings);
+    deposed.start();
+    cluster.wait_whole();
+    wait_whole(&cluster, 1, DEADLINE);
+    for said in ["it is cut", "its log cannot be used: it is replaced by a copy"] {
+        assert!(deposed.log().contains(said), "{said}: {}", deposed.log());
+    }
+    let kept = segments(&here.join("store/quarantine")).unwrap();
+    assert!(kept.len() > 1, "its log is in quarantine: {kept:?}");
+    let raw = Raw::connect(&cluster.brokers[0].endpoint());
+    assert_eq!(send(&raw, "t", "D", 10), Code::Ok);
+    wait_whole(&cluster, 1, DEADLINE);
+    deposed.stop();
+    cluster.brokers[0].stop();
+    assert_same_log(&here, &there);
+}
+
 #[test]
 fn who_must_not_follow_is_told_why_and_nothing_is_touched() {
     // Without a namesrv: a slave can be told where its master is.

@@ -366,6 +366,13 @@ impl Store {
         self.stop(Stop::InOrder)
     }
 
+    /// [`Store::close`] without a snapshot, for who takes back the end of this log next ([`offline::Offline::cut`]). A snapshot
+    /// of the end goes with it, and two are kept: the one that would have to make room may be the last in front of the cut.
+    pub fn close_to_cut(&self) -> Result<(), CloseError> {
+        self.log.inbox.close();
+        self.stop(Stop::ToCut)
+    }
+
     fn stop(&self, how: Stop) -> Result<(), CloseError> {
         let Some(threads) = self.threads.lock().take() else { return Ok(()) };
         self.log.scrub.stop();

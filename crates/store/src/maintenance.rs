@@ -61,6 +61,8 @@ impl Wanted {
 pub(crate) enum Stop {
     /// After a last flush and snapshot.
     InOrder,
+    /// After a last flush.
+    ToCut,
     /// At once, as a crash would.
     AtOnce,
 }
@@ -153,7 +155,8 @@ impl Maintenance {
             self.seal.append(&mut wanted.seal);
             match wanted.stop {
                 Some(Stop::AtOnce) => return Ok(()),
-                Some(Stop::InOrder) => return self.finish(),
+                Some(Stop::InOrder) => return self.finish().and_then(|()| self.leave_snapshot()),
+                Some(Stop::ToCut) => return self.finish(),
                 None => {}
             }
             // An error has poisoned the store by now; what is left is to wait for the end.
@@ -198,12 +201,12 @@ impl Maintenance {
 
     /// The store is closed and the log writer gone: leaves everything as a quick start wants it.
     fn finish(&mut self) -> Result<(), CloseError> {
-        let poisoned = |error: AppendError| match error {
-            AppendError::Poisoned(reason) => CloseError::Poisoned(reason),
-            other => CloseError::Poisoned(other.to_string().into()),
-        };
         self.log.flush_written().map_err(poisoned)?;
-        self.seal_filled().map_err(poisoned)?;
+        self.seal_filled().map_err(poisoned)
+    }
+
+    /// The next start needs to read nothing of the log for its projections.
+    fn leave_snapshot(&mut self) -> Result<(), CloseError> {
         if self.log.progress.applied() != self.snapshots.newest && self.log.state_lacks_from.is_none() {
             let taken = self.take_snapshot().map_err(poisoned)?;
             taken.map_err(|error| CloseError::Snapshot(Arc::new(error)))?;
@@ -270,6 +273,13 @@ impl Maintenance {
             Err(error) if disk::is_no_space(&error) => Ok(Err(error)),
             Err(error) => Err(log.poison("write a snapshot to", &directory.snapshots, &error)),
         }
+    }
+}
+
+fn poisoned(error: AppendError) -> CloseError {
+    match error {
+        AppendError::Poisoned(reason) => CloseError::Poisoned(reason),
+        other => CloseError::Poisoned(other.to_string().into()),
     }
 }
 

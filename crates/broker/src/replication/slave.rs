@@ -113,6 +113,12 @@ enum Ended {
     Copy(#[from] std::io::Error),
 }
 
+/// A log that is there and cannot be opened any more.
+struct Unusable {
+    log: LogId,
+    why: OpenError,
+}
+
 impl Slave {
     /// Until it is told to stop; gives back what it has opened.
     pub async fn run(self, mut opened: Option<Opened>) -> Option<Opened> {
@@ -181,12 +187,14 @@ impl Slave {
         let address = self.master_address()?;
         self.status.lock().master.clone_from(&address);
         let mut master = self.connect(&address).await?;
-        if opened.is_none() && store_is_there(&self.config) {
-            *opened = Some(open(&self.config, true, None)?);
-            self.has_opened(opened.as_ref());
-        }
+        let unusable = match opened.is_none() && store_is_there(&self.config) {
+            true => self.open_or_name(opened)?,
+            false => None,
+        };
+        let is_usable = unusable.is_none();
         let (asks, asked) = mpsc::channel(WAITING_MAX);
-        let hello = v1::FollowRequest { request: Some(Ask::Hello(self.hello(opened.as_ref()))) };
+        let hello =
+            v1::FollowRequest { request: Some(Ask::Hello(self.hello(opened.as_ref(), unusable.as_ref()))) };
         asks.try_send(hello).map_err(|_| Ended::Over)?;
         let request = self.request(ReceiverStream::new(asked));
         let mut said =
@@ -196,9 +204,9 @@ impl Slave {
         };
         let log = LogId(welcome.log_id.as_slice().try_into().map_err(|_| Ended::Nonsense("no log id"))?);
         match (welcome.first, &opened) {
-            (Some(First::Nothing(_)), _) => {}
+            (Some(First::Nothing(_)), _) if is_usable => {}
             (Some(First::Cut(to)), Some(_)) => return self.cut(opened, to),
-            (Some(First::Copy(_)), _) => return self.copy(opened, &mut master).await,
+            (Some(First::Copy(_)), _) => return self.copy(opened, unusable, &mut master).await,
             _ => return Err(Ended::Nonsense("it does not say what comes first")),
         }
         if opened.is_none() {
@@ -218,6 +226,21 @@ impl Slave {
             () = repairs.run(|| vec![address.clone()]) => {}
         }
         self.reopen(opened)
+    }
+
+    /// Opens its store. If no snapshot is left that a start could use, as behind a deep cut: says so, and which log it is. The master hears
+    /// nothing more of that, and gives a copy.
+    fn open_or_name(&self, opened: &mut Option<Opened>) -> Result<Option<Unusable>, Ended> {
+        match open(&self.config, true, None) {
+            Ok(own) => *opened = Some(own),
+            Err(why @ OpenError::NoSnapshot { .. }) => {
+                let log = Offline::open(&store_config(&self.config).directory)?.log_id()?;
+                return Ok(Some(Unusable { log, why }));
+            }
+            Err(error) => return Err(error.into()),
+        }
+        self.has_opened(opened.as_ref());
+        Ok(None)
     }
 
     /// Opens its store anew: what follows from it lacked what was damaged and is repaired.
@@ -266,12 +289,13 @@ impl Slave {
         request
     }
 
-    fn hello(&self, opened: Option<&Opened>) -> v1::Hello {
+    fn hello(&self, opened: Option<&Opened>, unusable: Option<&Unusable>) -> v1::Hello {
         let store = opened.map(|opened| &opened.store);
         let epochs = store.map(|store| store.epochs()).unwrap_or_default();
+        let log = store.map(|store| store.log_id()).or(unusable.map(|unusable| unusable.log));
         v1::Hello {
             replica: Some(self.replica.clone()),
-            log_id: store.map(|store| store.log_id().0.to_vec()).unwrap_or_default(),
+            log_id: log.map(|log| log.0.to_vec()).unwrap_or_default(),
             epochs: epochs
                 .into_iter()
                 .map(|EpochStart { epoch, start, mark }| v1::Epoch { epoch, start, mark })
@@ -291,8 +315,8 @@ impl Slave {
             bytes = end - to,
             "its master does not have the end of this log: it is cut, a copy stays in quarantine"
         );
-        // What it would leave for a quick start is gone anyhow.
-        let _ = store.close();
+        // It may have failed; what is there is cut all the same.
+        let _ = store.close_to_cut();
         drop(store);
         Offline::open(&store_config(&self.config).directory)?.cut(to..end)?;
         Ok(())
@@ -302,6 +326,7 @@ impl Slave {
     async fn copy(
         &self,
         opened: &mut Option<Opened>,
+        unusable: Option<Unusable>,
         master: &mut ReplicationClient<Channel>,
     ) -> Result<(), Ended> {
         if let Some(former) = opened.take() {
@@ -314,6 +339,10 @@ impl Slave {
         let Some(Part::Begin(begin)) = part(&mut parts).await? else {
             return Err(Ended::Nonsense("a copy without a beginning"));
         };
+        if let Some(Unusable { why, .. }) = unusable {
+            tracing::error!(%why, "its log cannot be used: it is replaced by a copy of its master's, and stays in quarantine");
+            Offline::open(&store_config(&self.config).directory)?.set_aside()?;
+        }
         tracing::info!(log_start = begin.log_start, end = begin.end, "copies its master's store");
         let log = LogId(begin.log_id.as_slice().try_into().map_err(|_| Ended::Nonsense("no log id"))?);
         let config = store_config(&self.config);

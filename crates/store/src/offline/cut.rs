@@ -1,11 +1,12 @@
-//! Taking back the end of a log: what a replica has and its master has not. A copy of it stays in the quarantine.
+//! Taking back the end of a log: what a replica has and its master has not. Or all of it, when it cannot be used any more. It stays in
+//! the quarantine.
 
 use std::io;
 use std::ops::Range;
 
 use super::Offline;
 use super::repair::files;
-use crate::cursor::{Cursor, Promise};
+use crate::cursor::{self, Cursor, Promise};
 use crate::directory::{IDENTITY, Identity, LogId};
 use crate::error::OpenError;
 use crate::recovery::segment_files;
@@ -16,11 +17,41 @@ impl Offline {
     /// Takes the part of the log from `range.start` on out of the store; `range.end` is where the log ends. A snapshot that
     /// may know of it goes too. Interrupted, it leaves a store whose log ends somewhere in between.
     pub fn cut(&self, range: Range<u64>) -> Result<(), OpenError> {
-        let failed = || OpenError::io("cut the log in", &self.root);
-        let identity = std::fs::read(self.root.join(IDENTITY)).map_err(failed())?;
+        self.take_out(self.log_id()?, range).map_err(OpenError::io("cut the log in", &self.root))
+    }
+
+    /// Which log it is.
+    pub fn log_id(&self) -> Result<LogId, OpenError> {
+        let path = self.root.join(IDENTITY);
+        let identity = std::fs::read(&path).map_err(OpenError::io("read", &path))?;
         let identity = Identity::read(&identity)
             .map_err(|reason| OpenError::NotAStore { directory: self.root.clone(), reason })?;
-        self.take_out(identity.log, range).map_err(failed())
+        Ok(identity.log)
+    }
+
+    /// Takes the whole log out of the store, with what follows from it, for a copy of another one that comes in its place. Which log it
+    /// is the directory still says. Interrupted, it leaves a store that cannot be opened, as it was, or an empty one.
+    pub fn set_aside(&self) -> Result<(), OpenError> {
+        self.take_all_out().map_err(OpenError::io("set the log aside in", &self.root))
+    }
+
+    fn take_all_out(&self) -> io::Result<()> {
+        // The cursor first: it would say that segments are missing. From the last segment to the first, as above.
+        let cursor = self.root.join(cursor::FILE_NAME);
+        if cursor.try_exists()? {
+            files::set_aside(self, &cursor)?;
+        }
+        for (_, path) in snapshot::list(&self.root.join("snapshot"))? {
+            files::set_aside(self, &path)?;
+        }
+        for (_, path) in segment_files(&self.commit_log())?.into_iter().rev() {
+            let index = path.with_extension("idx");
+            if index.try_exists()? {
+                files::set_aside(self, &index)?;
+            }
+            files::set_aside(self, &path)?;
+        }
+        Ok(())
     }
 
     fn take_out(&self, log: LogId, range: Range<u64>) -> io::Result<()> {

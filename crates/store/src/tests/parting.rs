@@ -1,6 +1,8 @@
 //! Two masters that know nothing of one another, with one log up to where they began.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use super::replica::{all_of, feed, master, replica_of};
 use super::support::*;
@@ -53,4 +55,81 @@ fn masters_that_took_one_epoch_at_one_place_are_told_apart() {
         assert!(all_of(&new) == all_of(&old));
         assert_eq!(read_all(&old, QUEUE), ["both have it", "the other's"]);
     }
+}
+
+/// A store whose first segment was deleted: without a snapshot it cannot be opened.
+fn without_beginning(directory: &Path) -> Store {
+    let short = Retention { size_limit_bytes: Some(4 * MIB), ..config(directory).retention };
+    let config = StoreConfig {
+        retention: short,
+        cleanup_interval: Duration::from_millis(5),
+        snapshot_interval_bytes: MIB / 2,
+        flush_interval: Duration::from_millis(10),
+        ..config(directory)
+    };
+    let store = Store::open(config, vec![Arc::new(Seen::default())], Arc::new(Silent)).unwrap();
+    eventually("the first segment is gone", || {
+        put_in(&store, QUEUE, vec![7; 100_000], Durability::Disk).unwrap();
+        store.watermarks().log_start > 0
+    });
+    store
+}
+
+#[test]
+fn a_log_that_is_cut_goes_on_from_the_snapshot_in_front_of_the_cut() {
+    let place = scratch();
+    let store = without_beginning(place.path());
+    let parted = store.watermarks().written;
+    store.close().unwrap();
+    drop(store);
+    let store = open(place.path());
+    put(&store, "alone", Durability::Disk).unwrap();
+    store.close().unwrap();
+    drop(store);
+    // It comes back, and hears that it has to be cut in front of the newest of its two snapshots.
+    let store = open(place.path());
+    put(&store, "more", Durability::Disk).unwrap();
+    let end = store.watermarks().written;
+    store.close_to_cut().unwrap();
+    drop(store);
+    offline::Offline::open(place.path()).unwrap().cut(parted..end).unwrap();
+    let store = open(place.path());
+    assert_eq!(store.watermarks().written, parted);
+    put(&store, "and on", Durability::Disk).unwrap();
+}
+
+#[test]
+fn a_store_that_cannot_be_opened_is_set_aside_whole_and_replaced_by_a_copy() {
+    let (here, there) = (scratch(), scratch());
+    let master = without_beginning(here.path());
+    super::replica::copy(&master, there.path(), 100_000);
+    let (replica, _) = replica_of(&master, there.path());
+    feed(&master, &replica, 1 << 20, Durability::Disk);
+    replica.close().unwrap();
+    drop(replica);
+    let files = |part: &str| {
+        let files = std::fs::read_dir(there.path().join(part)).unwrap();
+        files.map(|file| file.unwrap().path()).collect::<Vec<_>>()
+    };
+    files("snapshot").iter().for_each(|snapshot| std::fs::remove_file(snapshot).unwrap());
+    let bytes = |paths: Vec<std::path::PathBuf>| {
+        let mut all: Vec<_> = paths.iter().map(|path| std::fs::read(path).unwrap()).collect();
+        all.sort();
+        all
+    };
+    let before = bytes(files("commitlog"));
+    let refused = try_open(there.path()).unwrap_err();
+    assert!(matches!(refused, OpenError::NoSnapshot { .. }), "{refused}");
+
+    let aside = offline::Offline::open(there.path()).unwrap();
+    assert_eq!(aside.log_id().unwrap(), master.log_id());
+    aside.set_aside().unwrap();
+    drop(aside);
+    let mut kept = files("quarantine");
+    kept.retain(|path| path.extension().is_some_and(|extension| extension == "log" || extension == "idx"));
+    assert!(bytes(kept) == before && files("commitlog").is_empty());
+    super::replica::copy(&master, there.path(), 100_000);
+    let (replica, _) = replica_of(&master, there.path());
+    feed(&master, &replica, 1 << 20, Durability::Disk);
+    assert!(all_of(&master) == all_of(&replica));
 }

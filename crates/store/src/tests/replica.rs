@@ -398,7 +398,7 @@ fn another_log_is_not_made_a_replica() {
 }
 
 /// Makes a store in `to` of what is in `from`.
-fn copy(from: &Store, to: &Path, piece: usize) {
+pub(super) fn copy(from: &Store, to: &Path, piece: usize) {
     let copy = from.copy().unwrap();
     let mut target = CopyTarget::begin(&config(to), from.log_id(), copy.log_start()).unwrap();
     if let Some((offset, bytes)) = copy.snapshot() {

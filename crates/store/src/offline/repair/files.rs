@@ -30,7 +30,7 @@ fn make_quarantine(offline: &Offline) -> io::Result<std::path::PathBuf> {
 }
 
 /// Takes a file out of the store.
-pub(super) fn set_aside(offline: &Offline, path: &Path) -> io::Result<()> {
+pub(in crate::offline) fn set_aside(offline: &Offline, path: &Path) -> io::Result<()> {
     let quarantine = make_quarantine(offline)?;
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let mut to = quarantine.join(name);
