@@ -4,8 +4,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use karman_remoting::proto::v2::{self, Code};
 use karman_tests::failover::{TOPIC, interrupted, send_until_ok, start, wait_in_sync};
-use karman_tests::raw::receive_request;
+use karman_tests::files::segments;
+use karman_tests::raw::{message, receive_request};
 use karman_tests::{Raw, until};
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -123,4 +125,36 @@ fn a_drained_broker_stays_a_slave() {
     wait_in_sync(&cluster, 3);
     cluster.karman(&[&drain[..], &["--undo"]].concat());
     assert!(!cluster.karman(&["cluster", "show"]).contains(" drained "));
+}
+
+/// As behind a deep cut: its log does not reach back to its beginning, and no snapshot says what was there.
+#[test]
+fn a_member_that_cannot_use_its_log_any_more_begins_with_a_copy() {
+    let (mut cluster, raw) = start();
+    let mut sent = BTreeSet::new();
+    // More than a segment.
+    for number in 0..35 {
+        let id = format!("A{number}");
+        let message = v2::Message { body: vec![7; 2_000_000].into(), ..message(TOPIC, &id) };
+        assert_eq!(raw.send(&[message]).status.unwrap().code(), Code::Ok);
+        sent.insert(id);
+    }
+    let master = wait_in_sync(&cluster, 3);
+    let slave = (master + 1) % 3;
+    cluster.members[slave].stop();
+    let store = cluster.path().join(format!("broker-a-{}/store", slave + 1));
+    let log = segments(&store.join("commitlog")).unwrap();
+    assert!(log.len() > 1, "{log:?}");
+    std::fs::remove_file(&log[0].1).unwrap();
+    std::fs::remove_file(store.join("cursor")).unwrap();
+    for snapshot in std::fs::read_dir(store.join("snapshot")).unwrap() {
+        std::fs::remove_file(snapshot.unwrap().path()).unwrap();
+    }
+    cluster.members[slave].start();
+    wait_in_sync(&cluster, 3);
+    assert!(!segments(&store.join("quarantine")).unwrap().is_empty(), "what was left of it");
+    // It can lead.
+    cluster.members[master].stop();
+    send_until_ok(&raw, "B", &mut sent);
+    assert_all_there(&raw, "g", &sent);
 }

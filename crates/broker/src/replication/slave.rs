@@ -444,6 +444,18 @@ async fn part(parts: &mut Streaming<v1::CopyResponse>) -> Result<Option<Part>, E
     response.map(|response| response.part.ok_or(Ended::Nonsense("nothing"))).transpose()
 }
 
+/// What a member of a set has, when it may be that of a slave. `None`: nothing, half of a copy, or a log that cannot be used any more; what
+/// becomes of that [`Slave`] says.
+pub fn open_if_usable(config: &BrokerConfig) -> Result<Option<Opened>, OpenError> {
+    match store_is_there(config).then(|| open(config, true, None)).transpose() {
+        Err(error @ OpenError::NoSnapshot { .. }) => {
+            tracing::error!(%error, "it has to begin with a copy of its master's store");
+            Ok(None)
+        }
+        opened => opened,
+    }
+}
+
 /// Half of a copy is no store.
 pub fn store_is_there(config: &BrokerConfig) -> bool {
     let directory = store_config(config).directory;

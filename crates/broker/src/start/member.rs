@@ -16,7 +16,7 @@ use crate::control::Control;
 use crate::open::{Opened, open};
 use crate::replication::attend::Attending;
 use crate::replication::role::{self, Turn};
-use crate::replication::slave::store_is_there;
+use crate::replication::slave::{open_if_usable, store_is_there};
 
 /// A lease comes within this, or somebody else was elected.
 const LEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -42,7 +42,7 @@ impl Member {
         if !invalid.is_empty() {
             return Err(StartError::Config(invalid));
         }
-        let opened = store_is_there(config).then(|| open(config, true, None)).transpose()?;
+        let opened = open_if_usable(config)?;
         let control = Control::start().map_err(StartError::Thread)?;
         let internal = super::address(&config.internal_listen_address);
         let present = v1::Present {
@@ -124,7 +124,9 @@ impl Member {
         let opened = match opened {
             // On a new disk it makes no log of its own: it could follow nobody with that.
             None if !store_is_there(&self.config) && !may_begin(0) => None,
-            // Nobody of the set has a log yet, or this one had not opened its.
+            // Or with one that it cannot use any more.
+            None if store_is_there(&self.config) => open_if_usable(&self.config)?,
+            // Nobody of the set has a log yet.
             None => Some(open(&self.config, true, None)?),
             opened => opened,
         };
