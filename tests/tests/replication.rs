@@ -265,6 +265,7 @@ fn who_must_not_follow_is_told_why_and_nothing_is_touched() {
     good.start();
     let follows = "follows its master";
     until("it follows", DEADLINE, || good.log().contains(follows).then_some(()));
+    let is_refusal = |line: &str| line.contains("\"a slave is refused\"") && line.contains("WARN");
     let refused = |own: &str, settings: &[&str], why: &str| {
         let mut all = vec!["brokerRole=SLAVE".to_owned(), "clusterSecret=s3cret".to_owned(), master.clone()];
         all.extend(settings.iter().map(|&setting| setting.to_owned()));
@@ -272,6 +273,11 @@ fn who_must_not_follow_is_told_why_and_nothing_is_touched() {
         slave.start();
         until(&format!("it says {why:?}"), DEADLINE, || slave.log().contains(why).then_some(()));
         assert!(!slave.log().contains(follows));
+        // Its master says so too, and not each time.
+        let told = || main.log().lines().filter(|line| is_refusal(line) && line.contains(why)).count();
+        let again = std::time::Instant::now() + Duration::from_millis(500);
+        until("it has tried again", DEADLINE, || (std::time::Instant::now() > again).then_some(()));
+        assert_eq!(told(), 1, "{}", main.log());
         slave.stop();
     };
     refused("secret", &["brokerId=3", "clusterSecret=guess"], "clusterSecret");

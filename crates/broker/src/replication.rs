@@ -7,6 +7,7 @@
 pub mod attend;
 pub mod in_sync;
 pub mod master;
+pub mod refusals;
 pub mod repair;
 pub mod role;
 pub mod slave;
@@ -103,10 +104,18 @@ impl Followers {
 
     /// Slaves that are behind for too long do not count any more. To be called several times a second.
     pub fn expire(&self) {
-        let (expired, marks) = {
-            let mut set = self.set.lock();
-            (set.expire(self.started.elapsed()), set.marks())
+        let (expired, strangers, marks) = {
+            let (mut set, now) = (self.set.lock(), self.started.elapsed());
+            (set.expire(now), set.strangers(now), set.marks())
         };
+        for (broker_id, address) in strangers {
+            tracing::warn!(
+                broker_id,
+                address,
+                "a slave that the controllers do not know as a broker of this set: it follows and never counts; give it \
+                 enableControllerMode, or stop it"
+            );
+        }
         for id in expired {
             tracing::warn!(broker_id = id, "a slave is too far behind to count");
         }

@@ -3,8 +3,9 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use karman_remoting::auth::source_of;
 use karman_remoting::metadata;
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::karman::copy_response::Part;
@@ -21,6 +22,7 @@ use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Followers;
+use super::refusals::Refusals;
 use super::role::{self, FirstStep};
 
 /// Records of one frame, unless a single one is larger.
@@ -50,6 +52,8 @@ pub struct ReplicationService {
     pub segment_bytes: u64,
     /// What is acknowledged may wait for the slaves' devices.
     pub flush: bool,
+    /// Of whom the log has told.
+    pub refusals: Arc<Refusals>,
     /// Ends the streams.
     pub stopping: CancellationToken,
 }
@@ -62,15 +66,16 @@ impl Replication for ReplicationService {
         &self,
         request: Request<Streaming<v1::FollowRequest>>,
     ) -> Result<Response<BoxStream<v1::FollowResponse>>, Status> {
-        self.admit(request.metadata())?;
+        let from = self.admit(&request)?;
         let mut asked = request.into_inner();
         let first = tokio::time::timeout(SILENCE_MAX, asked.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("no hello within 10 s"))??;
         let Some(Asked::Hello(hello)) = first.and_then(|first| first.request) else {
             return Err(Status::invalid_argument("the first request of a stream is hello"));
         };
-        let replica = self.known(hello.replica.as_ref())?.clone();
-        let first = self.first(&hello)?;
+        let replica = self.known(hello.replica.as_ref(), &from)?.clone();
+        let who = named(&replica);
+        let first = self.first(&hello).map_err(|status| self.refused(&who, status))?;
         let (frames, sent) = mpsc::channel(FRAMES_MAX);
         let welcome = v1::Welcome {
             log_id: self.store.log_id().0.to_vec(),
@@ -90,16 +95,19 @@ impl Replication for ReplicationService {
         if matches!(first, First::Nothing(_)) {
             let joined = self.followers.join(&replica, hello.end).map_err(|other| {
                 let id = replica.broker_id;
-                Status::failed_precondition(format!(
+                let status = Status::failed_precondition(format!(
                     "brokerId {id} of broker {:?} belongs to the slave at {other}; give {} another one",
                     self.broker_name, replica.address
-                ))
+                ));
+                self.refused(&who, status)
             })?;
             let session = Session {
                 store: self.store.clone(),
                 followers: self.followers.clone(),
+                refusals: self.refusals.clone(),
                 id: replica.broker_id,
                 session: joined,
+                who,
             };
             let stopping = self.stopping.clone();
             tokio::spawn(async move {
@@ -117,8 +125,8 @@ impl Replication for ReplicationService {
         &self,
         request: Request<v1::CopyRequest>,
     ) -> Result<Response<BoxStream<v1::CopyResponse>>, Status> {
-        self.admit(request.metadata())?;
-        self.known(request.get_ref().replica.as_ref())?;
+        let from = self.admit(&request)?;
+        self.known(request.get_ref().replica.as_ref(), &from)?;
         let (parts, sent) = mpsc::channel(FRAMES_MAX);
         let store = self.store.clone();
         let stopping = self.stopping.clone();
@@ -168,28 +176,50 @@ fn give(
 }
 
 impl ReplicationService {
-    fn admit(&self, headers: &tonic::metadata::MetadataMap) -> Result<(), Status> {
-        match metadata::has_secret(headers, &self.secret) {
-            true => Ok(()),
-            false => Err(Status::permission_denied(
-                "the slave does not carry this cluster's secret (clusterSecret)",
-            )),
+    /// Where it comes from, for what is said of one that is not known yet.
+    fn admit<T>(&self, request: &Request<T>) -> Result<String, Status> {
+        let from = source_of(request.extensions());
+        // Its port is another one each time.
+        let from = from.map_or_else(|| "an unknown address".to_owned(), |from| from.ip().to_string());
+        match metadata::has_secret(request.metadata(), &self.secret) {
+            true => Ok(from),
+            false => {
+                let why =
+                    "the slave does not carry this cluster's secret (clusterSecret); give both the same";
+                Err(self.refused(&from, Status::permission_denied(why)))
+            }
         }
     }
 
-    fn known<'a>(&self, replica: Option<&'a v1::Replica>) -> Result<&'a v1::Replica, Status> {
-        let replica = replica.ok_or_else(|| Status::invalid_argument("it does not say who it is"))?;
+    /// Says so in this log too: whoever looks for the slave looks here.
+    fn refused(&self, who: &str, status: Status) -> Status {
+        if self.refusals.is_news(who, status.message(), Instant::now()) {
+            tracing::warn!(who, why = status.message(), "a slave is refused");
+        }
+        status
+    }
+
+    fn known<'a>(&self, replica: Option<&'a v1::Replica>, from: &str) -> Result<&'a v1::Replica, Status> {
+        let replica = replica.ok_or_else(|| Status::invalid_argument("it does not say who it is"));
+        let replica = replica.map_err(|status| self.refused(from, status))?;
+        self.is_of_this_set(replica).map_err(|status| self.refused(&named(replica), status))?;
+        Ok(replica)
+    }
+
+    fn is_of_this_set(&self, replica: &v1::Replica) -> Result<(), Status> {
         for (key, theirs, ours) in [
             ("brokerClusterName", &replica.cluster, &self.cluster),
             ("brokerName", &replica.broker_name, &self.broker_name),
         ] {
             if theirs != ours {
-                let what = format!("the slave's {key} is {theirs:?}, its master's {ours:?}");
+                let what = format!(
+                    "the slave's {key} is {theirs:?}, its master's {ours:?}; correct it, or the slave's haMasterAddress"
+                );
                 return Err(Status::failed_precondition(what));
             }
         }
         match replica.broker_id > 0 {
-            true => Ok(replica),
+            true => Ok(()),
             false => Err(Status::failed_precondition(format!(
                 "the slave's brokerId is {}; 0 is the master's, use 1 and up",
                 replica.broker_id
@@ -220,18 +250,27 @@ impl ReplicationService {
             Some(FirstStep::Cut(to)) => Ok(First::Cut(to)),
             Some(FirstStep::Copy) => Ok(First::Copy(true)),
             None => Err(Status::failed_precondition(format!(
-                "the slave has followed a master of epoch {theirs}, and this one's is {ours}: this is not the master any more"
+                "the slave has followed a master of epoch {theirs}, and this one's is {ours}: this is not the master any more. \
+                 Start that one as the master; or, if what it wrote is not needed, move the slave's store away"
             ))),
         }
     }
+}
+
+/// Who a slave says that it is.
+fn named(replica: &v1::Replica) -> String {
+    let v1::Replica { broker_id, broker_name, address, .. } = replica;
+    format!("brokerId {broker_id} of broker {broker_name:?} at {address}")
 }
 
 /// One slave's stream.
 struct Session {
     store: Arc<Store>,
     followers: Arc<Followers>,
+    refusals: Arc<Refusals>,
     id: i32,
     session: u64,
+    who: String,
 }
 
 impl Drop for Session {
@@ -260,6 +299,13 @@ impl Session {
             let request = request.map_err(|_| Status::deadline_exceeded("the slave is silent"))??;
             match request.map(|request| request.request) {
                 Some(Some(Asked::Ack(ack))) => self.followers.ack(self.id, self.session, ack),
+                Some(Some(Asked::GivesUp(why))) => {
+                    // Places differ from one time to the next.
+                    if self.refusals.is_news(&self.who, "gives up", Instant::now()) {
+                        tracing::warn!(who = self.who, why, "a slave cannot take what it is sent");
+                    }
+                    return Ok(());
+                }
                 Some(_) => return Err(Status::invalid_argument("acks follow a hello, and nothing else")),
                 None => return Ok(()),
             }

@@ -39,6 +39,7 @@ const WAITING_MAX: usize = 64;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(1);
+const GIVE_UP_TIMEOUT: Duration = Duration::from_millis(500);
 /// A slave with nothing to say says so.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
@@ -192,9 +193,9 @@ impl Slave {
             false => None,
         };
         let is_usable = unusable.is_none();
+        let hello = self.hello(opened.as_ref(), unusable.as_ref()).await?;
         let (asks, asked) = mpsc::channel(WAITING_MAX);
-        let hello =
-            v1::FollowRequest { request: Some(Ask::Hello(self.hello(opened.as_ref(), unusable.as_ref()))) };
+        let hello = v1::FollowRequest { request: Some(Ask::Hello(hello)) };
         asks.try_send(hello).map_err(|_| Ended::Over)?;
         let request = self.request(ReceiverStream::new(asked));
         let mut said =
@@ -220,12 +221,15 @@ impl Slave {
         let (waiting, written) = mpsc::channel(WAITING_MAX);
         let secret = self.config.cluster_secret.clone();
         let repairs = Repairs::new(log.store.clone(), self.replica.clone(), secret);
-        tokio::select! {
-            ended = self.take(log, &mut said, durability, waiting) => return ended,
-            ended = acknowledge(log, written, asks) => return ended,
-            () = repairs.run(|| vec![address.clone()]) => {}
+        let ended = tokio::select! {
+            ended = self.take(log, &mut said, durability, waiting) => ended,
+            ended = acknowledge(log, written, asks.clone()) => ended,
+            () = repairs.run(|| vec![address.clone()]) => return self.reopen(opened),
+        };
+        if let Err(Ended::Refused(why)) = &ended {
+            give_up(why, &asks, &mut said).await;
         }
-        self.reopen(opened)
+        ended
     }
 
     /// Opens its store. If no snapshot is left that a start could use, as behind a deep cut: says so, and which log it is. The master hears
@@ -289,11 +293,11 @@ impl Slave {
         request
     }
 
-    fn hello(&self, opened: Option<&Opened>, unusable: Option<&Unusable>) -> v1::Hello {
+    async fn hello(&self, opened: Option<&Opened>, unusable: Option<&Unusable>) -> Result<v1::Hello, Ended> {
         let store = opened.map(|opened| &opened.store);
         let epochs = store.map(|store| store.epochs()).unwrap_or_default();
         let log = store.map(|store| store.log_id()).or(unusable.map(|unusable| unusable.log));
-        v1::Hello {
+        Ok(v1::Hello {
             replica: Some(self.replica.clone()),
             log_id: log.map(|log| log.0.to_vec()).unwrap_or_default(),
             epochs: epochs
@@ -301,7 +305,7 @@ impl Slave {
                 .map(|EpochStart { epoch, start, mark }| v1::Epoch { epoch, start, mark })
                 .collect(),
             end: store.map_or(0, |store| store.watermarks().written),
-        }
+        })
     }
 
     /// Takes back what its master does not have.
@@ -434,6 +438,21 @@ async fn acknowledge(
     }
 }
 
+/// Tells the master why; whether it hears that changes nothing.
+async fn give_up(
+    why: &AppendError,
+    asks: &mpsc::Sender<v1::FollowRequest>,
+    said: &mut Streaming<v1::FollowResponse>,
+) {
+    let last = v1::FollowRequest { request: Some(Ask::GivesUp(why.to_string())) };
+    let heard = async {
+        // The stream must live until it is sent. The master ends it then.
+        let _ = asks.send(last).await;
+        while let Ok(Some(_)) = said.message().await {}
+    };
+    let _ = timeout(GIVE_UP_TIMEOUT, heard).await;
+}
+
 async fn next(said: &mut Streaming<v1::FollowResponse>) -> Result<Said, Ended> {
     let response = timeout(SILENCE_MAX, said.message()).await.map_err(|_| Ended::Silent)??;
     response.ok_or(Ended::Over)?.response.ok_or(Ended::Nonsense("nothing"))
@@ -462,3 +481,6 @@ pub fn store_is_there(config: &BrokerConfig) -> bool {
     let has = |file: &str| directory.join(file).exists();
     has("identity") && !has("copying")
 }
+
+#[cfg(test)]
+mod tests;
