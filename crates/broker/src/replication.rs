@@ -35,9 +35,10 @@ pub struct Followers {
 }
 
 impl Followers {
-    /// Of a master with this log.
-    pub fn new(store: Arc<Store>, demands: Demands) -> Self {
-        let set = Mutex::new(InSync::new(demands, store.watermarks().written));
+    /// Of a master with this log; `controlled`: its slaves may be here before the controllers have said who of them counts.
+    pub fn new(store: Arc<Store>, demands: Demands, controlled: bool) -> Self {
+        let set = InSync::new(demands, store.watermarks().written);
+        let set = Mutex::new(if controlled { set.of_controllers() } else { set });
         Self { store, set, demands, started: Instant::now(), next_session: AtomicU64::new(1) }
     }
 

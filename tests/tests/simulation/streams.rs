@@ -79,7 +79,7 @@ pub(crate) struct Leading {
 
 impl Leading {
     pub(crate) fn new(own: i32, epoch: u32, end: u64) -> Self {
-        let in_sync = InSync::new(DEMANDS, end);
+        let in_sync = InSync::new(DEMANDS, end).of_controllers();
         Self { own, epoch, in_sync, sessions: BTreeMap::new(), agrees: false }
     }
 }

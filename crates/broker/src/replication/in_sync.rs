@@ -92,6 +92,8 @@ struct Controlled {
 pub struct InSync {
     demands: Demands,
     followers: BTreeMap<i32, Follower>,
+    /// They have said who counts, or will.
+    has_controllers: bool,
     controlled: Option<Controlled>,
     /// Whom controllers know as brokers of the set; nobody else is proposed, or waited for. `None`: they have not said it.
     members: Option<BTreeSet<i32>>,
@@ -102,7 +104,13 @@ pub struct InSync {
 impl InSync {
     /// Nobody follows yet; the log of this master, which begins now, ends at `end`.
     pub fn new(demands: Demands, end: u64) -> Self {
-        Self { demands, followers: BTreeMap::new(), controlled: None, members: None, told: end }
+        let (followers, has_controllers) = (BTreeMap::new(), false);
+        Self { demands, followers, has_controllers, controlled: None, members: None, told: end }
+    }
+
+    /// Controllers say who counts; before they do nobody does.
+    pub fn of_controllers(self) -> Self {
+        Self { has_controllers: true, ..self }
     }
 
     /// A slave has connected, with a log that ends at `written`, all of it this one's; `end` is where this one ends. `Err`
@@ -139,7 +147,7 @@ impl InSync {
 
     /// A slave says how far it is.
     pub fn ack(&mut self, id: i32, session: u64, acked: Marks, log: LogEnd, now: Duration) {
-        let controlled = self.controlled.is_some();
+        let controlled = self.has_controllers;
         let Some(follower) = self.of(id, session) else { return };
         follower.written = follower.written.max(acked.written);
         follower.flushed = follower.flushed.max(acked.flushed.min(acked.written));
@@ -185,6 +193,7 @@ impl InSync {
         }
         let are_others = self.controlled.as_ref().is_none_or(|known| known.agreed != agreed);
         let proposed = BTreeSet::new();
+        self.has_controllers = true;
         self.controlled = Some(Controlled { own, agreed, version, proposed, under_way: None });
         are_others
     }
@@ -249,6 +258,7 @@ impl InSync {
     pub fn count(&self) -> usize {
         match &self.controlled {
             Some(known) => known.agreed.len(),
+            None if self.has_controllers => 1,
             None => 1 + self.followers.values().filter(|follower| follower.in_sync).count(),
         }
     }
@@ -261,18 +271,18 @@ impl InSync {
     /// How far all are that have to be waited for. `None`: nothing is asked of them, or too few count.
     pub fn marks(&mut self) -> Option<Marks> {
         let others = self.demands.replicas.saturating_sub(1);
-        if others == 0 || !self.suffices() {
+        if others == 0 || !self.suffices() || (self.has_controllers && self.controlled.is_none()) {
             return None;
         }
         let mark = |of: fn(&Follower) -> u64| {
             let mut marks = self.waited_for(of);
             marks.sort_unstable();
-            let all = self.demands.all || self.controlled.is_some();
+            let all = self.demands.all || self.has_controllers;
             let from_the_top = if all { marks.len() } else { others };
             marks.len().checked_sub(from_the_top).and_then(|at| marks.get(at).copied())
         };
         let flushed = mark(|f| f.flushed)?;
-        let written = if self.controlled.is_some() { flushed } else { mark(|f| f.written)? };
+        let written = if self.has_controllers { flushed } else { mark(|f| f.written)? };
         self.told = self.told.max(written);
         Some(Marks { written, flushed })
     }

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use karman_remoting::metadata;
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::karman::copy_response::Part;
@@ -295,6 +296,11 @@ impl Slave {
 
     async fn hello(&self, opened: Option<&Opened>, unusable: Option<&Unusable>) -> Result<v1::Hello, Ended> {
         let store = opened.map(|opened| &opened.store);
+        if let Some(store) = store {
+            // What a former master sent may wait for the log writer: the log goes on while its end is told.
+            let nothing = RawRecords { start: 0, end: 0, bytes: Bytes::new(), segment_bytes: 0 };
+            store.append_raw(nothing, 0, Durability::Memory)?.await?;
+        }
         let epochs = store.map(|store| store.epochs()).unwrap_or_default();
         let log = store.map(|store| store.log_id()).or(unusable.map(|unusable| unusable.log));
         Ok(v1::Hello {
@@ -312,15 +318,15 @@ impl Slave {
     fn cut(&self, opened: &mut Option<Opened>, to: u64) -> Result<(), Ended> {
         let Some(store) = opened.take().map(|opened| opened.store) else { return Ok(()) };
         self.has_opened(None);
+        // What a former master sent is written by this, and belongs to what is cut. It may fail; what is there is cut all the same.
+        let _ = store.close_to_cut();
         let end = store.watermarks().written;
         tracing::error!(
             from = to,
             end,
-            bytes = end - to,
+            bytes = end.saturating_sub(to),
             "its master does not have the end of this log: it is cut, a copy stays in quarantine"
         );
-        // It may have failed; what is there is cut all the same.
-        let _ = store.close_to_cut();
         drop(store);
         Offline::open(&store_config(&self.config).directory)?.cut(to..end)?;
         Ok(())

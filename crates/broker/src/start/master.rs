@@ -156,7 +156,7 @@ pub(super) fn assemble(
         auto_create_groups: config.auto_create_subscription_group,
         token_key,
         clock,
-        followers: Arc::new(Followers::new(store.clone(), config.demands())),
+        followers: Arc::new(Followers::new(store.clone(), config.demands(), config.enable_controller_mode)),
         role: config.broker_role.clone(),
         store,
         catalog,

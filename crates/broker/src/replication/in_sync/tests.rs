@@ -71,6 +71,16 @@ fn a_slave_that_is_behind_for_too_long_does_not_count_until_it_has_caught_up() {
 }
 
 #[test]
+fn with_controllers_nobody_counts_before_they_have_said_who_does() {
+    let mut set = InSync::new(Demands { replicas: 2, all: false, behind_max: ms(1000) }, 0).of_controllers();
+    set.join(2, 1, "a", 500, 500, ms(0)).unwrap();
+    ack(&mut set, 2, 1, (500, 400), (500, 500), ms(1));
+    assert_eq!((set.count(), set.suffices(), set.marks(), set.propose()), (1, false, None, None));
+    set.control(1, BTreeSet::from([1, 2]), 1);
+    assert_eq!((set.count(), set.marks()), (2, marks(400, 400)), "by what its device has");
+}
+
+#[test]
 fn an_id_belongs_to_one_slave_at_a_time() {
     let mut set = set(2, false);
     set.join(1, 1, "a:1", 0, 0, ms(0)).unwrap();

@@ -63,6 +63,38 @@ async fn master(directory: &Path) -> (Opened, Vec<RawRecords>) {
     (master, frames)
 }
 
+/// A replica, and what was sent to it waits for its log writer.
+fn busy(config: &BrokerConfig, master: &Opened, frames: &[RawRecords]) -> Opened {
+    let replica = open(config, true, Some(master.store.log_id())).unwrap();
+    for frame in frames {
+        // Each is flushed: more wait than are written. Who waits for an answer is gone.
+        drop(replica.store.append_raw(frame.clone(), 0, Durability::Disk).unwrap());
+    }
+    replica
+}
+
+#[tokio::test]
+async fn a_hello_tells_of_what_a_former_master_has_sent() {
+    let (here, there) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let (master, frames) = master(here.path()).await;
+    let config = config(there.path());
+    let replica = busy(&config, &master, &frames);
+    let hello = slave(&config).hello(Some(&replica), None).await.unwrap();
+    assert_eq!(hello.end, master.store.watermarks().written);
+}
+
+#[tokio::test]
+async fn a_cut_takes_back_what_a_former_master_has_sent() {
+    let (here, there) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let (master, frames) = master(here.path()).await;
+    let config = config(there.path());
+    let mut replica = Some(busy(&config, &master, &frames));
+    let to = frames[0].end;
+    slave(&config).cut(&mut replica, to).unwrap();
+    let again = open(&config, true, None).unwrap();
+    assert_eq!((again.store.watermarks().written, again.store.damage()), (to, Vec::new()));
+}
+
 /// Leaves a gap, and tells what the slave says of it.
 struct Gap {
     log: LogId,
