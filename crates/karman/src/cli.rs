@@ -1,5 +1,8 @@
 //! What can be typed, and what becomes of an error. Everything runs on the main thread; `bench` starts its own.
 
+#[cfg(test)]
+mod mqadmin;
+
 use std::fmt;
 use std::io;
 use std::path::PathBuf;

@@ -1,5 +1,7 @@
 //! `karman topic`.
 
+mod show;
+
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
@@ -41,8 +43,8 @@ Example:
     List,
     /// Show a topic and its queues
     #[command(after_help = "\
-With --at, OFFSET AT is that of the first message stored then or later: milliseconds since 1970, 90s, 15m, 2h or 3d
-ago, or 2026-11-21T13:12:34 in UTC.
+LAST: how long ago the last message was stored. With --at, OFFSET AT is that of the first message stored then or later:
+milliseconds since 1970, 90s, 15m, 2h or 3d ago, or 2026-11-21T13:12:34 in UTC.
 
 Example:
   karman topic show orders
@@ -216,7 +218,7 @@ pub(crate) async fn run(command: TopicCommand, node: &Node, format: Format) -> a
         TopicCommand::Create(args) => create(args, node, format).await,
         TopicCommand::Update { name, settings } => update(name, &settings, node, format).await,
         TopicCommand::List => list(node, format).await,
-        TopicCommand::Show { name, at } => show(name, at, node, format).await,
+        TopicCommand::Show { name, at } => show::show(name, at, node, format).await,
         TopicCommand::Delete { name, dry_run, yes } => {
             if (yes || may_go(&name, dry_run, node, format).await?) && !dry_run {
                 let request = node.request(v1::DeleteTopicRequest { name: name.clone() });
@@ -363,93 +365,6 @@ async fn list(node: &Node, format: Format) -> anyhow::Result<()> {
             Ok(output::table(&columns, rows.map(cells).collect())?)
         }
     }
-}
-
-#[derive(Serialize)]
-struct ShownJson {
-    topic: String,
-    r#type: String,
-    durability: &'static str,
-    /// None: as long as the broker's `fileReservedTime` says.
-    reserved_hours: Option<u32>,
-    /// None: as the brokers' durability says.
-    dedup_window_minutes: Option<u32>,
-    /// None: messages never grow too old.
-    ttl_seconds: Option<u64>,
-    /// None: a lite topic stays.
-    lite_expiration_minutes: Option<u32>,
-    queues: Vec<QueueJson>,
-}
-
-#[derive(Serialize)]
-struct QueueJson {
-    broker: String,
-    queue: u32,
-    min_offset: u64,
-    max_offset: u64,
-    messages: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    offset_at: Option<u64>,
-}
-
-async fn show(name: String, at_ms: Option<u64>, node: &Node, format: Format) -> anyhow::Result<()> {
-    let request = node.request(v1::DescribeTopicRequest { name: name.clone(), at_ms });
-    let response = node.answer(node.admin()?.describe_topic(request)).await?;
-    let config = response.topics.into_iter().next().unwrap_or_default();
-    let queues = response.queues.into_iter().map(|queue| QueueJson {
-        messages: queue.max_offset.saturating_sub(queue.min_offset),
-        broker: queue.broker_name,
-        queue: queue.queue_id,
-        min_offset: queue.min_offset,
-        max_offset: queue.max_offset,
-        offset_at: queue.offset_at,
-    });
-    let shown = ShownJson {
-        topic: name,
-        r#type: type_word(config.message_type()),
-        durability: durability_word(config.durability()),
-        reserved_hours: Some(config.reserved_hours).filter(|hours| *hours > 0),
-        dedup_window_minutes: config.dedup_window_minutes,
-        ttl_seconds: Some(config.ttl_seconds).filter(|seconds| *seconds > 0),
-        lite_expiration_minutes: Some(config.lite_expiration_minutes).filter(|minutes| *minutes > 0),
-        queues: queues.collect(),
-    };
-    if format == Format::Json {
-        return output::json(&shown);
-    }
-    output::line(&headline(&shown))?;
-    output::line("")?;
-    let cells = |row: QueueJson| {
-        let numbers = [row.min_offset, row.max_offset, row.messages].map(grouped);
-        let offset_at = row.offset_at.map(grouped);
-        [row.broker, row.queue.to_string()].into_iter().chain(numbers).chain(offset_at).collect()
-    };
-    let mut columns =
-        vec![text("BROKER"), number("QUEUE"), number("MIN OFFSET"), number("MAX OFFSET"), number("MESSAGES")];
-    columns.extend(at_ms.map(|_| number("OFFSET AT")));
-    Ok(output::table(&columns, shown.queues.into_iter().map(cells).collect())?)
-}
-
-/// The settings of a topic, in lines.
-fn headline(topic: &ShownJson) -> String {
-    let kept = match topic.reserved_hours {
-        Some(hours) => format!("{hours} h"),
-        None => "as long as the broker's fileReservedTime says".to_owned(),
-    };
-    let mut text = format!("{}: {}, durability {}, kept {kept}", topic.topic, topic.r#type, topic.durability);
-    match topic.dedup_window_minutes {
-        Some(0) => text += "\na message id is stored as often as it is sent",
-        Some(minutes) => text += &format!("\na message id is stored once in {minutes} minutes"),
-        None => {}
-    }
-    if let Some(seconds) = topic.ttl_seconds {
-        text += &format!("\nnot delivered after {}", time::format_duration(Duration::from_secs(seconds)));
-    }
-    if let Some(minutes) = topic.lite_expiration_minutes {
-        let expiration = Duration::from_secs(u64::from(minutes) * 60);
-        text += &format!("\na lite topic without messages goes after {}", time::format_duration(expiration));
-    }
-    text
 }
 
 #[cfg(test)]
