@@ -8,14 +8,15 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
 use karman_client::{ClientError, Code, Credentials};
 use karman_remoting::secret::Secret;
 
 use crate::node::Node;
 use crate::output::Format;
 use crate::{
-    acl, bench, client, cluster, config, dev, dlq, group, message, offset, ready, store, topic, user,
+    acl, bench, client, cluster, config, dev, dlq, group, message, offset, ready, shell, store, topic, user,
 };
 
 const EXIT_FAILED: u8 = 1;
@@ -89,6 +90,18 @@ enum Command {
     /// Print what a configuration may hold, check one, import one of RocketMQ
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Write what a shell needs to complete command lines
+    #[command(after_help = shell::COMPLETIONS_HELP)]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write manual pages, one for each command
+    #[command(after_help = shell::MAN_HELP)]
+    Man {
+        /// Where to; it is made if it is missing
+        directory: PathBuf,
+    },
     /// Ask a node whether it is ready
     #[command(after_help = ready::AFTER_HELP)]
     Ready(ready::ReadyArgs),
@@ -185,6 +198,8 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Dev(args) => dev::run(args, cli.cluster_secret),
         Command::Ready(args) => ready::run(&args, cli.output),
         Command::Config(command) => config::run(command, cli.output),
+        Command::Completions { shell } => shell::completions(shell, &mut Cli::command()),
+        Command::Man { directory } => shell::man(&directory, Cli::command()),
         Command::Store(command) => store::run(command, &node, cli.output),
         Command::Online(command) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -253,8 +268,6 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]

@@ -18,6 +18,7 @@ mod node;
 mod offset;
 mod output;
 mod ready;
+mod shell;
 mod signals;
 mod store;
 mod time;

@@ -6,5 +6,6 @@ mod basics;
 mod config;
 mod get;
 mod groups;
+mod shell;
 mod store;
 mod support;
