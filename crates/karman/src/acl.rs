@@ -157,8 +157,8 @@ pub(crate) async fn run(command: AclCommand, node: &Node, format: Format) -> any
         }
         AclCommand::List => {
             let acls: Vec<AclJson> = list(node, "").await?.into_iter().map(AclJson::of).collect();
-            if let Format::Json = format {
-                return output::json(&acls);
+            if output::programs(format, &acls, |acls| acls.iter().map(|acl| acl.user.as_str()))? {
+                return Ok(());
             }
             let rows = acls.into_iter().flat_map(|acl| {
                 let user = acl.user;
@@ -170,10 +170,10 @@ pub(crate) async fn run(command: AclCommand, node: &Node, format: Format) -> any
         AclCommand::Show { user } => {
             let known = list(node, &user).await?.into_iter().next();
             let acl = AclJson::of(known.ok_or_else(|| NotFound(format!("there is no user {user:?}")))?);
-            match format {
-                Format::Json => output::json(&acl),
-                Format::Table => table(acl.policies),
-            }
+            let is_written = output::programs(format, &acl, |acl| {
+                acl.policies.iter().map(|policy| policy.resource.as_str())
+            });
+            if is_written? { Ok(()) } else { table(acl.policies) }
         }
     }
 }

@@ -140,8 +140,8 @@ impl Figures {
     }
 
     fn print(&self, format: Format) -> anyhow::Result<()> {
-        if format == Format::Json {
-            return output::json(self);
+        if output::nameless(format, self)? {
+            return Ok(());
         }
         output::line(&format!(
             "{} messages in {:.1} s, {} errors",

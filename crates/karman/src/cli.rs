@@ -16,7 +16,8 @@ use karman_remoting::secret::Secret;
 use crate::node::Node;
 use crate::output::Format;
 use crate::{
-    acl, bench, client, cluster, config, dev, dlq, group, message, offset, ready, shell, store, topic, user,
+    acl, bench, client, cluster, config, dev, dlq, group, message, offset, output, ready, shell, store,
+    topic, user,
 };
 
 const EXIT_FAILED: u8 = 1;
@@ -109,6 +110,13 @@ enum Command {
     Online(OnlineCommand),
 }
 
+impl Command {
+    /// Whether results have no names, as is known before there are any.
+    fn is_nameless(&self) -> bool {
+        matches!(self, Self::Store(_) | Self::Online(OnlineCommand::Bench(_)))
+    }
+}
+
 /// Something that was asked for does not exist; the text says what.
 #[derive(Debug)]
 pub(crate) struct NotFound(pub(crate) String);
@@ -193,6 +201,9 @@ pub(crate) fn run() -> ExitCode {
 }
 
 fn execute(cli: Cli) -> anyhow::Result<()> {
+    if cli.output == Format::Name && cli.command.is_nameless() {
+        return Err(Incomplete(output::NAMELESS.to_owned()).into());
+    }
     let node = cli.node()?;
     match cli.command {
         Command::Dev(args) => dev::run(args, cli.cluster_secret),

@@ -128,8 +128,8 @@ pub(crate) async fn run(command: ClientCommand, node: &Node, format: Format) -> 
             None => clients.push(client),
         }
     }
-    match format {
-        Format::Json => output::json(&clients),
-        Format::Table => Ok(ClientJson::table(clients)?),
+    if output::programs(format, &clients, |clients| clients.iter().map(|client| client.client.as_str()))? {
+        return Ok(());
     }
+    Ok(ClientJson::table(clients)?)
 }

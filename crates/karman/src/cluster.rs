@@ -132,8 +132,8 @@ async fn list(node: &Node, format: Format) -> anyhow::Result<()> {
     let response =
         node.answer(node.admin()?.describe_cluster(node.request(v1::DescribeClusterRequest {}))).await?;
     let rows: Vec<BrokerJson> = response.brokers.into_iter().map(BrokerJson::from).collect();
-    if format == Format::Json {
-        return output::json(&rows);
+    if output::programs(format, &rows, |rows| rows.iter().map(|row| row.broker.as_str()))? {
+        return Ok(());
     }
     for row in rows.iter().filter(|row| row.code != "OK" && row.code != "CODE_UNSPECIFIED") {
         eprintln!("karman: broker {}: {} ({})", row.broker, row.message, row.code);

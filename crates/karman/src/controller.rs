@@ -204,9 +204,8 @@ pub(crate) async fn show(node: &Node, format: Format) -> anyhow::Result<()> {
         message: message_of(response.status.as_ref()).to_owned(),
         leader,
     };
-    match format {
-        Format::Json => output::json(&shown)?,
-        Format::Table => tables(shown)?,
+    if !output::programs(format, &shown, |shown| shown.sets.iter().map(|set| set.set.as_str()))? {
+        tables(shown)?;
     }
     checked
 }

@@ -110,14 +110,13 @@ async fn list(node: &Node, format: Format) -> anyhow::Result<()> {
         let group = summary.topic?.name.strip_prefix(DEAD_LETTER_PREFIX)?.to_owned();
         Some(ListedJson { group, broker: summary.broker_name, letters: summary.message_count })
     });
-    match format {
-        Format::Json => output::json(&rows.collect::<Vec<_>>()),
-        Format::Table => {
-            let cells = |row: ListedJson| vec![row.group, row.broker, grouped(row.letters)];
-            let columns = [text("GROUP"), text("BROKER"), number("LETTERS")];
-            Ok(output::table(&columns, rows.map(cells).collect())?)
-        }
+    let rows: Vec<ListedJson> = rows.collect();
+    if output::programs(format, &rows, |rows| rows.iter().map(|row| row.group.as_str()))? {
+        return Ok(());
     }
+    let cells = |row: ListedJson| vec![row.group, row.broker, grouped(row.letters)];
+    let columns = [text("GROUP"), text("BROKER"), number("LETTERS")];
+    Ok(output::table(&columns, rows.into_iter().map(cells).collect())?)
 }
 
 /// The topic comes into being with the first letter.
@@ -146,7 +145,7 @@ async fn show(args: ShowArgs, node: &Node, format: Format) -> anyhow::Result<()>
     let response = node.answer(node.admin()?.query_messages(node.request(request))).await;
     let response = response.map_err(|error| no_letters(error, &args.group))?;
     let letters = response.messages.into_iter().map(StoredJson::of).collect::<anyhow::Result<Vec<_>>>()?;
-    if whole || format == Format::Json {
+    if whole || format != Format::Table {
         letters.iter().try_for_each(|letter| letter.print(format))?;
     } else {
         let cells = |letter: &StoredJson| {
@@ -239,13 +238,14 @@ fn print_redriven(
     format: Format,
 ) -> anyhow::Result<()> {
     let v1::RedriveDeadLettersResponse { count, more, skipped, .. } = whole;
-    if format == Format::Json {
-        return output::json(&RedrivenJson { group: group.to_owned(), done, count, skipped, more });
+    let redriven = RedrivenJson { group: group.to_owned(), done, count, skipped, more };
+    if output::programs(format, &redriven, |redriven| [redriven.group.as_str()])? {
+        return Ok(());
     }
     let what = if done { "went back" } else { "would go back" };
     let more = if more { "; there are more" } else { "" };
     output::line(&format!("{} dead letters of group {group} {what}{more}", grouped(count.into())))?;
-    for letter in skipped {
+    for letter in redriven.skipped {
         output::paragraph(0, &format!("left: {letter}"))?;
     }
     Ok(())

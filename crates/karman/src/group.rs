@@ -146,26 +146,25 @@ async fn list(node: &Node, format: Format) -> anyhow::Result<()> {
             inflight: summary.inflight_count,
         }
     });
-    match format {
-        Format::Json => output::json(&rows.collect::<Vec<_>>()),
-        Format::Table => {
-            let cells = |row: GroupJson| {
-                let topic = if row.topic.is_empty() { "-".to_owned() } else { row.topic };
-                let (ready, inflight) = (grouped(row.ready), grouped(row.inflight));
-                let retries = row.retry_max_times.to_string();
-                let state = if row.suspended { "suspended" } else { "on" }.to_owned();
-                vec![row.group, topic, row.broker, ready, inflight, retries, state]
-            };
-            let columns = [
-                text("GROUP"),
-                text("TOPIC"),
-                text("BROKER"),
-                number("READY"),
-                number("IN FLIGHT"),
-                number("RETRIES"),
-                text("STATE"),
-            ];
-            Ok(output::table(&columns, rows.map(cells).collect())?)
-        }
+    let rows: Vec<GroupJson> = rows.collect();
+    if output::programs(format, &rows, |rows| rows.iter().map(|row| row.group.as_str()))? {
+        return Ok(());
     }
+    let cells = |row: GroupJson| {
+        let topic = if row.topic.is_empty() { "-".to_owned() } else { row.topic };
+        let (ready, inflight) = (grouped(row.ready), grouped(row.inflight));
+        let retries = row.retry_max_times.to_string();
+        let state = if row.suspended { "suspended" } else { "on" }.to_owned();
+        vec![row.group, topic, row.broker, ready, inflight, retries, state]
+    };
+    let columns = [
+        text("GROUP"),
+        text("TOPIC"),
+        text("BROKER"),
+        number("READY"),
+        number("IN FLIGHT"),
+        number("RETRIES"),
+        text("STATE"),
+    ];
+    Ok(output::table(&columns, rows.into_iter().map(cells).collect())?)
 }

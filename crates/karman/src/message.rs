@@ -158,13 +158,11 @@ async fn send(args: SendArgs, node: &Node, format: Format) -> anyhow::Result<()>
     client.close().await;
     let receipt = result?;
     let row = SentJson { message_id: receipt.message_id, broker: receipt.broker, offset: receipt.offset };
-    match format {
-        Format::Json => output::json(&row),
-        Format::Table => {
-            let cells = vec![row.message_id, row.broker, grouped(row.offset.unsigned_abs())];
-            Ok(output::table(&[text("MESSAGE ID"), text("BROKER"), number("OFFSET")], vec![cells])?)
-        }
+    if output::programs(format, &row, |row| [row.message_id.as_str()])? {
+        return Ok(());
     }
+    let cells = vec![row.message_id, row.broker, grouped(row.offset.unsigned_abs())];
+    Ok(output::table(&[text("MESSAGE ID"), text("BROKER"), number("OFFSET")], vec![cells])?)
 }
 
 fn read_body(argument: &str) -> anyhow::Result<Vec<u8>> {
@@ -249,7 +247,7 @@ fn print(message: &ReceivedMessage, format: Format) -> anyhow::Result<()> {
         return Ok(output::line(&body.map_or_else(binary, str::to_owned))?);
     }
     let millis = |time: Option<SystemTime>| Some(time?.duration_since(UNIX_EPOCH).ok()?.as_millis());
-    output::json(&ReceivedJson {
+    let received = ReceivedJson {
         message_id: message.message_id(),
         topic: message.topic(),
         broker: message.broker(),
@@ -263,7 +261,8 @@ fn print(message: &ReceivedMessage, format: Format) -> anyhow::Result<()> {
         properties: message.properties().iter().collect(),
         body,
         body_base64: body.is_none().then(|| BASE64_STANDARD.encode(message.body())),
-    })
+    };
+    output::one_of_many(format, &received, received.message_id).map(drop)
 }
 
 fn headline(message: &ReceivedMessage) -> String {

@@ -200,13 +200,12 @@ pub(crate) fn print_changed(name: &str, brokers: &[BrokerResult], format: Format
         code: code_of(broker.status.as_ref()).as_str_name(),
         message: message_of(broker.status.as_ref()),
     });
-    match format {
-        Format::Json => output::json(&ChangedJson { name, brokers: rows.collect() }),
-        Format::Table => {
-            let cells = |row: BrokerJson<'_>| vec![row.broker.to_owned(), row.message.to_owned()];
-            Ok(output::table(&[text("BROKER"), text("RESULT")], rows.map(cells).collect())?)
-        }
+    let changed = ChangedJson { name, brokers: rows.collect() };
+    if output::programs(format, &changed, |changed| [changed.name])? {
+        return Ok(());
     }
+    let cells = |row: BrokerJson<'_>| vec![row.broker.to_owned(), row.message.to_owned()];
+    Ok(output::table(&[text("BROKER"), text("RESULT")], changed.brokers.into_iter().map(cells).collect())?)
 }
 
 #[cfg(test)]

@@ -173,7 +173,7 @@ async fn shift(place: PlaceArgs, to: To, how: &HowArgs, node: &Node, format: For
         if how.dry_run {
             return print(planned, false);
         }
-        // A program that asks for JSON gets one object: what was done.
+        // A program gets one result: what was done.
         if format == Format::Table {
             print(planned, false)?;
         }
@@ -191,8 +191,8 @@ async fn shift(place: PlaceArgs, to: To, how: &HowArgs, node: &Node, format: For
 }
 
 fn print_moves(shift: ShiftJson, format: Format) -> anyhow::Result<()> {
-    if format == Format::Json {
-        return output::json(&shift);
+    if output::programs(format, &shift, |shift| [shift.group.as_str()])? {
+        return Ok(());
     }
     let cells = |row: MoveJson| {
         let change = match row.to.cmp(&row.from) {

@@ -1,9 +1,16 @@
 //! Results for people and for programs, on stdout. Notes and errors go to stderr and never here.
 
+use std::collections::HashSet;
 use std::io::{self, Write as _};
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde::Serialize;
+
+use crate::cli::Incomplete;
+
+/// What is said of `-o name` where there is nothing to name.
+pub(crate) const NAMELESS: &str =
+    "-o name is refused: this result has no names; table, json and yaml show it";
 
 /// What every terminal has.
 const WIDTH_COLUMNS: u16 = 80;
@@ -15,6 +22,10 @@ pub(crate) enum Format {
     Table,
     /// For programs; keys do not change
     Json,
+    /// The same keys
+    Yaml,
+    /// For scripts: names or ids alone, each once, one a line
+    Name,
 }
 
 /// A column: its title, and whether it holds numbers.
@@ -34,8 +45,64 @@ pub(crate) const fn number(title: &'static str) -> Column {
     Column(title, Align::Right)
 }
 
+/// Writes a result as programs read it. False: it is for people, and the caller writes it.
+pub(crate) fn programs<'a, T, N>(
+    format: Format,
+    value: &'a T,
+    names: impl FnOnce(&'a T) -> N,
+) -> anyhow::Result<bool>
+where
+    T: Serialize,
+    N: IntoIterator<Item = &'a str>,
+{
+    match format {
+        Format::Table => return Ok(false),
+        Format::Json => json(value)?,
+        Format::Yaml => write_yaml(io::stdout().lock(), value)?,
+        Format::Name => write_names(io::stdout().lock(), names(value))?,
+    }
+    Ok(true)
+}
+
+/// The same of a result that has no name.
+pub(crate) fn nameless(format: Format, value: &impl Serialize) -> anyhow::Result<bool> {
+    if format == Format::Name {
+        return Err(Incomplete(NAMELESS.to_owned()).into());
+    }
+    programs(format, value, |_| [])
+}
+
+/// The same of one of several results: a line of JSON each, or a document of YAML.
+pub(crate) fn one_of_many(format: Format, value: &impl Serialize, name: &str) -> anyhow::Result<bool> {
+    if format == Format::Yaml {
+        line("---")?;
+    }
+    if format == Format::Name {
+        line(name)?;
+        return Ok(true);
+    }
+    programs(format, value, |_| [])
+}
+
 pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
     write_json(io::stdout().lock(), value)
+}
+
+fn write_yaml(mut out: impl io::Write, value: &impl Serialize) -> anyhow::Result<()> {
+    let text = serde_saphyr::to_string(value)?;
+    writeln!(out, "{}", text.trim_end())?;
+    Ok(())
+}
+
+/// Brokers tell of what is on several of them several times.
+fn write_names<'a>(mut out: impl io::Write, names: impl IntoIterator<Item = &'a str>) -> io::Result<()> {
+    let mut written = HashSet::new();
+    for name in names.into_iter().filter(|name| !name.is_empty()) {
+        if written.insert(name) {
+            writeln!(out, "{name}")?;
+        }
+    }
+    Ok(())
 }
 
 fn write_json(mut out: impl io::Write, value: &impl Serialize) -> anyhow::Result<()> {
@@ -144,6 +211,27 @@ mod tests {
         let error = write_json(Closed, &["a", "b"]).unwrap_err();
         let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
         assert_eq!(kind, Some(io::ErrorKind::BrokenPipe), "{error:?}");
+    }
+
+    #[test]
+    fn yaml_has_the_keys_of_json_and_keeps_texts_apart_from_what_they_look_like() {
+        #[derive(Serialize)]
+        struct Row {
+            name: &'static str,
+            r#type: Option<u32>,
+            keys: Vec<&'static str>,
+        }
+        let mut out = Vec::new();
+        write_yaml(&mut out, &[Row { name: "no", r#type: None, keys: vec!["4711", "a: b"] }]).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(text, "- name: \"no\"\n  type: null\n  keys:\n  - \"4711\"\n  - \"a: b\"\n");
+    }
+
+    #[test]
+    fn a_name_is_written_once() {
+        let mut out = Vec::new();
+        write_names(&mut out, ["a", "b", "", "a"]).unwrap();
+        assert_eq!(out, b"a\nb\n");
     }
 
     #[test]

@@ -34,16 +34,22 @@ pub(crate) struct ReadyArgs {
 }
 
 #[derive(Serialize)]
-struct ReadyJson {
+struct ReadyJson<'a> {
     ready: bool,
+    address: &'a str,
 }
 
 pub(crate) fn run(args: &ReadyArgs, format: Format) -> anyhow::Result<()> {
     let end = Instant::now() + args.wait.unwrap_or_default();
     loop {
         match ask(&args.address) {
-            Ok(()) if format == Format::Json => return output::json(&ReadyJson { ready: true }),
-            Ok(()) => return Ok(output::line("ready")?),
+            Ok(()) => {
+                let answer = ReadyJson { ready: true, address: &args.address };
+                if !output::programs(format, &answer, |answer| [answer.address])? {
+                    output::line("ready")?;
+                }
+                return Ok(());
+            }
             Err(error) if Instant::now() >= end => return Err(error),
             Err(_) => std::thread::sleep(PAUSE),
         }

@@ -266,17 +266,15 @@ async fn may_go(name: &str, dry_run: bool, node: &Node, format: Format) -> anyho
             false,
         );
     }
-    let rows =
-        rows.into_iter().map(|row| DoomedBrokerJson { broker: row.broker_name, messages: row.message_count });
-    match format {
-        Format::Json => {
-            output::json(&DoomedJson { topic: name.to_owned(), done: false, brokers: rows.collect() })?;
-        }
-        Format::Table => {
-            let cells = |row: DoomedBrokerJson| vec![row.broker, grouped(row.messages)];
-            output::table(&[text("BROKER"), number("MESSAGES")], rows.map(cells).collect())?;
-            output::line("nothing was deleted yet")?;
-        }
+    let row =
+        |row: v1::TopicSummary| DoomedBrokerJson { broker: row.broker_name, messages: row.message_count };
+    let brokers = rows.into_iter().map(row).collect();
+    let doomed = DoomedJson { topic: name.to_owned(), done: false, brokers };
+    if !output::programs(format, &doomed, |doomed| [doomed.topic.as_str()])? {
+        let cells = |row: DoomedBrokerJson| vec![row.broker, grouped(row.messages)];
+        let rows = doomed.brokers.into_iter().map(cells).collect();
+        output::table(&[text("BROKER"), number("MESSAGES")], rows)?;
+        output::line("nothing was deleted yet")?;
     }
     Ok(false)
 }
@@ -347,24 +345,23 @@ async fn list(node: &Node, format: Format) -> anyhow::Result<()> {
             messages: summary.message_count,
         }
     });
-    match format {
-        Format::Json => output::json(&rows.collect::<Vec<_>>()),
-        Format::Table => {
-            let cells = |row: TopicJson| {
-                let (queues, messages) = (row.queues.to_string(), grouped(row.messages));
-                vec![row.topic, row.r#type, queues, row.durability.to_owned(), row.broker, messages]
-            };
-            let columns = [
-                text("TOPIC"),
-                text("TYPE"),
-                number("QUEUES"),
-                text("DURABILITY"),
-                text("BROKER"),
-                number("MESSAGES"),
-            ];
-            Ok(output::table(&columns, rows.map(cells).collect())?)
-        }
+    let rows: Vec<TopicJson> = rows.collect();
+    if output::programs(format, &rows, |rows| rows.iter().map(|row| row.topic.as_str()))? {
+        return Ok(());
     }
+    let cells = |row: TopicJson| {
+        let (queues, messages) = (row.queues.to_string(), grouped(row.messages));
+        vec![row.topic, row.r#type, queues, row.durability.to_owned(), row.broker, messages]
+    };
+    let columns = [
+        text("TOPIC"),
+        text("TYPE"),
+        number("QUEUES"),
+        text("DURABILITY"),
+        text("BROKER"),
+        number("MESSAGES"),
+    ];
+    Ok(output::table(&columns, rows.into_iter().map(cells).collect())?)
 }
 
 #[cfg(test)]

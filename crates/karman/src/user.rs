@@ -10,6 +10,7 @@ use karman_remoting::proto::karman::change_user_request::Change;
 use serde::Serialize;
 
 use crate::acl::{self, PolicyJson};
+use crate::cli::{Incomplete, NotFound};
 use crate::confirm::confirm;
 use crate::node::{Node, print_changed};
 use crate::output::{self, Format, number, text};
@@ -130,19 +131,23 @@ pub(crate) async fn run(command: UserCommand, node: &Node, format: Format) -> an
     match command {
         UserCommand::Create { name, secret_file, user_type } => {
             let given = secret_file.as_deref().map(read_secret).transpose()?;
+            if given.is_none() && format == Format::Name {
+                let how = "-o name would not show the secret that is made: give --secret-file, or another -o";
+                return Err(Incomplete(how.to_owned()).into());
+            }
             let made = given.is_none().then(|| format!("{:032x}", rand::random::<u128>()));
             let text = given.or_else(|| made.clone()).unwrap_or_default();
             let secret = Some(v1::Secret { text });
             let new = v1::NewUser { secret, user_type: user_type.to_proto(), disabled: false };
             let brokers = change(node, &name, Change::Create(new)).await?;
-            match (format, made) {
-                (Format::Json, made) => output::json(&MadeJson { name: &name, secret: made.as_deref() }),
-                (Format::Table, Some(made)) => {
-                    print_changed(&name, &brokers, format)?;
-                    Ok(output::line(&format!("secret: {made}\nIt is not shown again."))?)
-                }
-                (Format::Table, None) => print_changed(&name, &brokers, format),
+            let secret = made.as_deref();
+            if output::programs(format, &MadeJson { name: &name, secret }, |made| [made.name])? {
+                return Ok(());
             }
+            print_changed(&name, &brokers, format)?;
+            secret.map_or(Ok(()), |secret| {
+                Ok(output::line(&format!("secret: {secret}\nIt is not shown again."))?)
+            })
         }
         UserCommand::Update(args) => {
             let secret = args.secret_file.as_deref().map(read_secret).transpose()?;
@@ -163,22 +168,21 @@ pub(crate) async fn run(command: UserCommand, node: &Node, format: Format) -> an
         }
         UserCommand::List => {
             let users: Vec<UserJson> = list(node, "").await?.into_iter().map(UserJson::of).collect();
-            match format {
-                Format::Json => output::json(&users),
-                Format::Table => table(users),
+            if output::programs(format, &users, |users| users.iter().map(|user| user.name.as_str()))? {
+                return Ok(());
             }
+            table(users)
         }
         UserCommand::Show { name } => {
             let users: Vec<UserJson> = list(node, &name).await?.into_iter().map(UserJson::of).collect();
-            match (format, users.into_iter().next()) {
-                (Format::Json, user) => output::json(&user),
-                (Format::Table, Some(user)) => {
-                    let state = if user.enabled { "enabled" } else { "disabled" };
-                    output::line(&format!("{}: {} user, {state}", user.name, user.r#type))?;
-                    acl::table(user.policies)
-                }
-                (Format::Table, None) => Ok(()),
+            let known = users.into_iter().next();
+            let user = known.ok_or_else(|| NotFound(format!("there is no user {name:?}")))?;
+            if output::programs(format, &user, |user| [user.name.as_str()])? {
+                return Ok(());
             }
+            let state = if user.enabled { "enabled" } else { "disabled" };
+            output::line(&format!("{}: {} user, {state}", user.name, user.r#type))?;
+            acl::table(user.policies)
         }
     }
 }

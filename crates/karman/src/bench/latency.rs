@@ -103,8 +103,8 @@ pub(crate) async fn run(args: LatencyArgs, node: &Node, format: Format) -> anyho
 }
 
 fn print(figures: &LatencyFigures, format: Format) -> anyhow::Result<()> {
-    if format == Format::Json {
-        return output::json(figures);
+    if output::nameless(format, figures)? {
+        return Ok(());
     }
     let send = &figures.send;
     let row = |name: &str, count, latencies: [u64; 4]| {

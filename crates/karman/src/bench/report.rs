@@ -101,7 +101,7 @@ pub(crate) async fn run(args: ReportArgs, format: Format) -> anyhow::Result<()> 
     }
     anyhow::ensure!(!rounds.is_empty(), "ended before the first round was over");
     let report = summary(&args, &rounds);
-    if format == Format::Json { output::json(&report) } else { print(&report) }
+    if output::nameless(format, &report)? { Ok(()) } else { print(&report) }
 }
 
 /// One round; `None` when it was ended before it was complete.

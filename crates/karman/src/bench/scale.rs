@@ -115,7 +115,7 @@ pub(crate) async fn run(args: ScaleArgs, format: Format) -> anyhow::Result<()> {
     };
     let rows = CASES.iter().enumerate().map(row).collect();
     let report = ScaleJson { rounds: rounds.len(), messages: args.messages, rows };
-    if format == Format::Json { output::json(&report) } else { print(&report) }
+    if output::nameless(format, &report)? { Ok(()) } else { print(&report) }
 }
 
 fn print(report: &ScaleJson) -> anyhow::Result<()> {

@@ -59,12 +59,12 @@ pub(super) fn run(args: &CheckArgs, format: Format) -> anyhow::Result<()> {
     let (file, role) = (args.file.as_path(), args.role);
     let problems = role.problems(file, &args.sets);
     let good = problems.is_empty();
-    match format {
-        Format::Json => output::json(&Checked { file, role, good, problems: &problems })?,
-        Format::Table if good => {
-            output::line(&format!("{}: a {} starts with it", file.display(), role.name()))?
-        }
-        Format::Table => {}
+    let checked = Checked { file, role, good, problems: &problems };
+    let is_written = output::programs(format, &checked, |checked| {
+        checked.problems.iter().filter_map(|problem| problem.key.as_deref())
+    })?;
+    if !is_written && good {
+        output::line(&format!("{}: a {} starts with it", file.display(), role.name()))?;
     }
     if good {
         return Ok(());

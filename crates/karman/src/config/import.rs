@@ -81,12 +81,9 @@ pub(super) fn run(args: &ImportArgs, format: Format) -> anyhow::Result<()> {
         Properties::parse(&text).with_context(|| format!("read {} as properties", file.display()))?;
     let role = args.role.unwrap_or_else(|| likely_role(&properties));
     let imported = import(role, &properties, file);
-    match format {
-        Format::Json => output::json(&imported)?,
-        Format::Table => {
-            output::line(imported.toml.trim_end())?;
-            imported.report(&mut io::stderr().lock())?;
-        }
+    if !output::nameless(format, &imported)? {
+        output::line(imported.toml.trim_end())?;
+        imported.report(&mut io::stderr().lock())?;
     }
     let problems: String = imported.problems.iter().map(|problem| format!("\n  {problem}")).collect();
     anyhow::ensure!(problems.is_empty(), "a {} does not start with it yet:{problems}", role.name());

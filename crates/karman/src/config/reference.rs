@@ -52,6 +52,12 @@ pub(super) enum Kind {
 }
 
 /// A key that comes from RocketMQ.
+#[derive(Serialize)]
+struct Both {
+    broker: Vec<Key>,
+    namesrv: Vec<Key>,
+}
+
 #[derive(Debug, Serialize)]
 struct InRocketMq {
     key: String,
@@ -64,14 +70,23 @@ const UNITS: [&str; 7] =
     ["bytes per second", "milliseconds", "seconds", "minutes", "hours", "percent", "bytes"];
 
 pub(super) fn run(args: &ReferenceArgs, format: Format) -> anyhow::Result<()> {
-    match (format, args.role) {
-        (Format::Json, Some(role)) => output::json(&role.keys()),
-        (Format::Json, None) => {
-            output::json(&serde_json::json!({"broker": Role::Broker.keys(), "namesrv": Role::Namesrv.keys()}))
+    let (written, text) = match args.role {
+        Some(role) => {
+            let written = output::programs(format, &role.keys(), |keys| keys.iter().map(|key| &*key.name))?;
+            (written, section(role))
         }
-        (Format::Table, Some(role)) => Ok(output::line(section(role).trim_end())?),
-        (Format::Table, None) => Ok(output::line(page().trim_end())?),
+        None => {
+            let both = Both { broker: Role::Broker.keys(), namesrv: Role::Namesrv.keys() };
+            let names = output::programs(format, &both, |both| {
+                both.broker.iter().chain(&both.namesrv).map(|key| &*key.name)
+            });
+            (names?, page())
+        }
+    };
+    if !written {
+        output::line(text.trim_end())?;
     }
+    Ok(())
 }
 
 /// The keys of a configuration, by their names. `rules` are keys with what is allowed.

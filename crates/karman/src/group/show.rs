@@ -97,8 +97,8 @@ pub(super) async fn show(
         clients: response.clients.into_iter().map(ClientJson::of).collect(),
         contradictions: response.contradictions,
     };
-    if format == Format::Json {
-        return output::json(&shown);
+    if output::programs(format, &shown, |shown| [shown.group.as_str()])? {
+        return Ok(());
     }
     output::line(&shown.group)?;
     for (name, meaning) in described(&config) {
@@ -179,10 +179,11 @@ pub(super) async fn lag(
         row.oldest_ready_ms = row.oldest_ready_ms.into_iter().chain(queue.oldest_ready_ms).min();
         row.queues += 1;
     }
-    if format == Format::Json {
-        return output::json(&topics.into_values().collect::<Vec<_>>());
+    let rows: Vec<LagJson> = topics.into_values().collect();
+    if output::programs(format, &rows, |rows| rows.iter().map(|row| row.topic.as_str()))? {
+        return Ok(());
     }
-    if topics.is_empty() {
+    if rows.is_empty() {
         eprintln!("karman: group {name} has not read from any topic yet");
     }
     let now_ms = time::now_ms();
@@ -200,5 +201,5 @@ pub(super) async fn lag(
         number("WITHHELD"),
         number("AGE"),
     ];
-    Ok(output::table(&columns, topics.into_values().map(cells).collect())?)
+    Ok(output::table(&columns, rows.into_iter().map(cells).collect())?)
 }

@@ -130,10 +130,10 @@ impl StoredJson {
     }
 
     pub(crate) fn print(&self, format: Format) -> anyhow::Result<()> {
-        match format {
-            Format::Json => output::json(self),
-            Format::Table => Ok(self.print_text()?),
+        if output::one_of_many(format, self, &self.message_id)? {
+            return Ok(());
         }
+        Ok(self.print_text()?)
     }
 
     fn print_text(&self) -> std::io::Result<()> {

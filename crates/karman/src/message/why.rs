@@ -114,8 +114,8 @@ pub(super) async fn run(args: WhyArgs, node: &Node, format: Format) -> anyhow::R
         return Err(NotFound(what).into());
     }
     let traces: Vec<TraceJson> = response.traces.into_iter().map(TraceJson::of).collect();
-    if format == Format::Json {
-        return output::json(&traces);
+    if output::programs(format, &traces, |traces| traces.iter().map(|trace| trace.topic.as_str()))? {
+        return Ok(());
     }
     for (index, trace) in traces.iter().enumerate() {
         if index > 0 {

@@ -70,8 +70,8 @@ pub(super) fn run(offline: &Offline, args: &DumpArgs, format: Format) -> anyhow:
         }
         left -= 1;
         let printed = match format {
-            Format::Json => output::json(&json(&dumped)),
             Format::Table => print(&dumped),
+            _ => output::one_of_many(format, &json(&dumped), "").map(drop),
         };
         failed = printed.err();
         failed.is_none()

@@ -46,9 +46,7 @@ pub(super) fn run(offline: &Offline, args: &RepairArgs, format: Format) -> anyho
     if will_do {
         offline.repair(&plan, &mut |_| {})?;
     }
-    if format == Format::Json {
-        output::json(&RepairJson { done: will_do, steps, remaining })?;
-    }
+    output::nameless(format, &RepairJson { done: will_do, steps, remaining })?;
     outcome(&plan, will_do, args.yes)
 }
 
@@ -78,16 +76,15 @@ pub(super) fn rebuild_index(offline: &Offline, segment: Option<u64>, format: For
             |progress: karman_store::Progress| bar.show(progress.verified_bytes, progress.total_bytes);
         offline.rebuild_index(segment, &mut show)?
     };
-    match format {
-        Format::Json => output::json(&RebuiltJson { segments }),
-        Format::Table => {
-            for segment in &segments {
-                output::line(&format!("built the index file of segment {segment}"))?;
-            }
-            if segments.is_empty() {
-                output::line("no segment is full: there is no index file to build")?;
-            }
-            Ok(())
-        }
+    let rebuilt = RebuiltJson { segments };
+    if output::nameless(format, &rebuilt)? {
+        return Ok(());
     }
+    for segment in &rebuilt.segments {
+        output::line(&format!("built the index file of segment {segment}"))?;
+    }
+    if rebuilt.segments.is_empty() {
+        output::line("no segment is full: there is no index file to build")?;
+    }
+    Ok(())
 }

@@ -75,10 +75,7 @@ impl From<Stat> for StatJson {
 
 pub(super) fn run(offline: &Offline, format: Format) -> anyhow::Result<()> {
     let stat = StatJson::from(offline.stat()?);
-    match format {
-        Format::Json => output::json(&stat),
-        Format::Table => print(&stat),
-    }
+    if output::nameless(format, &stat)? { Ok(()) } else { print(&stat) }
 }
 
 fn print(stat: &StatJson) -> anyhow::Result<()> {

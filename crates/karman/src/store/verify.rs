@@ -75,9 +75,8 @@ pub(super) fn stopped(offline: &Offline, format: Format) -> anyhow::Result<()> {
         let mut bar = ProgressBar::new();
         offline.verify(&mut |progress| bar.show(progress.verified_bytes, progress.total_bytes))?
     };
-    match format {
-        Format::Json => output::json(&ReportJson::of(&report))?,
-        Format::Table => print(&report)?,
+    if !output::nameless(format, &ReportJson::of(&report))? {
+        print(&report)?;
     }
     match report.is_sound() {
         true => Ok(()),
@@ -276,9 +275,8 @@ pub(super) async fn live(
         node.check(only.status.as_ref(), &[])?;
     }
     let rows: Vec<LiveJson> = last.into_iter().map(LiveJson::from).collect();
-    match format {
-        Format::Json => output::json(&rows)?,
-        Format::Table => print_live(&rows)?,
+    if !output::nameless(format, &rows)? {
+        print_live(&rows)?;
     }
     let failed: Vec<_> = rows.iter().filter_map(|row| row.error.as_ref().map(|e| (&row.broker, e))).collect();
     if let Some((broker, error)) = failed.first() {

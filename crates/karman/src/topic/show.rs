@@ -69,8 +69,8 @@ pub(super) async fn show(
         lite_expiration_minutes: Some(config.lite_expiration_minutes).filter(|minutes| *minutes > 0),
         queues: queues.collect(),
     };
-    if format == Format::Json {
-        return output::json(&shown);
+    if output::programs(format, &shown, |shown| [shown.topic.as_str()])? {
+        return Ok(());
     }
     output::line(&headline(&shown))?;
     output::line("")?;

@@ -4,6 +4,7 @@
 
 mod basics;
 mod config;
+mod formats;
 mod get;
 mod groups;
 mod shell;
