@@ -2,23 +2,26 @@
 
 #[cfg(test)]
 mod mqadmin;
+mod target;
 
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use clap_complete::Shell;
-use karman_client::{ClientError, Code, Credentials};
-use karman_remoting::secret::Secret;
+use karman_client::{ClientError, Code};
 
 use crate::node::Node;
 use crate::output::Format;
 use crate::{
-    acl, bench, client, cluster, config, dev, dlq, group, message, offset, output, ready, shell, store,
-    topic, user,
+    acl, bench, client, cluster, config, context, dev, dlq, group, message, offset, output, ready, shell,
+    store, topic, user,
 };
+
+pub(crate) use target::Said;
+use target::{Target, TargetArgs};
 
 const EXIT_FAILED: u8 = 1;
 /// Also clap's.
@@ -39,45 +42,15 @@ Example:
 #[derive(Debug, Parser)]
 #[command(name = "karman", version, after_help = AFTER_HELP)]
 struct Cli {
-    /// Any node of the cluster: HOST:PORT, or https://HOST:PORT for TLS
-    #[arg(short, long, global = true, env = "KARMAN_ENDPOINT", default_value = "127.0.0.1:8081")]
-    endpoint: String,
-
     /// How results are written
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
     output: Format,
 
-    /// What `clusterSecret` of the nodes says, if it is set
-    #[arg(long, global = true, env = "KARMAN_CLUSTER_SECRET", hide_env_values = true, default_value = "")]
-    cluster_secret: Secret,
-
-    /// Who calls, where the nodes ask for it (`authenticationEnabled`): a user's name
-    #[arg(long, global = true, env = "KARMAN_ACCESS_KEY")]
-    access_key: Option<String>,
-
-    /// Where the user's secret is, unless KARMAN_SECRET_KEY holds it
-    #[arg(long, global = true, value_name = "FILE")]
-    secret_key_file: Option<PathBuf>,
+    #[command(flatten)]
+    target: TargetArgs,
 
     #[command(subcommand)]
     command: Command,
-}
-
-impl Cli {
-    fn node(&self) -> anyhow::Result<Node> {
-        let node = Node::new(self.endpoint.clone(), self.cluster_secret.clone());
-        let Some(access_key) = &self.access_key else { return Ok(node) };
-        let secret_key = match &self.secret_key_file {
-            Some(path) => user::read_secret(path)?,
-            None => std::env::var("KARMAN_SECRET_KEY").map_err(|_| {
-                Incomplete("give --secret-key-file or KARMAN_SECRET_KEY with --access-key".into())
-            })?,
-        };
-        let credentials = Credentials::new(access_key, &secret_key);
-        let refused =
-            || Incomplete(format!("--access-key {access_key:?} is refused: visible ASCII is allowed"));
-        Ok(node.signed_by(credentials.ok_or_else(refused)?))
-    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -91,6 +64,9 @@ enum Command {
     /// Print what a configuration may hold, check one, import one of RocketMQ
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Keep clusters under names: an endpoint, and who calls there
+    #[command(subcommand)]
+    Context(context::ContextCommand),
     /// Write what a shell needs to complete command lines
     #[command(after_help = shell::COMPLETIONS_HELP)]
     Completions {
@@ -188,8 +164,9 @@ enum OnlineCommand {
 
 /// Runs the command of the process's arguments.
 pub(crate) fn run() -> ExitCode {
-    let cli = Cli::parse();
-    match execute(cli) {
+    let matches = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    match execute(cli, &matches) {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read our output has seen enough of it.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
@@ -200,21 +177,32 @@ pub(crate) fn run() -> ExitCode {
     }
 }
 
-fn execute(cli: Cli) -> anyhow::Result<()> {
-    if cli.output == Format::Name && cli.command.is_nameless() {
+fn execute(cli: Cli, matches: &ArgMatches) -> anyhow::Result<()> {
+    let Cli { output, target, command } = cli;
+    if output == Format::Name && command.is_nameless() {
         return Err(Incomplete(output::NAMELESS.to_owned()).into());
     }
-    let node = cli.node()?;
-    match cli.command {
-        Command::Dev(args) => dev::run(args, cli.cluster_secret),
-        Command::Ready(args) => ready::run(&args, cli.output),
-        Command::Config(command) => config::run(command, cli.output),
+    let target = Target::new(target, matches);
+    match command {
+        Command::Dev(args) => dev::run(args, target.own_secret()),
+        Command::Ready(args) => ready::run(&args, output),
+        Command::Config(command) => config::run(command, output),
+        Command::Context(command) => {
+            let named = target.named_context();
+            context::run(command, target.typed, named, output)
+        }
         Command::Completions { shell } => shell::completions(shell, &mut Cli::command()),
         Command::Man { directory } => shell::man(&directory, Cli::command()),
-        Command::Store(command) => store::run(command, &node, cli.output),
+        Command::Store(command) => store::run(command, || Ok(target.node()?.0), output),
         Command::Online(command) => {
+            let (node, context) = target.node()?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(operate(command, &node, cli.output))
+            let result = runtime.block_on(operate(command, &node, output));
+            // Whoever typed no endpoint wants to know whose it is.
+            result.map_err(|error| match context {
+                Some(name) if error.is::<ClientError>() => error.context(format!("context {name}")),
+                _ => error,
+            })
         }
     }
 }

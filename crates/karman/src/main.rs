@@ -9,6 +9,7 @@ mod client;
 mod cluster;
 mod config;
 mod confirm;
+mod context;
 mod controller;
 mod dev;
 mod dlq;

@@ -129,14 +129,18 @@ pub(crate) struct RepairArgs {
 }
 
 /// Runs a command. Files are read on this thread; only `verify --live` needs a runtime.
-pub(crate) fn run(command: StoreCommand, node: &Node, format: Format) -> anyhow::Result<()> {
+pub(crate) fn run(
+    command: StoreCommand,
+    node: impl FnOnce() -> anyhow::Result<Node>,
+    format: Format,
+) -> anyhow::Result<()> {
     match command {
         StoreCommand::Verify(VerifyArgs { directory: Some(directory), .. }) => {
             verify::stopped(&open(&directory)?, format)
         }
         StoreCommand::Verify(args) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(verify::live(node, args.broker, args.rate, format))
+            runtime.block_on(verify::live(&node()?, args.broker, args.rate, format))
         }
         StoreCommand::Dump(args) => dump::run(&open(&args.place.directory)?, &args, format),
         StoreCommand::Stat { place } => stat::run(&open(&place.directory)?, format),

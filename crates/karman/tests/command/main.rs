@@ -4,6 +4,7 @@
 
 mod basics;
 mod config;
+mod context;
 mod formats;
 mod get;
 mod groups;
