@@ -9,5 +9,6 @@ mod formats;
 mod get;
 mod groups;
 mod shell;
+mod startup;
 mod store;
 mod support;
