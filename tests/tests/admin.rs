@@ -342,6 +342,13 @@ fn clients_and_their_filters_are_known_on_every_node() {
         let of_topic = done(endpoint, &["client", "list", "--topic", "orders"]);
         let names: Vec<_> = of_topic.as_array().unwrap().iter().map(|client| &client["client"]).collect();
         assert_eq!(names, ["reader", "sender"], "{of_topic}");
+        let report = done(endpoint, &["doctor"]);
+        let reached = report["findings"].as_array().unwrap().iter().filter(|one| one["check"] == "reachable");
+        let nodes: Vec<&str> = reached.map(|one| one["node"].as_str().unwrap()).collect();
+        for (address, broker) in [(&a, "broker-a"), (&b, "broker-b")] {
+            let address = address.trim_start_matches("http://");
+            assert!(nodes.contains(&&*format!("{address} ({broker})")), "{report}");
+        }
         let why = done(endpoint, &["message", "why", "plain", "orders"]);
         let reason = why[0]["groups"][0]["reason"].as_str().unwrap();
         assert!(reason.contains("no client's filter matches it"), "{why}");

@@ -1,12 +1,16 @@
 //! What this process uses, as the kernel counts it. Any thread; reads `/proc`.
 
-/// Processor time and memory of this process.
+/// Processor time, memory and open files of this process.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Used {
     /// User and system time of all threads, in steps of 10 ms.
     pub cpu_micros: u64,
     /// Resident set.
     pub resident_bytes: u64,
+    /// Files and connections.
+    pub open_files: u32,
+    /// So many it may have.
+    pub open_files_limit: u32,
 }
 
 /// Ticks of `/proc/self/stat` are hundredths of a second on Linux (USER_HZ), whatever the kernel's own rate.
@@ -18,9 +22,13 @@ const KIB: u64 = 1024;
 pub fn used() -> Used {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
     Used {
         cpu_micros: ticks(&stat).unwrap_or(0) * MICROS_PER_TICK,
         resident_bytes: resident(&status).unwrap_or(0),
+        open_files: u32::try_from(open).unwrap_or(u32::MAX),
+        open_files_limit: limit(&limits).unwrap_or(0),
     }
 }
 
@@ -35,6 +43,15 @@ fn resident(status: &str) -> Option<u64> {
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? * KIB)
 }
 
+/// The soft limit: at that one an open fails.
+fn limit(limits: &str) -> Option<u32> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    match line.split_whitespace().next()? {
+        "unlimited" => Some(u32::MAX),
+        count => count.parse().ok(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,7 +63,9 @@ mod tests {
     }
 
     #[test]
-    fn this_process_uses_memory() {
-        assert!(used().resident_bytes > 0);
+    fn this_process_uses_memory_and_files() {
+        let used = used();
+        assert!(used.resident_bytes > 0);
+        assert!(used.open_files > 2 && used.open_files < used.open_files_limit, "{used:?}");
     }
 }

@@ -16,8 +16,8 @@ use karman_client::{ClientError, Code};
 use crate::node::Node;
 use crate::output::Format;
 use crate::{
-    acl, bench, client, cluster, config, context, dev, dlq, group, message, offset, output, ready, shell,
-    store, topic, user,
+    acl, bench, client, cluster, config, context, dev, dlq, doctor, group, message, offset, output, ready,
+    shell, store, topic, user,
 };
 
 pub(crate) use target::Said;
@@ -157,6 +157,9 @@ enum OnlineCommand {
     /// Look at the brokers
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// Look for what is wrong with a cluster, from here, and say what to do
+    #[command(after_help = doctor::AFTER_HELP)]
+    Doctor(doctor::DoctorArgs),
     /// Measure a cluster, or the RPC layer under it
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -218,6 +221,7 @@ async fn operate(command: OnlineCommand, node: &Node, format: Format) -> anyhow:
         OnlineCommand::User(command) => user::run(command, node, format).await,
         OnlineCommand::Acl(command) => acl::run(command, node, format).await,
         OnlineCommand::Cluster(command) => cluster::run(command, node, format).await,
+        OnlineCommand::Doctor(args) => doctor::run(args, node, format).await,
         OnlineCommand::Bench(command) => bench::run(command, node, format).await,
     }
 }

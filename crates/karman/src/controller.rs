@@ -1,5 +1,6 @@
 //! `karman cluster show | elect | drain | replicas | controllers`: the controllers and what they say of the broker sets.
 
+use std::fmt;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -156,6 +157,21 @@ fn request<T>(node: &Node, message: T) -> Request<T> {
     request
 }
 
+/// The node that was asked has no controller.
+#[derive(Debug)]
+pub(crate) struct NoController {
+    endpoint: String,
+}
+
+impl fmt::Display for NoController {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let how = "-e must name a namesrv that has one (enableControllerInNamesrv)";
+        write!(f, "{} has no controller: {how}", self.endpoint)
+    }
+}
+
+impl std::error::Error for NoController {}
+
 /// The answer, and whether it is a refusal.
 async fn answer<T: Answer>(
     node: &Node,
@@ -165,10 +181,9 @@ async fn answer<T: Answer>(
     let called = tokio::time::timeout(TIMEOUT, call).await;
     let called = called.map_err(|_| ClientError::Timeout { endpoint: endpoint(), timeout: TIMEOUT })?;
     let response = match called {
-        Err(status) if status.code() == Code::Unimplemented => anyhow::bail!(
-            "{} has no controller: -e must name a namesrv that has one (enableControllerInNamesrv)",
-            node.endpoint
-        ),
+        Err(status) if status.code() == Code::Unimplemented => {
+            return Err(NoController { endpoint: endpoint() }.into());
+        }
         Err(status) => return Err(node.failure(&status).into()),
         Ok(response) => response.into_inner(),
     };
@@ -176,10 +191,16 @@ async fn answer<T: Answer>(
     Ok((response, checked))
 }
 
+/// What a controller knows, and whether that is enough to act on.
+pub(crate) async fn describe(
+    node: &Node,
+) -> anyhow::Result<(v1::DescribeControllerResponse, anyhow::Result<()>)> {
+    let mut client = client(node)?;
+    answer(node, client.describe_controller(request(node, v1::DescribeControllerRequest {}))).await
+}
+
 pub(crate) async fn show(node: &Node, format: Format) -> anyhow::Result<()> {
-    let call = client(node)?;
-    let call = async { { call }.describe_controller(request(node, v1::DescribeControllerRequest {})).await };
-    let (response, checked) = answer(node, call).await?;
+    let (response, checked) = describe(node).await?;
     let leader = response.leader;
     let controller = |own: v1::ControllerState| ControllerJson {
         role: match own.voter {

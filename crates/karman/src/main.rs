@@ -13,6 +13,7 @@ mod context;
 mod controller;
 mod dev;
 mod dlq;
+mod doctor;
 mod group;
 mod message;
 mod node;

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rustls::client::danger::ServerCertVerifier;
 use tokio::runtime::{self, Handle};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
@@ -45,6 +46,11 @@ pub enum ClientTls {
     TrustAll,
     /// They must lead to one of these certificates (PEM) and name the host of the address.
     Roots(Vec<u8>),
+}
+
+/// The verifier of [`ClientTls::TrustAll`], for a look at what a server shows.
+pub fn trusting_all() -> Arc<dyn ServerCertVerifier> {
+    trust::all()
 }
 
 /// Why there is no channel.

@@ -354,6 +354,11 @@ impl Store {
         self.log.disk.space(&self.log.directory.commit_log).ok().map(retention::Space::used_percent)
     }
 
+    /// How many bytes its disk has left for it; `None` if the system does not say.
+    pub fn disk_available_bytes(&self) -> Option<u64> {
+        self.log.disk.space(&self.log.directory.commit_log).ok().map(|space| space.available_bytes)
+    }
+
     /// Why the store takes no more records, once that is so. It does not recover: leave the process and start anew.
     pub fn poisoned(&self) -> watch::Receiver<Option<Arc<str>>> {
         self.log.poisoned.subscribe()

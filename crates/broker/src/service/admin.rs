@@ -351,6 +351,10 @@ impl Broker {
             in_sync_count: u32::try_from(in_sync).unwrap_or(u32::MAX),
             in_sync_needed: u32::try_from(needed).unwrap_or(u32::MAX),
             repaired_bytes: repaired_bytes(&self.store),
+            disk_used_percent: self.store.disk_used_percent().map(u32::from),
+            disk_available_bytes: self.store.disk_available_bytes(),
+            open_files: used.open_files,
+            open_files_limit: used.open_files_limit,
         }
     }
 }

@@ -5,6 +5,7 @@
 mod basics;
 mod config;
 mod context;
+mod doctor;
 mod formats;
 mod get;
 mod groups;
