@@ -13,3 +13,4 @@ mod shell;
 mod startup;
 mod store;
 mod support;
+mod transcript;
