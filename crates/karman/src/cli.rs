@@ -16,8 +16,8 @@ use karman_client::{ClientError, Code};
 use crate::node::Node;
 use crate::output::Format;
 use crate::{
-    acl, bench, client, cluster, config, context, dev, dlq, doctor, group, message, offset, output, ready,
-    shell, store, topic, user,
+    acl, bench, client, cluster, config, context, dev, dlq, doctor, generate, group, message, offset, output,
+    ready, shell, store, topic, user,
 };
 
 pub(crate) use target::Said;
@@ -79,6 +79,9 @@ enum Command {
         /// Where to; it is made if it is missing
         directory: PathBuf,
     },
+    /// Write what a deployment needs: compose, systemd, Grafana, Prometheus
+    #[command(subcommand)]
+    Generate(generate::GenerateCommand),
     /// Ask a node whether it is ready
     #[command(after_help = ready::AFTER_HELP)]
     Ready(ready::ReadyArgs),
@@ -89,7 +92,7 @@ enum Command {
 impl Command {
     /// Whether results have no names, as is known before there are any.
     fn is_nameless(&self) -> bool {
-        matches!(self, Self::Store(_) | Self::Online(OnlineCommand::Bench(_)))
+        matches!(self, Self::Store(_) | Self::Generate(_) | Self::Online(OnlineCommand::Bench(_)))
     }
 }
 
@@ -196,6 +199,7 @@ fn execute(cli: Cli, matches: &ArgMatches) -> anyhow::Result<()> {
         }
         Command::Completions { shell } => shell::completions(shell, &mut Cli::command()),
         Command::Man { directory } => shell::man(&directory, Cli::command()),
+        Command::Generate(command) => generate::run(command),
         Command::Store(command) => store::run(command, || Ok(target.node()?.0), output),
         Command::Online(command) => {
             let (node, context) = target.node()?;

@@ -14,6 +14,7 @@ mod controller;
 mod dev;
 mod dlq;
 mod doctor;
+mod generate;
 mod group;
 mod message;
 mod node;
