@@ -1,5 +1,6 @@
 //! Whom a command talks to, and in whose name: what was typed, what a context says, what the environment says, in that order.
 
+use std::io;
 use std::path::PathBuf;
 
 use clap::parser::ValueSource;
@@ -169,16 +170,37 @@ impl Target {
             (Err(_), None) => return Ok(None),
             (Err(error), Some(_)) => return Err(error),
         };
-        let contexts = file::load(&path)?;
+        let contexts = match file::load(&path) {
+            Err(error) if named.is_none() && is_denied(&error) => {
+                eprintln!("karman: {error:#}; no context is used");
+                return Ok(None);
+            }
+            loaded => loaded?,
+        };
         let Some(name) = named.or_else(|| contexts.current.clone()) else { return Ok(None) };
         let context = contexts.get(&name)?.clone();
         Ok(Some((name, context)))
     }
 }
 
+/// Whoever runs a command in another's name has that one's HOME, and may not read there.
+fn is_denied(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+}
+
 #[cfg(test)]
 mod tests {
+    use anyhow::Context as _;
+
     use super::*;
+
+    #[test]
+    fn a_file_that_may_not_be_read_is_told_apart_from_one_that_is_wrong() {
+        let failed =
+            |kind: io::ErrorKind| Err::<(), _>(io::Error::from(kind)).context("read it").unwrap_err();
+        assert!(is_denied(&failed(io::ErrorKind::PermissionDenied)));
+        assert!(!is_denied(&failed(io::ErrorKind::InvalidData)) && !is_denied(&anyhow::anyhow!("line 2")));
+    }
 
     fn said(prefix: &str) -> Said {
         Said {

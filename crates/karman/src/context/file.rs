@@ -71,7 +71,9 @@ pub(crate) fn load(path: &Path) -> anyhow::Result<Contexts> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         // Whoever has no home directory has no contexts either.
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Contexts::default()),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(Contexts::default());
+        }
         Err(error) => return Err(error).with_context(|| format!("read the contexts in {}", path.display())),
     };
     let contexts: Contexts = toml::from_str(&text).map_err(|error| {

@@ -87,6 +87,10 @@ fn what_is_wrong_with_a_context_is_said_with_what_to_do() {
         assert!(texts.iter().all(|part| text.contains(part)) && output.stdout.is_empty(), "{text}");
     }
     std::fs::write(home.path().join("karman/contexts.toml"), "current = \"a\"\npssst").unwrap();
+    let homeless = at_home(Path::new("/dev/null"), &[], &["context", "list", "-o", "json"]);
+    assert_eq!(json(&homeless), serde_json::json!([]));
+    let unwritable = at_home(Path::new("/dev/null"), &[], &["context", "add", "a", "-e", "n:1"]);
+    assert!(stderr(&unwritable).contains("/dev/null/karman/contexts.toml"), "{}", stderr(&unwritable));
     let broken = at_home(home.path(), &[], &["topic", "list"]);
     assert!(
         stderr(&broken).contains("line 2 of ") && !stderr(&broken).contains("pssst"),
