@@ -13,6 +13,7 @@ use karman_remoting::status::{Rejection, ok};
 use karman_remoting::token::TokenKey;
 use karman_remoting::validate;
 use karman_store::{Durability, QueueNumber, Record, Store};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{Catalog, Topic};
@@ -79,6 +80,8 @@ pub struct Broker {
     pub followers: Arc<Followers>,
     /// Handles of this process have higher revisions; it is higher than that of every process that wrote this log before.
     pub revision_base: u32,
+    /// Places for sends that wait for their answers: `sendThreadPoolQueueCapacity`
+    pub sends: Semaphore,
     /// `popInflightMessageThreshold`
     pub inflight_max: usize,
     /// `defaultTopicQueueNums`

@@ -116,6 +116,9 @@ pub struct BrokerConfig {
     pub auto_create_subscription_group: bool,
     /// Queues of a topic that does not say how many.
     pub default_topic_queue_nums: u32,
+    /// Sends that may wait for their answers at once; whoever comes then is told at once to send later. In each waits what it costs to
+    /// answer it, so this bounds how late an answer can be.
+    pub send_thread_pool_queue_capacity: u32,
     /// Messages of one queue that one group may hold at once; beyond, it gets no new ones from it.
     pub pop_inflight_message_threshold: u32,
     /// How far ahead the delivery time of a message may lie. Milliseconds.
@@ -194,6 +197,7 @@ impl Default for BrokerConfig {
             auto_create_topic_enable: false,
             auto_create_subscription_group: true,
             default_topic_queue_nums: 8,
+            send_thread_pool_queue_capacity: 10_000,
             pop_inflight_message_threshold: 100_000,
             max_delay_time_mills: 24 * 3_600_000,
             timer_max_delay_sec: DELAY_MAX_DAYS * 86_400,

@@ -93,6 +93,9 @@ impl BrokerConfig {
                 (10..=3_600_000).contains(&value),
             );
         }
+        let sends = self.send_thread_pool_queue_capacity;
+        let allowed = "1 to 1000000 sends are allowed";
+        check("sendThreadPoolQueueCapacity", sends.to_string(), allowed, (1..=1_000_000).contains(&sends));
         let inflight = self.pop_inflight_message_threshold;
         check("popInflightMessageThreshold", inflight.to_string(), "at least 32 is allowed", inflight >= 32);
         let window = self.dedup_window_minutes;

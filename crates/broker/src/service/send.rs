@@ -42,6 +42,12 @@ struct Batch {
 impl Broker {
     /// Stores the messages of one request and answers when they are as durable as their topic demands.
     pub async fn send(&self, request: v2::SendMessageRequest) -> Result<v2::SendMessageResponse, Rejection> {
+        // Early: more would only wait longer, and each that waits takes memory.
+        let _place = self.sends.try_acquire().map_err(|_| {
+            let what =
+                "as many sends wait for their answers as may (sendThreadPoolQueueCapacity); send again later";
+            Rejection::TooManyRequests(format!("broker {:?}: {what}", self.name))
+        })?;
         let messages = check::read(request.messages)?;
         let topic = self.topic_for_send(&messages[0].topic).await?;
         // Before any id is claimed.

@@ -35,6 +35,10 @@ impl Node {
     }
 
     async fn start_in(directory: Arc<TempDir>) -> Self {
+        Self::start_with(directory, BrokerConfig::default()).await
+    }
+
+    async fn start_with(directory: Arc<TempDir>, config: BrokerConfig) -> Self {
         let any_port = || "127.0.0.1:0".to_owned();
         let config = BrokerConfig {
             store_path_root_dir: directory.path().to_str().unwrap().to_owned(),
@@ -46,7 +50,7 @@ impl Node {
             disk_space_clean_forcibly_ratio: 100,
             disk_space_warning_level_ratio: 100,
             data_threads: 1,
-            ..BrokerConfig::default()
+            ..config
         };
         let running = tokio::task::spawn_blocking(move || start(&config)).await.unwrap().unwrap();
         Self { broker: running.broker(), running, _directory: directory }
@@ -201,6 +205,24 @@ async fn a_message_that_is_answered_early_is_known_when_it_is_sent_again() {
     // The last one was answered before it can be seen.
     node.until_count(&memory, COUNT).await;
     assert_eq!(node.broker.dedupe.repeated.load(Ordering::Relaxed), COUNT);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_send_that_finds_too_many_waiting_is_refused_at_once_and_the_others_are_answered() {
+    let config = BrokerConfig { send_thread_pool_queue_capacity: 2, ..BrokerConfig::default() };
+    let node = Node::start_with(Arc::new(tempfile::tempdir().unwrap()), config).await;
+    let topic = node.topic(topic_named("a", 1)).await;
+    let send = |id: &str| {
+        let messages = vec![message(&topic, id).encode_to_vec().into()];
+        node.broker.send(v2::SendMessageRequest { messages })
+    };
+    let (first, second, third) = tokio::join!(send("1"), send("2"), send("3"));
+    assert!(first.is_ok() && second.is_ok());
+    let refused = third.unwrap_err();
+    assert!(matches!(refused, Rejection::TooManyRequests(_)), "{refused}");
+    assert!(send("3").await.is_ok(), "there is room again");
+    node.until_count(&topic, 3).await;
     node.stop().await;
 }
 

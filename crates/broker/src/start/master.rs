@@ -27,6 +27,7 @@ use karman_remoting::route_table::SharedRoutes;
 use karman_remoting::server::{MAX_DECODING_SIZE_BYTES, with_health_and_reflection};
 use karman_store::{Durability, Store};
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -147,6 +148,7 @@ pub(super) fn assemble(
         flush_timeout: Duration::from_millis(config.sync_flush_timeout),
         slave_timeout: Duration::from_millis(config.slave_timeout),
         revision_base: revision_base(began_ms, store.epoch()),
+        sends: Semaphore::new(config.send_thread_pool_queue_capacity as usize),
         inflight_max: config.pop_inflight_message_threshold as usize,
         default_queue_nums: config.default_topic_queue_nums,
         dedup_window_minutes: config.dedup_window_minutes,

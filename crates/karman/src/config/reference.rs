@@ -262,6 +262,7 @@ mod tests {
             "maxLiteTopics",
             "minInSyncReplicas",
             "popInflightMessageThreshold",
+            "sendThreadPoolQueueCapacity",
             "transactionCheckMax",
         ];
         for key in [Role::Broker, Role::Namesrv].into_iter().flat_map(Role::keys) {
