@@ -1,7 +1,7 @@
 //! The mixed load: all kinds of messages and all ways to end one, against two brokers of which one after the other is
 //! killed, put down as a history for the checker.
 //!
-//! Who calls: the program `mixed_load` and `tests/mixed.rs`; the fault run uses the [`Load`] alone. The caller's thread owns
+//! Who calls: the program `mixed_load` and `tests/waiting/mixed.rs`; the fault run uses the [`Load`] alone. The caller's thread owns
 //! the cluster and kills; producers and consumers are tasks of a runtime of their own. Everything random follows from the seed, but the moment at which a kill
 //! meets an operation.
 

@@ -1,5 +1,4 @@
 //! The mixed load in short, judged by the checker. The long one is a command: see `docs/testing.md`.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs::File;
 use std::io::BufReader;

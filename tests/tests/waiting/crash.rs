@@ -1,5 +1,4 @@
 //! `kill -9` of brokers while both official clients send and receive: what was acknowledged is there afterwards.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -1,5 +1,4 @@
 //! Namesrvs come and go; clients and brokers do not notice.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::time::Duration;
 
