@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use karman_remoting::proto::v2::{Code, MessageType};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::process::Process;
@@ -275,6 +276,13 @@ impl Cluster {
             (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "karman {arguments:?}: {}\n{stdout}{stderr}", output.status);
         stdout.into_owned()
+    }
+
+    /// The figures of `karman bench produce` for some seconds; `load`: how it sends. Panics when no send is answered OK.
+    pub fn produce(&self, topic: &str, seconds: u64, load: &[&str]) -> Value {
+        let seconds = seconds.to_string();
+        let command = ["-o", "json", "bench", "produce", topic, "--seconds", &seconds];
+        serde_json::from_str(&self.karman(&[&command[..], load].concat())).unwrap()
     }
 
     /// Runs a program of `examples/` with the first broker as its endpoint; what it has printed. Panics when it fails.

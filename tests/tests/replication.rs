@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use karman_remoting::proto::karman::{Durability, TopicConfig};
 use karman_remoting::proto::v2::{self, Code};
+use karman_tests::cluster::Node;
 use karman_tests::files::segments;
 use karman_tests::raw::{message, receive_request};
 use karman_tests::replicas::{listed, wait_whole};
@@ -50,6 +51,21 @@ fn ids_of(raw: &Raw, topic: &str, group: &str, count: usize) -> Vec<String> {
     });
     ids.sort();
     ids
+}
+
+/// The former master, from now on a slave of the one that took its place.
+fn deposed(cluster: &Cluster) -> Node {
+    let settings = ["brokerRole=SLAVE".to_owned(), "brokerId=7".to_owned()];
+    let mut deposed = cluster.broker_set_member("broker-a", &settings);
+    deposed.start();
+    deposed
+}
+
+fn end_with_one_log(cluster: &mut Cluster, mut deposed: Node) {
+    wait_whole(cluster, 1, DEADLINE);
+    deposed.stop();
+    cluster.brokers[0].stop();
+    assert_same_log(&cluster.path().join("broker-a"), &cluster.path().join("broker-a-1"));
 }
 
 #[test]
@@ -151,9 +167,7 @@ fn a_new_slave_begins_with_a_copy_and_takes_the_place_of_its_master() {
     let settings = ["brokerRole=ASYNC_MASTER".to_owned()];
     let mut promoted = cluster.broker_set_member("broker-a-1", &settings);
     promoted.start();
-    let settings = ["brokerRole=SLAVE".to_owned(), "brokerId=7".to_owned()];
-    let mut deposed = cluster.broker_set_member("broker-a", &settings);
-    deposed.start();
+    let deposed = deposed(&cluster);
     cluster.brokers[0] = promoted;
     cluster.wait_whole();
     wait_whole(&cluster, 1, DEADLINE);
@@ -164,10 +178,7 @@ fn a_new_slave_begins_with_a_copy_and_takes_the_place_of_its_master() {
     let ids = ids_of(&raw, "t", "all", 47);
     assert!(ids.contains(&"C".to_owned()) && !ids.contains(&"lost".to_owned()), "{ids:?}");
     assert_eq!(listed(&cluster)["epoch"], 2);
-    wait_whole(&cluster, 1, DEADLINE);
-    deposed.stop();
-    cluster.brokers[0].stop();
-    assert_same_log(&cluster.path().join("broker-a"), &cluster.path().join("broker-a-1"));
+    end_with_one_log(&mut cluster, deposed);
 }
 
 /// Each takes the next epoch, which is the same, at the same place.
@@ -190,18 +201,13 @@ fn two_that_were_masters_without_one_another_come_to_one_log() {
     }
     cluster.brokers[0] = cluster.broker_set_member("broker-a-1", &as_master);
     cluster.brokers[0].start();
-    let settings = ["brokerRole=SLAVE".to_owned(), "brokerId=7".to_owned()];
-    let mut deposed = cluster.broker_set_member("broker-a", &settings);
-    deposed.start();
+    let deposed = deposed(&cluster);
     cluster.wait_whole();
     wait_whole(&cluster, 1, DEADLINE);
     assert!(deposed.log().contains("it is cut"), "{}", deposed.log());
     let raw = Raw::connect(&cluster.brokers[0].endpoint());
     assert_eq!(ids_of(&raw, "t", "all", 2), ["both", "slave"]);
-    wait_whole(&cluster, 1, DEADLINE);
-    deposed.stop();
-    cluster.brokers[0].stop();
-    assert_same_log(&cluster.path().join("broker-a"), &cluster.path().join("broker-a-1"));
+    end_with_one_log(&mut cluster, deposed);
 }
 
 /// Nothing says any more what was in front of its log, for both of its snapshots know of what its master does not have.
@@ -236,9 +242,7 @@ fn a_slave_that_is_cut_in_front_of_its_snapshots_begins_with_a_copy() {
         cluster.brokers[0].stop();
     }
     cluster.brokers[0].start();
-    let settings = ["brokerRole=SLAVE".to_owned(), "brokerId=7".to_owned()];
-    let mut deposed = cluster.broker_set_member("broker-a", &settings);
-    deposed.start();
+    let mut deposed = deposed(&cluster);
     cluster.wait_whole();
     wait_whole(&cluster, 1, DEADLINE);
     for said in ["it is cut", "its log cannot be used: it is replaced by a copy"] {

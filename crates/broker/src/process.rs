@@ -1,16 +1,21 @@
 //! What this process uses, as the kernel counts it. Any thread; reads `/proc`.
 
-/// Processor time, memory and open files of this process.
+/// Processor time and memory of this process.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Used {
     /// User and system time of all threads, in steps of 10 ms.
     pub cpu_micros: u64,
     /// Resident set.
     pub resident_bytes: u64,
-    /// Files and connections.
-    pub open_files: u32,
+}
+
+/// Files and connections of this process.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OpenFiles {
+    /// Now.
+    pub count: u32,
     /// So many it may have.
-    pub open_files_limit: u32,
+    pub limit: u32,
 }
 
 /// Ticks of `/proc/self/stat` are hundredths of a second on Linux (USER_HZ), whatever the kernel's own rate.
@@ -22,14 +27,17 @@ const KIB: u64 = 1024;
 pub fn used() -> Used {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
     Used {
         cpu_micros: ticks(&stat).unwrap_or(0) * MICROS_PER_TICK,
         resident_bytes: resident(&status).unwrap_or(0),
-        open_files: u32::try_from(open).unwrap_or(u32::MAX),
-        open_files_limit: limit(&limits).unwrap_or(0),
     }
+}
+
+/// Zeros where the kernel does not say. It lists each of them: not for what is asked often.
+pub fn open_files() -> OpenFiles {
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    OpenFiles { count: u32::try_from(open).unwrap_or(u32::MAX), limit: limit(&limits).unwrap_or(0) }
 }
 
 /// utime and stime, fields 14 and 15. The name in field 2 may hold anything, so the count begins behind it.
@@ -64,8 +72,8 @@ mod tests {
 
     #[test]
     fn this_process_uses_memory_and_files() {
-        let used = used();
-        assert!(used.resident_bytes > 0);
-        assert!(used.open_files > 2 && used.open_files < used.open_files_limit, "{used:?}");
+        assert!(used().resident_bytes > 0);
+        let files = open_files();
+        assert!(files.count > 2 && files.count < files.limit, "{files:?}");
     }
 }

@@ -138,11 +138,7 @@ impl Registration for RegistrationService {
         &self,
         request: Request<Streaming<BrokerReport>>,
     ) -> Result<Response<BoxStream<RouteUpdate>>, Status> {
-        if !metadata::has_secret(request.metadata(), &self.0.secret) {
-            return Err(Status::permission_denied(
-                "the broker does not carry this cluster's secret (clusterSecret)",
-            ));
-        }
+        metadata::check_secret(request.metadata(), &self.0.secret, "broker")?;
         let id = self.0.next_stream.fetch_add(1, Ordering::Relaxed);
         let mut heartbeat = tokio::time::interval(HEARTBEAT_INTERVAL);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);

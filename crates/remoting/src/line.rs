@@ -169,10 +169,7 @@ impl Relay for RelayService {
         &self,
         request: Request<v1::HoldLineRequest>,
     ) -> Result<Response<BoxStream<v1::HoldLineResponse>>, Status> {
-        if !metadata::has_secret(request.metadata(), &self.secret) {
-            let what = "the node does not carry this cluster's secret (clusterSecret)";
-            return Err(Status::permission_denied(what));
-        }
+        metadata::check_secret(request.metadata(), &self.secret, "node")?;
         if self.lines.open.len() >= RELAYED_MAX {
             return Err(Status::resource_exhausted(format!("{RELAYED_MAX} lines are held")));
         }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tonic::Status;
 use tonic::metadata::{Ascii, KeyAndValueRef, MetadataMap, MetadataValue};
 
 use crate::secret::Secret;
@@ -187,6 +188,13 @@ pub fn has_secret(metadata: &MetadataMap, secret: &Secret) -> bool {
     wanted.is_empty()
         || (given.len() == wanted.len()
             && given.iter().zip(wanted).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0)
+}
+
+/// [`has_secret`], or a refusal of `who` calls.
+pub fn check_secret(metadata: &MetadataMap, secret: &Secret, who: &str) -> Result<(), Status> {
+    let refused =
+        || format!("the {who} does not carry this cluster's secret (clusterSecret); give both the same");
+    if has_secret(metadata, secret) { Ok(()) } else { Err(Status::permission_denied(refused())) }
 }
 
 /// Whether a call carries the secret of a cluster that has one.

@@ -32,13 +32,6 @@ struct Arguments {
     durability: String,
 }
 
-/// Sends 1 KiB bodies for some seconds; `load`: how.
-fn produce(cluster: &Cluster, seconds: u64, load: &[&str]) -> anyhow::Result<Value> {
-    let seconds = seconds.to_string();
-    let command = ["-o", "json", "bench", "produce", "t", "--seconds", &seconds];
-    Ok(serde_json::from_str(&cluster.karman(&[&command[..], load].concat()))?)
-}
-
 fn figure(figures: &Value, key: &str) -> anyhow::Result<f64> {
     figures[key].as_f64().with_context(|| format!("no {key} in {figures}"))
 }
@@ -63,15 +56,14 @@ fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let cluster = Cluster::builder().namesrvs(1).brokers(1).start();
     cluster.karman(&["topic", "create", "t", "--durability", &arguments.durability]);
-    let full = figure(&produce(&cluster, 5, &[])?, "messages_per_second")?;
+    let full = figure(&cluster.produce("t", 5, &[]), "messages_per_second")?;
     let fifth = format!("{:.0}", full / 5.0);
-    let (normal, normal_bytes) = most_memory(&cluster, || produce(&cluster, 10, &["--rate", &fifth]));
+    let (normal, normal_bytes) = most_memory(&cluster, || cluster.produce("t", 10, &["--rate", &fifth]));
     let (connections, inflight) = (arguments.connections.to_string(), arguments.inflight.to_string());
     let load = ["--connections", &connections, "--inflight", &inflight];
-    let (over, over_bytes) = most_memory(&cluster, || produce(&cluster, arguments.seconds, &load));
+    let (over, over_bytes) = most_memory(&cluster, || cluster.produce("t", arguments.seconds, &load));
     std::thread::sleep(REST);
-    let after = produce(&cluster, 5, &[])?;
-    let (normal, over) = (normal?, over?);
+    let after = cluster.produce("t", 5, &[]);
     println!("| | messages/s | of the rate before | refused | p99 | of that at a fifth | memory |");
     println!("|---|---:|---:|---:|---:|---:|---:|");
     let p99 = figure(&normal, "p99_us")?;

@@ -58,9 +58,7 @@ fn median(figures: impl Iterator<Item = f64>) -> f64 {
 
 /// Sends 1 KiB bodies, 4 connections with 64 requests under way unless `load` says otherwise.
 fn produce(cluster: &Cluster, topic: &str, seconds: u64, load: &[&str]) -> anyhow::Result<Value> {
-    let seconds = seconds.to_string();
-    let command = ["-o", "json", "bench", "produce", topic, "--seconds", &seconds];
-    let figures: Value = serde_json::from_str(&cluster.karman(&[&command[..], load].concat()))?;
+    let figures = cluster.produce(topic, seconds, load);
     anyhow::ensure!(figures["errors"] == 0, "sends to {topic} failed: {figures}");
     Ok(figures)
 }

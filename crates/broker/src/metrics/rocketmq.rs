@@ -17,7 +17,7 @@ use prometheus_client::registry::Registry;
 use crate::broker::Broker;
 use crate::catalog::Topic;
 use crate::progress::GroupTopic;
-use crate::traffic::Traffic;
+use crate::traffic::{Delivered, Traffic};
 
 /// Topics, and groups on topics, that are told apart.
 const PAIRS_MAX: usize = 10_000;
@@ -146,10 +146,13 @@ fn outgoing(broker: &Broker, registry: &mut Registry) {
     let (flow, letters) = (Flow::default(), Family::<Labels, Counter>::default());
     let mut lags: BTreeMap<Labels, Lag> = BTreeMap::new();
     let mut ages_left = AGES_MAX;
+    let count = |labels: &Labels, delivered: &Delivered| {
+        flow.add(labels, &delivered.traffic);
+        letters.get_or_create(labels).inc_by(delivered.letters());
+    };
     for row in broker.progress.all() {
         let labels = pairs.labels(row.group, &row.topic);
-        flow.add(&labels, &row.delivered.traffic);
-        letters.get_or_create(&labels).inc_by(row.delivered.letters());
+        count(&labels, &row.delivered);
         // Each client of a broadcasting group has all messages to itself.
         if row.client.is_none() {
             add_lag(broker, &row, lags.entry(labels).or_default(), &mut ages_left);
@@ -157,8 +160,7 @@ fn outgoing(broker: &Broker, registry: &mut Registry) {
     }
     for row in broker.lite.all() {
         let labels = pairs.labels(row.group, &row.topic);
-        flow.add(&labels, &row.delivered.traffic);
-        letters.get_or_create(&labels).inc_by(row.delivered.letters());
+        count(&labels, &row.delivered);
         let lag = lags.entry(labels).or_default();
         for (queue, cursor) in row.run(|pop| pop.cursors()) {
             let range = broker.store.queue_range(QueueNumber(queue));

@@ -181,13 +181,9 @@ impl ReplicationService {
         let from = source_of(request.extensions());
         // Its port is another one each time.
         let from = from.map_or_else(|| "an unknown address".to_owned(), |from| from.ip().to_string());
-        match metadata::has_secret(request.metadata(), &self.secret) {
-            true => Ok(from),
-            false => {
-                let why =
-                    "the slave does not carry this cluster's secret (clusterSecret); give both the same";
-                Err(self.refused(&from, Status::permission_denied(why)))
-            }
+        match metadata::check_secret(request.metadata(), &self.secret, "slave") {
+            Ok(()) => Ok(from),
+            Err(status) => Err(self.refused(&from, status)),
         }
     }
 

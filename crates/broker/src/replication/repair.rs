@@ -48,10 +48,7 @@ pub struct RepairService {
 #[tonic::async_trait]
 impl Repair for RepairService {
     async fn read(&self, request: Request<v1::ReadRequest>) -> Result<Response<v1::ReadResponse>, Status> {
-        if !metadata::has_secret(request.metadata(), &self.secret) {
-            let what = "the broker does not carry this cluster's secret (clusterSecret)";
-            return Err(Status::permission_denied(what));
-        }
+        metadata::check_secret(request.metadata(), &self.secret, "broker")?;
         let v1::ReadRequest { replica, log_id, start } = request.into_inner();
         let replica = replica.ok_or_else(|| Status::invalid_argument("it does not say who it is"))?;
         if (&replica.cluster, &replica.broker_name) != (&self.cluster, &self.broker_name) {

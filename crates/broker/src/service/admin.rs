@@ -310,7 +310,7 @@ impl Broker {
     fn describe(&self) -> v1::BrokerStatus {
         let watermarks = self.store.watermarks();
         let (delayed, half) = self.held.counts();
-        let used = process::used();
+        let (used, files) = (process::used(), process::open_files());
         let durability = match self.durability {
             Durability::Memory => v1::Durability::Memory,
             Durability::Disk => v1::Durability::Disk,
@@ -353,8 +353,8 @@ impl Broker {
             repaired_bytes: repaired_bytes(&self.store),
             disk_used_percent: self.store.disk_used_percent().map(u32::from),
             disk_available_bytes: self.store.disk_available_bytes(),
-            open_files: used.open_files,
-            open_files_limit: used.open_files_limit,
+            open_files: files.count,
+            open_files_limit: files.limit,
         }
     }
 }

@@ -58,27 +58,15 @@ pub fn digest(body: &[u8]) -> v2::Digest {
 
 /// Whose messages a stream carries: a group on a topic.
 pub(super) trait Holder: Send + Sync {
-    /// Number of the group.
-    fn group(&self) -> u32;
-    /// The topic.
-    fn topic(&self) -> &Topic;
-    /// What goes out is counted there.
-    fn delivered(&self) -> &Delivered;
+    /// The number of the group, the topic, and where it is counted what goes out.
+    fn parts(&self) -> (u32, &Topic, &Delivered);
     /// These did not leave this process: they are as if they had not been taken.
     fn put_back(&self, undelivered: &VecDeque<(Delivery, Record)>);
 }
 
 impl Holder for GroupTopic {
-    fn group(&self) -> u32 {
-        self.group
-    }
-
-    fn topic(&self) -> &Topic {
-        &self.topic
-    }
-
-    fn delivered(&self) -> &Delivered {
-        &self.delivered
+    fn parts(&self) -> (u32, &Topic, &Delivered) {
+        (self.group, &self.topic, &self.delivered)
     }
 
     fn put_back(&self, undelivered: &VecDeque<(Delivery, Record)>) {
@@ -113,15 +101,16 @@ impl Batch {
     ) -> Self {
         broker.counters.messages_out.fetch_add(waiting.len() as u64, Ordering::Relaxed);
         let bytes = waiting.iter().map(|(delivery, _)| u64::from(delivery.entry.size)).sum();
-        row.delivered().traffic.add(waiting.len() as u64, bytes);
+        row.parts().2.traffic.add(waiting.len() as u64, bytes);
         Self { broker, row, waiting, contradiction: None, stage: Stage::Status, room: BytesMut::new() }
     }
 
     fn message(&mut self, delivery: &Delivery, record: &Record) -> Content {
+        let (group_id, topic, _) = self.row.parts();
         let handle = ReceiptHandle {
             broker: self.broker.name.clone(),
-            group_id: self.row.group(),
-            topic_id: self.row.topic().number,
+            group_id,
+            topic_id: topic.number,
             queue_id: delivery.position.queue_id,
             queue_offset: delivery.position.offset,
             revision: delivery.revision,

@@ -27,16 +27,8 @@ use crate::service::receive::{self, Fetched, Polling};
 use crate::traffic::Delivered;
 
 impl Holder for LiteGroup {
-    fn group(&self) -> u32 {
-        self.group
-    }
-
-    fn topic(&self) -> &Topic {
-        &self.topic
-    }
-
-    fn delivered(&self) -> &Delivered {
-        &self.delivered
+    fn parts(&self) -> (u32, &Topic, &Delivered) {
+        (self.group, &self.topic, &self.delivered)
     }
 
     fn put_back(&self, undelivered: &VecDeque<(Delivery, Record)>) {

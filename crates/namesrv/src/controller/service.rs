@@ -42,9 +42,7 @@ impl ControllerService {
     }
 
     fn admit(&self, metadata: &MetadataMap) -> Result<(), Status> {
-        let known = metadata::has_secret(metadata, &self.0.consensus.options.secret);
-        let refused = "the caller does not carry this cluster's secret (clusterSecret)";
-        known.then_some(()).ok_or_else(|| Status::permission_denied(refused))
+        metadata::check_secret(metadata, &self.0.consensus.options.secret, "caller")
     }
 }
 

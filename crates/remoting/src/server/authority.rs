@@ -85,9 +85,12 @@ impl Sieve {
                     bytes = &mut bytes[1..];
                 }
                 At::Body(body) => {
-                    let part = [&mut body.skipped, &mut body.fields, &mut body.padding];
-                    let is_fields = *part[0] == 0 && *part[1] > 0;
-                    let Some(left) = part.into_iter().find(|left| **left > 0) else { unreachable!("ended") };
+                    let is_fields = body.skipped == 0 && body.fields > 0;
+                    let left = match body {
+                        Body { skipped, .. } if *skipped > 0 => skipped,
+                        Body { fields, .. } if *fields > 0 => fields,
+                        Body { padding, .. } => padding,
+                    };
                     let (now, later) = bytes.split_at_mut((*left).min(bytes.len()));
                     *left -= now.len();
                     if is_fields {
