@@ -278,7 +278,7 @@ impl ClientRegistry {
         self.clients.get(client_id).is_some_and(|client| !client.is_expired(self.now_ms()))
     }
 
-    /// How many clients there are of each kind. Of kinds there are at most [`KINDS_MAX`]; what is beyond has the version "other".
+    /// How many clients there are of each kind. Of kinds there are at most 10,000; what is beyond has the version "other".
     pub fn kinds(&self) -> HashMap<Kind, i64> {
         let mut kinds = HashMap::new();
         for client in &self.clients {

@@ -4,7 +4,7 @@
 //! acknowledge, though the client lives on; so it is renewed only as long as its [`Line`] is open.
 //!
 //! A node that relays receives keeps one stream open to the master for each client connection they come from
-//! ([`Line::hold_at`] there, [`RelayedLines`] at the master). The stream ends with that connection, with the relaying node,
+//! (`Line::hold_at` there, [`RelayedLines`] at the master). The stream ends with that connection, with the relaying node,
 //! and with the way between the two: in each case the line is closed, and nobody has to tell it. On the data threads.
 
 use std::collections::HashMap;
