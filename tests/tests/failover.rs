@@ -161,3 +161,30 @@ fn a_member_that_cannot_use_its_log_any_more_begins_with_a_copy() {
     send_until_ok(&raw, "B", &mut sent);
     assert_all_there(&raw, "g", &sent);
 }
+
+/// What only a master finds out is shown by the controllers too.
+#[test]
+fn a_member_with_another_log_is_refused_and_shown() {
+    let (mut cluster, _) = start();
+    let master = wait_in_sync(&cluster, 3);
+    let slave = (master + 1) % 3;
+    cluster.members[slave].stop();
+    let own = format!("broker-a-{}/store", slave + 1);
+    std::fs::remove_dir_all(cluster.path().join(&own)).unwrap();
+    let mut stranger = cluster.broker_set_member("stranger", &["namesrvAddr=".to_owned()]);
+    stranger.start();
+    stranger.stop();
+    std::fs::rename(cluster.path().join("stranger/store"), cluster.path().join(&own)).unwrap();
+    cluster.members[slave].start();
+    let shown = until("it is shown", DEADLINE, || {
+        let shown = cluster.karman(&["-o", "json", "cluster", "show"]);
+        let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        let refused = shown["refused"].as_array().unwrap().first().cloned();
+        refused.filter(|refused| refused["by"] == "broker broker-a")
+    });
+    let (who, why) = (shown["who"].as_str().unwrap(), shown["why"].as_str().unwrap());
+    assert!(who.starts_with(&format!("brokerId {} ", slave + 1)), "{shown}");
+    assert!(why.contains("another log"), "{shown}");
+    let table = cluster.karman(&["cluster", "show"]);
+    assert!(table.contains("Refused by broker broker-a: brokerId"), "{table}");
+}

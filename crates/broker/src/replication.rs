@@ -7,7 +7,6 @@
 pub mod attend;
 pub mod in_sync;
 pub mod master;
-pub mod refusals;
 pub mod repair;
 pub mod role;
 pub mod slave;
@@ -18,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use karman_remoting::proto::karman as v1;
+use karman_remoting::refused::RefusedBrokers;
 use karman_remoting::status::Rejection;
 use karman_store::{Durability, Store};
 use parking_lot::Mutex;
@@ -30,6 +30,7 @@ pub struct Followers {
     store: Arc<Store>,
     set: Mutex<InSync>,
     demands: Demands,
+    refused: Mutex<RefusedBrokers>,
     started: Instant,
     next_session: AtomicU64,
 }
@@ -39,7 +40,8 @@ impl Followers {
     pub fn new(store: Arc<Store>, demands: Demands, controlled: bool) -> Self {
         let set = InSync::new(demands, store.watermarks().written);
         let set = Mutex::new(if controlled { set.of_controllers() } else { set });
-        Self { store, set, demands, started: Instant::now(), next_session: AtomicU64::new(1) }
+        let (refused, started) = (Mutex::default(), Instant::now());
+        Self { store, set, demands, refused, started, next_session: AtomicU64::new(1) }
     }
 
     /// Refuses what asks for replicas while too few count.
@@ -167,5 +169,16 @@ impl Followers {
             flushed_lag_bytes: end.saturating_sub(follower.flushed),
         });
         (replicas.collect(), set.count(), self.demands.replicas)
+    }
+    /// A slave is not taken, or gives up what it is sent: also told in this log, for whoever looks for the slave looks there.
+    pub fn refuse(&self, who: &str, kind: &str, why: &str) {
+        if self.refused.lock().add(who, kind, why, self.started.elapsed()) {
+            tracing::warn!(who, why, "a slave is refused");
+        }
+    }
+
+    /// Which slaves were refused in the last seconds, and why.
+    pub fn refused(&self) -> Vec<v1::RefusedBroker> {
+        self.refused.lock().lately(self.started.elapsed())
     }
 }

@@ -1,5 +1,7 @@
 //! `karman cluster`.
 
+use std::fmt;
+
 use clap::Subcommand;
 use karman_remoting::proto::karman as v1;
 use serde::Serialize;
@@ -67,8 +69,39 @@ struct BrokerJson {
     in_sync: u32,
     in_sync_needed: u32,
     replicas: Vec<ReplicaJson>,
+    refused: Vec<RefusedJson>,
     code: &'static str,
     message: String,
+}
+
+/// A broker that is not who it says, may not be there, or cannot take what it is sent.
+#[derive(Serialize)]
+pub(crate) struct RefusedJson {
+    by: String,
+    who: String,
+    why: String,
+}
+
+impl RefusedJson {
+    pub(crate) fn new(by: impl Into<String>, v1::RefusedBroker { who, why }: v1::RefusedBroker) -> Self {
+        Self { by: by.into(), who, why }
+    }
+}
+
+impl fmt::Display for RefusedJson {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { by, who, why } = self;
+        write!(f, "Refused by {by}: {who}: {why}")
+    }
+}
+
+/// The slaves that a master refuses.
+pub(crate) fn refused_by(master: &mut v1::BrokerStatus) -> Vec<RefusedJson> {
+    let by = format!("broker {}", master.broker_name);
+    std::mem::take(&mut master.refused)
+        .into_iter()
+        .map(|refused| RefusedJson::new(by.clone(), refused))
+        .collect()
 }
 
 #[derive(Serialize)]
@@ -89,7 +122,8 @@ impl From<v1::ReplicaStatus> for ReplicaJson {
 }
 
 impl From<v1::BrokerStatus> for BrokerJson {
-    fn from(broker: v1::BrokerStatus) -> Self {
+    fn from(mut broker: v1::BrokerStatus) -> Self {
+        let refused = refused_by(&mut broker);
         Self {
             durability: durability_word(broker.durability()),
             code: code_of(broker.status.as_ref()).as_str_name(),
@@ -121,6 +155,7 @@ impl From<v1::BrokerStatus> for BrokerJson {
             in_sync: broker.in_sync_count,
             in_sync_needed: broker.in_sync_needed,
             replicas: broker.replicas.into_iter().map(ReplicaJson::from).collect(),
+            refused,
         }
     }
 }
@@ -164,6 +199,7 @@ async fn list(node: &Node, format: Format) -> anyhow::Result<()> {
             "karman: broker {broker}: {in_sync} of {in_sync_needed} replicas are in sync; it takes nothing that asks for replicas"
         );
     }
+    rows.iter().flat_map(|row| &row.refused).for_each(|refused| eprintln!("karman: {refused}"));
     let now_ms = time::now_ms();
     let cells = |row: BrokerJson| {
         let up = match row.started_ms {

@@ -13,12 +13,15 @@ use serde::Serialize;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
+use crate::cluster::{RefusedJson, refused_by};
 use crate::node::{Node, code_of, message_of};
 use crate::output::{self, Format, grouped, number, text};
 use crate::time;
 
 /// New controllers are brought up to date before they count.
 const TIMEOUT: Duration = Duration::from_secs(45);
+/// What brokers say belongs to it, and one that hangs must not hide the rest.
+const BROKERS_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Args)]
 pub(crate) struct ElectArgs {
@@ -84,13 +87,6 @@ struct ControllerJson {
     role: &'static str,
     term: u64,
     applied: u64,
-}
-
-/// A broker that is not who it says, or may not be there.
-#[derive(Serialize)]
-struct RefusedJson {
-    who: String,
-    why: String,
 }
 
 #[derive(Serialize)]
@@ -199,8 +195,30 @@ pub(crate) async fn describe(
     answer(node, client.describe_controller(request(node, v1::DescribeControllerRequest {}))).await
 }
 
+/// Which slaves are refused by their masters. What brokers do not tell in time is said, and left out.
+async fn refused_by_masters(node: &Node) -> anyhow::Result<Vec<RefusedJson>> {
+    let mut admin = node.admin()?;
+    let call = node.answer(admin.describe_cluster(node.request(v1::DescribeClusterRequest {})));
+    let brokers = match tokio::time::timeout(BROKERS_TIMEOUT, call).await {
+        Ok(Ok(response)) => response.brokers,
+        Ok(Err(error)) => {
+            eprintln!("karman: which slaves are refused by their masters is not known: {error}");
+            return Ok(Vec::new());
+        }
+        Err(_) => {
+            let seconds = BROKERS_TIMEOUT.as_secs();
+            eprintln!(
+                "karman: which slaves are refused by their masters is not known: no answer within {seconds} s"
+            );
+            return Ok(Vec::new());
+        }
+    };
+    Ok(brokers.into_iter().flat_map(|mut broker| refused_by(&mut broker)).collect())
+}
+
 pub(crate) async fn show(node: &Node, format: Format) -> anyhow::Result<()> {
     let (response, checked) = describe(node).await?;
+    let by_masters = refused_by_masters(node).await?;
     let leader = response.leader;
     let controller = |own: v1::ControllerState| ControllerJson {
         role: match own.voter {
@@ -219,7 +237,8 @@ pub(crate) async fn show(node: &Node, format: Format) -> anyhow::Result<()> {
         refused: response
             .refused
             .into_iter()
-            .map(|v1::RefusedBroker { who, why }| RefusedJson { who, why })
+            .map(|refused| RefusedJson::new("the controller", refused))
+            .chain(by_masters)
             .collect(),
         code: code_of(response.status.as_ref()).as_str_name(),
         message: message_of(response.status.as_ref()).to_owned(),
@@ -237,8 +256,8 @@ fn tables(shown: ShowJson) -> anyhow::Result<()> {
         vec![own.id.to_string(), own.address, own.role.into(), own.term.to_string(), grouped(own.applied)]
     };
     output::table(&columns, shown.controllers.into_iter().map(cells).collect())?;
-    for RefusedJson { who, why } in &shown.refused {
-        output::paragraph(0, &format!("Refused: {who}: {why}"))?;
+    for refused in &shown.refused {
+        output::paragraph(0, &refused.to_string())?;
     }
     if shown.sets.is_empty() {
         return Ok(());

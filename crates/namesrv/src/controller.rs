@@ -9,7 +9,6 @@ mod lead;
 pub mod leases;
 mod operate;
 mod raft;
-mod refused;
 mod service;
 pub mod sets;
 

@@ -17,6 +17,7 @@ pub mod metadata;
 pub mod probe;
 pub mod proto;
 pub mod public_admin;
+pub mod refused;
 pub mod relay;
 pub mod route_table;
 pub mod secret;

@@ -187,6 +187,8 @@ fn catch_up(arguments: &Arguments) -> anyhow::Result<()> {
         };
         println!("| {name} | {:.0} | {:.2} | {meanwhile} |", copied / 1e6, copied / rate);
         slave.stop();
+        // Five of them would need as many times the space.
+        std::fs::remove_dir_all(cluster.path().join(format!("broker-a-{}", id + 1)))?;
     }
     Ok(())
 }

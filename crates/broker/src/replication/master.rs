@@ -3,7 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use karman_remoting::auth::source_of;
 use karman_remoting::metadata;
@@ -22,7 +22,6 @@ use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Followers;
-use super::refusals::Refusals;
 use super::role::{self, FirstStep};
 
 /// Records of one frame, unless a single one is larger.
@@ -52,8 +51,6 @@ pub struct ReplicationService {
     pub segment_bytes: u64,
     /// What is acknowledged may wait for the slaves' devices.
     pub flush: bool,
-    /// Of whom the log has told.
-    pub refusals: Arc<Refusals>,
     /// Ends the streams.
     pub stopping: CancellationToken,
 }
@@ -104,7 +101,6 @@ impl Replication for ReplicationService {
             let session = Session {
                 store: self.store.clone(),
                 followers: self.followers.clone(),
-                refusals: self.refusals.clone(),
                 id: replica.broker_id,
                 session: joined,
                 who,
@@ -187,11 +183,8 @@ impl ReplicationService {
         }
     }
 
-    /// Says so in this log too: whoever looks for the slave looks here.
     fn refused(&self, who: &str, status: Status) -> Status {
-        if self.refusals.is_news(who, status.message(), Instant::now()) {
-            tracing::warn!(who, why = status.message(), "a slave is refused");
-        }
+        self.followers.refuse(who, status.message(), status.message());
         status
     }
 
@@ -263,7 +256,6 @@ fn named(replica: &v1::Replica) -> String {
 struct Session {
     store: Arc<Store>,
     followers: Arc<Followers>,
-    refusals: Arc<Refusals>,
     id: i32,
     session: u64,
     who: String,
@@ -296,10 +288,9 @@ impl Session {
             match request.map(|request| request.request) {
                 Some(Some(Asked::Ack(ack))) => self.followers.ack(self.id, self.session, ack),
                 Some(Some(Asked::GivesUp(why))) => {
+                    let why = format!("it cannot take what it is sent: {why}");
                     // Places differ from one time to the next.
-                    if self.refusals.is_news(&self.who, "gives up", Instant::now()) {
-                        tracing::warn!(who = self.who, why, "a slave cannot take what it is sent");
-                    }
+                    self.followers.refuse(&self.who, "gives up", &why);
                     return Ok(());
                 }
                 Some(_) => return Err(Status::invalid_argument("acks follow a hello, and nothing else")),

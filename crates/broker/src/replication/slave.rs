@@ -3,13 +3,14 @@
 //!
 //! Whatever goes wrong with a master is told once and tried again; only what this broker's own store cannot do ends it.
 
+mod copying;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use karman_remoting::metadata;
 use karman_remoting::proto::karman as v1;
-use karman_remoting::proto::karman::copy_response::Part;
 use karman_remoting::proto::karman::follow_request::Request as Ask;
 use karman_remoting::proto::karman::follow_response::Response as Said;
 use karman_remoting::proto::karman::replication_client::ReplicationClient;
@@ -17,10 +18,7 @@ use karman_remoting::proto::karman::welcome::First;
 use karman_remoting::route_table::SharedRoutes;
 use karman_remoting::server::MAX_DECODING_SIZE_BYTES;
 use karman_store::offline::Offline;
-use karman_store::{
-    Append, AppendError, CopiedPiece, CopyTarget, Durability, EpochStart, LogId, OpenError, RawRecords,
-    Watermarks,
-};
+use karman_store::{Append, AppendError, Durability, EpochStart, LogId, OpenError, RawRecords, Watermarks};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
@@ -332,49 +330,6 @@ impl Slave {
         Ok(())
     }
 
-    /// Begins with a copy of its master's store.
-    async fn copy(
-        &self,
-        opened: &mut Option<Opened>,
-        unusable: Option<Unusable>,
-        master: &mut ReplicationClient<Channel>,
-    ) -> Result<(), Ended> {
-        if let Some(former) = opened.take() {
-            tracing::warn!("its log ends in front of its master's: it is replaced by a copy of that");
-            self.has_opened(None);
-            let _ = former.store.close();
-        }
-        let request = self.request(v1::CopyRequest { replica: Some(self.replica.clone()) });
-        let mut parts = master.copy(request).await?.into_inner();
-        let Some(Part::Begin(begin)) = part(&mut parts).await? else {
-            return Err(Ended::Nonsense("a copy without a beginning"));
-        };
-        if let Some(Unusable { why, .. }) = unusable {
-            tracing::error!(%why, "its log cannot be used: it is replaced by a copy of its master's, and stays in quarantine");
-            Offline::open(&store_config(&self.config).directory)?.set_aside()?;
-        }
-        tracing::info!(log_start = begin.log_start, end = begin.end, "copies its master's store");
-        let log = LogId(begin.log_id.as_slice().try_into().map_err(|_| Ended::Nonsense("no log id"))?);
-        let config = store_config(&self.config);
-        let mut target = CopyTarget::begin(&config, log, begin.log_start)?;
-        let mut snapshot = Vec::new();
-        while let Some(part) = part(&mut parts).await? {
-            match part {
-                Part::Begin(_) => return Err(Ended::Nonsense("a copy that begins twice")),
-                Part::Snapshot(bytes) => snapshot.extend_from_slice(&bytes),
-                Part::Log(v1::LogPiece { segment, segment_bytes, at, bytes }) => {
-                    let piece = CopiedPiece { segment, segment_bytes, at, bytes };
-                    target.piece(&piece)?;
-                }
-            }
-        }
-        if let Some(offset) = begin.snapshot_offset {
-            target.snapshot(offset, &snapshot)?;
-        }
-        target.finish(begin.end)?;
-        Ok(())
-    }
-
     /// Hands frames to the log writer, and who waits for it to `waiting`.
     async fn take(
         &self,
@@ -462,11 +417,6 @@ async fn give_up(
 async fn next(said: &mut Streaming<v1::FollowResponse>) -> Result<Said, Ended> {
     let response = timeout(SILENCE_MAX, said.message()).await.map_err(|_| Ended::Silent)??;
     response.ok_or(Ended::Over)?.response.ok_or(Ended::Nonsense("nothing"))
-}
-
-async fn part(parts: &mut Streaming<v1::CopyResponse>) -> Result<Option<Part>, Ended> {
-    let response = timeout(SILENCE_MAX, parts.message()).await.map_err(|_| Ended::Silent)??;
-    response.map(|response| response.part.ok_or(Ended::Nonsense("nothing"))).transpose()
 }
 
 /// What a member of a set has, when it may be that of a slave. `None`: nothing, half of a copy, or a log that cannot be used any more; what

@@ -355,6 +355,7 @@ impl Broker {
             disk_available_bytes: self.store.disk_available_bytes(),
             open_files: files.count,
             open_files_limit: files.limit,
+            refused: self.followers.refused(),
         }
     }
 }

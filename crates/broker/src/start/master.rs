@@ -243,7 +243,6 @@ fn open_for(
         segment_bytes: config.mapped_file_size_commit_log,
         // Who may be elected counts by what its device has.
         flush: broker.durability == Durability::ReplicatedDisk || config.enable_controller_mode,
-        refusals: Arc::default(),
         stopping: broker.stopping.clone(),
     });
     let repair = RepairServer::new(RepairService {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use karman_remoting::channel::ChannelPool;
 use karman_remoting::proto::karman::order::Order as Kind;
 use karman_remoting::proto::karman::{Granted, HandOver, Order, RefusedBroker};
+use karman_remoting::refused::RefusedBrokers;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -16,7 +17,6 @@ use tonic::Status;
 
 use super::leases::{self, Leases};
 use super::raft::{Consensus, NotWritten};
-use super::refused::RefusedBrokers;
 use super::sets::{Command, Sets};
 
 /// How often it is looked for masters that are silent.
@@ -111,10 +111,11 @@ impl Lead {
     }
 
     /// Somebody is not who it says, or may not be here.
-    pub(super) fn refused(&self, who: String, status: &Status) {
-        let is_news = self.state.lock().refused.add(who.clone(), status.message(), self.now());
+    pub(super) fn refused(&self, who: &str, status: &Status) {
+        let why = status.message();
+        let is_news = self.state.lock().refused.add(who, why, why, self.now());
         if is_news {
-            tracing::warn!(who, why = status.message(), "a broker is refused");
+            tracing::warn!(who, why, "a broker is refused");
         }
     }
 

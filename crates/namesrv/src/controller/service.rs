@@ -64,7 +64,7 @@ impl Controller for ControllerService {
         self.admit(request.metadata()).inspect_err(|status| {
             let from = source_of(request.extensions());
             let from = from.map_or_else(|| "an unknown address".to_owned(), |from| from.ip().to_string());
-            self.0.refused(format!("a broker at {from}"), status);
+            self.0.refused(&format!("a broker at {from}"), status);
         })?;
         let (out, orders) = mpsc::channel(ORDERS_MAX);
         let (lead, inbound) = (self.0.clone(), request.into_inner());
@@ -144,7 +144,7 @@ async fn attend(lead: Arc<Lead>, mut inbound: Streaming<Attendance>, out: &Out) 
         // Another code says that the controllers cannot agree at the moment.
         if matches!(status.code(), Code::AlreadyExists | Code::FailedPrecondition) {
             let Present { broker_name, broker_id, address, .. } = &present;
-            lead.refused(format!("broker {broker_id} of set {broker_name} at {address}"), status);
+            lead.refused(&format!("broker {broker_id} of set {broker_name} at {address}"), status);
         }
     });
     if !joined? {

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::fault_disk::FaultDisk;
 use super::replica::{all_of, feed, master, replica_of};
 use super::support::*;
 use crate::*;
@@ -132,4 +133,44 @@ fn a_store_that_cannot_be_opened_is_set_aside_whole_and_replaced_by_a_copy() {
     let (replica, _) = replica_of(&master, there.path());
     feed(&master, &replica, 1 << 20, Durability::Disk);
     assert!(all_of(&master) == all_of(&replica));
+}
+
+#[test]
+fn setting_a_log_aside_loses_nothing_wherever_it_is_interrupted() {
+    let bytes = |directory: &Path| {
+        let mut all: Vec<_> = ["commitlog", "quarantine"]
+            .iter()
+            .filter_map(|part| std::fs::read_dir(directory.join(part)).ok())
+            .flat_map(|files| files.map(|file| file.unwrap().path()))
+            .filter(|path| path.to_string_lossy().contains(".log"))
+            .map(|path| std::fs::read(path).unwrap())
+            .collect();
+        all.sort();
+        all
+    };
+    for number in 0.. {
+        let place = scratch_in_memory();
+        without_beginning(place.path()).close().unwrap();
+        let before = bytes(place.path());
+        let disk = Arc::new(FaultDisk::default());
+        let aside = offline::Offline::open_on(disk.clone(), place.path()).unwrap();
+        disk.kill_at(None, number, 33);
+        let interrupted = aside.set_aside().is_err();
+        drop(aside);
+        // What is left opens, or asks for a copy: a slave goes on from both.
+        match try_open(place.path()) {
+            Ok(store) => drop(store),
+            Err(OpenError::NoSnapshot { .. }) => {}
+            Err(other) => panic!("interrupted at call {number}: {other}"),
+        }
+        assert!(before.iter().all(|file| bytes(place.path()).contains(file)), "interrupted at call {number}");
+        let again = offline::Offline::open(place.path()).unwrap();
+        again.set_aside().unwrap();
+        assert_eq!(std::fs::read_dir(place.path().join("commitlog")).unwrap().count(), 0);
+        assert!(before.iter().all(|file| bytes(place.path()).contains(file)), "interrupted at call {number}");
+        if !interrupted {
+            assert!(number > 10, "{number} calls");
+            return;
+        }
+    }
 }
