@@ -198,6 +198,11 @@ fn the_figures_of_a_topic_and_of_a_group_are_right() {
     let latency: u64 = shown.value("rocketmq_consumer_lag_latency", &with(&[group])).parse().unwrap();
     assert!((1..120_000).contains(&latency), "{latency} ms");
     assert_eq!(shown.value("rocketmq_send_to_dlq_messages_total", &with(&[topic, group])), "0");
+    assert_eq!(shown.value("rocketmq_message_size_count", &with(&[("message_type", "normal")])), "2");
+    let sent = [("request_code", "send_message"), ("response_code", "OK"), ("is_long_polling", "false")];
+    assert_eq!(shown.value("rocketmq_rpc_latency_count", &with(&sent)), "1");
+    let took: f64 = shown.value("rocketmq_rpc_latency_sum", &with(&sent)).parse().unwrap();
+    assert!(took > 0.0 && took < 60_000.0, "{took} ms");
     let push = [group, ("consume_mode", "push"), ("language", "unknown")];
     assert_eq!(shown.value("rocketmq_consumer_connections", &with(&push)), "1");
 }

@@ -22,6 +22,7 @@ use crate::clock::Clock;
 use crate::dedupe::Dedupe;
 use crate::filter::FilterCache;
 use crate::held::HeldTable;
+use crate::latency::Latencies;
 use crate::lite::LiteTable;
 use crate::lite::writer::LiteWriter;
 use crate::mark::Mark;
@@ -38,6 +39,8 @@ pub struct Counters {
     pub messages_in: AtomicU64,
     /// Messages handed to consumers.
     pub messages_out: AtomicU64,
+    /// How long calls took.
+    pub latencies: Latencies,
     /// Messages not delivered because their time to live was over.
     pub expired: AtomicU64,
     /// Messages that a filter could not be put to: taken as not wanted.

@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
 use crate::records::{Change, GroupRecord, Metadata, TopicRecord};
-use crate::traffic::Traffic;
+use crate::traffic::{Stored, Traffic};
 
 /// A topic on this broker.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ pub struct Topic {
     /// Where the next send begins to look for a queue.
     turn: AtomicU32,
     /// For producers.
-    pub stored: Traffic,
+    pub stored: Stored,
     /// To pull consumers, which keep their place themselves.
     pub pulled: Traffic,
     /// One for each group that reads the topic: told whenever a message arrives.
@@ -61,7 +61,7 @@ impl Topic {
             message_type,
             config: ArcSwap::from_pointee(record.config),
             turn: AtomicU32::new(0),
-            stored: Traffic::default(),
+            stored: Stored::default(),
             pulled: Traffic::default(),
             readers: RwLock::default(),
             arrivals: Notify::new(),

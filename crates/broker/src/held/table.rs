@@ -18,6 +18,7 @@ use super::timers::TimerKey;
 use super::{Held, Saving};
 use crate::clock::Clock;
 use crate::records::{HeldHead, Hold};
+use crate::spread::{Scale, Spread};
 
 /// Looked at under one lock.
 const CHUNK: usize = if cfg!(test) { 3 } else { 4096 };
@@ -25,6 +26,9 @@ const CHUNK: usize = if cfg!(test) { 3 } else { 4096 };
 const CLOCK_LOOK: Duration = Duration::from_secs(1);
 /// Upper bounds for lateness, in seconds; 0.1 is what is promised.
 const LATENESS_SECONDS: [f64; 12] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 60.0];
+
+/// How long a transaction takes: seconds, of milliseconds that are added.
+static SECONDS: Scale = Scale { bounds: &[1, 5, 60, 600, 3600, 43_200], unit: 1000 };
 
 /// What happened since the start of the process.
 #[derive(Debug)]
@@ -37,6 +41,8 @@ pub struct HeldCounters {
     pub committed: AtomicU64,
     /// Transactions rolled back.
     pub rolled_back: AtomicU64,
+    /// How long half messages waited for their commit. Milliseconds.
+    pub finished: Spread,
     /// Times that a producer was asked about a transaction.
     pub checks: AtomicU64,
     /// Transactions that nobody decided.
@@ -54,6 +60,7 @@ impl Default for HeldCounters {
             recalled: AtomicU64::new(0),
             committed: AtomicU64::new(0),
             rolled_back: AtomicU64::new(0),
+            finished: Spread::new(&SECONDS),
             checks: AtomicU64::new(0),
             given_up: AtomicU64::new(0),
             dropped: AtomicU64::new(0),

@@ -16,8 +16,10 @@ use prometheus_client::registry::Registry;
 
 use crate::broker::Broker;
 use crate::catalog::Topic;
+use crate::latency::{CallLabels, MILLIS};
 use crate::progress::GroupTopic;
-use crate::traffic::{Delivered, Traffic};
+use crate::spread::Spread;
+use crate::traffic::{Delivered, SIZES, Traffic};
 
 /// Topics, and groups on topics, that are told apart.
 const PAIRS_MAX: usize = 10_000;
@@ -39,6 +41,7 @@ pub(super) fn registry(broker: &Broker) -> Registry {
     incoming(broker, &mut registry);
     outgoing(broker, &mut registry);
     connections(broker, &mut registry);
+    calls(broker, &mut registry);
     held(broker, &mut registry);
     registry
 }
@@ -81,6 +84,7 @@ impl Flow {
 
 fn incoming(broker: &Broker, registry: &mut Registry) {
     let flow = Flow::default();
+    let sizes = Family::<Labels, Spread, fn() -> Spread>::new_with_constructor(|| Spread::new(&SIZES));
     for (at, topic) in broker.catalog.topics().iter().enumerate() {
         let (name, kind) = match at < PAIRS_MAX {
             true => (topic.name(), topic_type(topic)),
@@ -91,9 +95,13 @@ fn incoming(broker: &Broker, registry: &mut Registry) {
             ("message_type", kind.to_owned()),
             ("is_system", false.to_string()),
         ];
-        flow.add(&labels, &topic.stored);
+        flow.add(&labels, &topic.stored.traffic);
+        // Not by topic: each would have nine series.
+        let labels = vec![("message_type", topic_type(topic).to_owned()), ("is_system", false.to_string())];
+        sizes.get_or_create(&labels).add_all(&topic.stored.sizes);
     }
     flow.register("in", "stored for producers", registry);
+    registry.register("message_size", "Bytes of the records of stored messages", sizes);
 }
 
 /// In RocketMQ's words.
@@ -252,6 +260,13 @@ fn connections(broker: &Broker, registry: &mut Registry) {
     registry.register("consumer_connections", "Consumers heard from lately", consumers);
 }
 
+/// Calls of clients that this broker answered, whichever node they asked.
+fn calls(broker: &Broker, registry: &mut Registry) {
+    let all = Family::<CallLabels, Spread, fn() -> Spread>::new_with_constructor(|| Spread::new(&MILLIS));
+    broker.counters.latencies.for_each(|labels, took| all.get_or_create(&labels).add_all(took));
+    registry.register("rpc_latency", "Milliseconds that calls of clients took", all);
+}
+
 fn held(broker: &Broker, registry: &mut Registry) {
     let (delayed, half) = broker.held.counts();
     for (name, help, count) in [
@@ -261,6 +276,8 @@ fn held(broker: &Broker, registry: &mut Registry) {
         registry.register(name, help, ConstGauge::new(count as i64));
     }
     let counters = &broker.held.counters;
+    let help = "Seconds from a half message to its commit";
+    registry.register("finish_message_latency", help, counters.finished.clone());
     for (name, help, counter) in [
         ("timer_dequeue", "Delayed messages delivered", &counters.delivered),
         ("commit_messages", "Transactions committed", &counters.committed),

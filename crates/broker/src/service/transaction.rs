@@ -148,6 +148,9 @@ impl Broker {
         let append = self.store.append(vec![record], self.durability_of(topic)).map_err(refuse::append)?;
         append.await.map_err(refuse::append)?;
         counter.fetch_add(1, Ordering::Relaxed);
+        if decision == Decision::Commit {
+            counters.finished.add(self.clock.latest_ms().saturating_sub(half.stored_ms), 1);
+        }
         Ok(())
     }
 }
