@@ -17,7 +17,7 @@ use crate::process::Process;
 use crate::raw::Raw;
 
 pub use self::node::{Node, program};
-pub use self::secured::ROOT;
+pub use self::secured::{CLUSTER_SECRET, ROOT, internal_tls};
 
 const ROUTE_DEADLINE: Duration = Duration::from_secs(15);
 const EXAMPLE_DEADLINE: Duration = Duration::from_secs(150);
@@ -45,8 +45,9 @@ fn free_address() -> String {
 }
 
 /// What is to be started.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Builder {
+    directory: TempDir,
     dev: bool,
     namesrvs: usize,
     brokers: usize,
@@ -54,6 +55,8 @@ pub struct Builder {
     controllers: bool,
     members: usize,
     settings: Vec<String>,
+    /// Settings that namesrvs have as well.
+    of_all: Vec<String>,
     secured: bool,
 }
 
@@ -98,14 +101,14 @@ impl Builder {
 
     /// Starts all and waits until each is ready.
     pub fn start(self) -> Cluster {
-        let directory = TempDir::with_prefix("karman-test-").unwrap();
         let mut cluster = Cluster {
             namesrvs: Vec::new(),
             brokers: Vec::new(),
             slaves: Vec::new(),
             members: Vec::new(),
             secured: self.secured,
-            directory,
+            of_all: self.of_all,
+            directory: self.directory,
         };
         if self.dev {
             cluster.brokers.push(dev(cluster.path()));
@@ -113,12 +116,13 @@ impl Builder {
         let addresses: Vec<_> = (0..self.namesrvs).map(|_| free_address()).collect();
         for index in 0..self.namesrvs {
             let controllers = if self.controllers { &addresses[..] } else { &[] };
-            let more = if self.secured { secured::settings() } else { Vec::new() };
+            let more = cluster.of_all.clone();
             cluster.namesrvs.push(namesrv(index, &addresses[index], controllers, more, cluster.path()));
         }
         let namesrvs: Vec<String> = cluster.namesrvs.iter().map(Node::endpoint).collect();
+        let settings = [&cluster.of_all[..], &self.settings].concat();
         for index in 0..self.brokers {
-            cluster.brokers.push(broker(index, &namesrvs.join(";"), &self.settings, cluster.path()));
+            cluster.brokers.push(broker(index, &namesrvs.join(";"), &settings, cluster.path()));
         }
         for id in 1..=self.members {
             let mut member = cluster.member(id, &self.settings);
@@ -214,6 +218,8 @@ pub struct Cluster {
     /// The brokers of the set that elects its master, from `brokerId` 1 on.
     pub members: Vec<Node>,
     secured: bool,
+    /// Settings that every node has.
+    of_all: Vec<String>,
     directory: TempDir,
 }
 
@@ -229,7 +235,18 @@ impl Drop for Cluster {
 impl Cluster {
     /// Says what is to be started.
     pub fn builder() -> Builder {
-        Builder::default()
+        Builder {
+            directory: TempDir::with_prefix("karman-test-").unwrap(),
+            dev: false,
+            namesrvs: 0,
+            brokers: 0,
+            slaves: 0,
+            controllers: false,
+            members: 0,
+            settings: Vec::new(),
+            of_all: Vec::new(),
+            secured: false,
+        }
     }
 
     /// A slave of the first broker, with more `--set`; not started.
@@ -254,7 +271,8 @@ impl Cluster {
     /// A broker of the first broker's name that keeps everything in the directory `own`; not started.
     pub fn broker_set_member(&self, own: &str, settings: &[String]) -> Node {
         let namesrvs: Vec<String> = self.namesrvs.iter().map(Node::endpoint).collect();
-        broker_in("broker-a", own, &namesrvs.join(";"), settings, self.path())
+        let settings = [&self.of_all[..], settings].concat();
+        broker_in("broker-a", own, &namesrvs.join(";"), &settings, self.path())
     }
 
     /// Where the servers and drivers of this cluster keep their files.

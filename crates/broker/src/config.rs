@@ -5,8 +5,10 @@ mod check;
 use std::time::Duration;
 
 use karman_remoting::auth::AuthConfig;
+use karman_remoting::between::Between;
 use karman_remoting::secret::Secret;
 use karman_remoting::server::TlsMode;
+use karman_remoting::tls::TlsError;
 use karman_store::{Durability, Retention};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -150,6 +152,14 @@ pub struct BrokerConfig {
     pub tls_server_cert_path: String,
     /// Private key of `tlsServerCertPath`, as PEM.
     pub tls_server_key_path: String,
+    /// Certificates of the authority that makes nodes, as PEM: with it all traffic between nodes is TLS, and both sides must show a
+    /// certificate of it. It must be for nodes alone: whoever has one is a node. Empty: plaintext. Read anew, like the next two,
+    /// when one of the three has changed.
+    pub internal_tls_ca_path: String,
+    /// This node's certificate chain for other nodes, as PEM: usable as a server's and as a client's. Names in it are not looked at.
+    pub internal_tls_cert_path: String,
+    /// Private key of `internalTlsCertPath`, as PEM.
+    pub internal_tls_key_path: String,
 }
 
 impl Default for BrokerConfig {
@@ -212,6 +222,9 @@ impl Default for BrokerConfig {
             tls_server_mode: TlsMode::Permissive,
             tls_server_cert_path: String::new(),
             tls_server_key_path: String::new(),
+            internal_tls_ca_path: String::new(),
+            internal_tls_cert_path: String::new(),
+            internal_tls_key_path: String::new(),
         }
     }
 }
@@ -246,7 +259,17 @@ impl BrokerConfig {
             authorization: self.authorization_enabled,
             initial_user: self.init_authentication_user.clone(),
             cluster_secret: self.cluster_secret.clone(),
+            nodes_have_tls: !self.internal_tls_ca_path.is_empty(),
         }
+    }
+
+    /// What this node shows others, and wants to see.
+    pub(crate) fn between(&self) -> Result<Between, TlsError> {
+        Between::of_node(self.cluster_secret.clone(), self.internal_tls_paths())
+    }
+
+    fn internal_tls_paths(&self) -> [&str; 3] {
+        [&self.internal_tls_ca_path, &self.internal_tls_cert_path, &self.internal_tls_key_path]
     }
 
     /// It follows a master.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use karman_remoting::auth::users::Users;
-use karman_remoting::metadata;
+use karman_remoting::between::{Between, why};
 use karman_remoting::proto::karman::broker_report::Report;
 use karman_remoting::proto::karman::registration_client::RegistrationClient;
 use karman_remoting::proto::karman::route_change::Change;
@@ -17,7 +17,6 @@ use karman_remoting::proto::karman::{
     self as v1, BrokerDelta, BrokerReport, BrokerState, Heartbeat, RouteChange, RouteUpdate,
 };
 use karman_remoting::route_table::SharedRoutes;
-use karman_remoting::secret::Secret;
 use karman_remoting::server::MAX_DECODING_SIZE_BYTES;
 use parking_lot::Mutex;
 use rand::Rng as _;
@@ -25,8 +24,8 @@ use tokio::sync::{broadcast, mpsc};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status, Streaming};
+use tonic::transport::Endpoint;
+use tonic::{Status, Streaming};
 
 use crate::config::BrokerConfig;
 
@@ -92,7 +91,7 @@ pub struct Registrations {
     routes: SharedRoutes,
     users: Users,
     holders: Mutex<Holders>,
-    secret: Secret,
+    between: Between,
     heartbeat_interval: Duration,
     silence_max: Duration,
 }
@@ -108,13 +107,19 @@ struct Holders {
 
 impl Registrations {
     /// `routes` holds a master's row; `users` are told of, and heard of, on the same streams.
-    pub fn new(own: Own, routes: SharedRoutes, users: Users, config: &BrokerConfig) -> Self {
+    pub fn new(
+        own: Own,
+        routes: SharedRoutes,
+        users: Users,
+        config: &BrokerConfig,
+        between: Between,
+    ) -> Self {
         Self {
             own,
             routes,
             users,
             holders: Mutex::default(),
-            secret: config.cluster_secret.clone(),
+            between,
             heartbeat_interval: Duration::from_millis(config.broker_heartbeat_interval),
             silence_max: Duration::from_millis(config.broker_not_active_timeout_millis),
         }
@@ -128,7 +133,7 @@ impl Registrations {
             let ended = stopping.run_until_cancelled(self.serve(index, &address)).await;
             self.holders.lock().connected &= !bit(index);
             let Some(Err(status)) = ended else { continue };
-            tracing::warn!(address, status = status.message(), "registration ended; it is begun anew");
+            tracing::warn!(address, status = why(&status), "registration ended; it is begun anew");
             if connected.elapsed() > RETRY_MAX {
                 pause = RETRY_MIN;
             }
@@ -140,16 +145,17 @@ impl Registrations {
 
     /// One stream, from its beginning to its end.
     async fn serve(&self, index: usize, address: &str) -> Result<(), Status> {
-        let mut client = RegistrationClient::new(connect(address).await?)
-            .max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
+        let limited = |endpoint: Endpoint| endpoint.connect_timeout(CONNECT_TIMEOUT);
+        let channel = self.between.connect(address, limited).await;
+        let channel = channel.map_err(|error| Status::unavailable(error.to_string()))?;
+        let mut client = RegistrationClient::new(channel).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
         let (reports, sent) = mpsc::channel(REPORTS_MAX);
         // Subscribed before the state is read: a change in between is reported twice rather than never.
         let mut deltas = self.own.changes();
         let (mut user_changes, mut told) = (self.users.changes(), 0);
         user_changes.mark_changed();
         report(&reports, Report::Full(self.own.state(&self.routes)?))?;
-        let mut request = Request::new(ReceiverStream::new(sent));
-        metadata::add_secret(request.metadata_mut(), &self.secret);
+        let request = self.between.request(ReceiverStream::new(sent));
         let registering = tokio::time::timeout(self.silence_max, client.register(request)).await;
         let mut updates = registering.map_err(|_| silent())??.into_inner();
         tracing::info!(address, "registered");
@@ -257,13 +263,6 @@ fn bit(index: usize) -> u64 {
     1 << (index % 64)
 }
 
-async fn connect(address: &str) -> Result<Channel, Status> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
-        .map_err(|_| Status::invalid_argument(format!("{address:?} is not host:port")))?;
-    let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);
-    endpoint.connect().await.map_err(|error| Status::unavailable(format!("connect: {error}")))
-}
-
 fn report(reports: &mpsc::Sender<BrokerReport>, report: Report) -> Result<(), Status> {
     // Never waits: a namesrv that does not read is given up.
     let report = BrokerReport { report: Some(report) };
@@ -281,7 +280,13 @@ mod tests {
     fn registrations() -> Registrations {
         let (deltas, _) = broadcast::channel(8);
         let own = Own::Master { broker_name: "own".into(), deltas };
-        Registrations::new(own, SharedRoutes::default(), Users::default(), &BrokerConfig::default())
+        Registrations::new(
+            own,
+            SharedRoutes::default(),
+            Users::default(),
+            &BrokerConfig::default(),
+            Between::default(),
+        )
     }
 
     fn state(name: &str) -> BrokerState {

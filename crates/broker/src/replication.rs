@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use karman_remoting::proto::karman as v1;
-use karman_remoting::refused::RefusedBrokers;
+use karman_remoting::refused::Refusals;
 use karman_remoting::status::Rejection;
 use karman_store::{Durability, Store};
 use parking_lot::Mutex;
@@ -30,7 +30,7 @@ pub struct Followers {
     store: Arc<Store>,
     set: Mutex<InSync>,
     demands: Demands,
-    refused: Mutex<RefusedBrokers>,
+    refusals: Refusals,
     started: Instant,
     next_session: AtomicU64,
 }
@@ -40,8 +40,8 @@ impl Followers {
     pub fn new(store: Arc<Store>, demands: Demands, controlled: bool) -> Self {
         let set = InSync::new(demands, store.watermarks().written);
         let set = Mutex::new(if controlled { set.of_controllers() } else { set });
-        let (refused, started) = (Mutex::default(), Instant::now());
-        Self { store, set, demands, refused, started, next_session: AtomicU64::new(1) }
+        let (refusals, started) = (Refusals::default(), Instant::now());
+        Self { store, set, demands, refusals, started, next_session: AtomicU64::new(1) }
     }
 
     /// Refuses what asks for replicas while too few count.
@@ -172,13 +172,13 @@ impl Followers {
     }
     /// A slave is not taken, or gives up what it is sent: also told in this log, for whoever looks for the slave looks there.
     pub fn refuse(&self, who: &str, kind: &str, why: &str) {
-        if self.refused.lock().add(who, kind, why, self.started.elapsed()) {
+        if self.refusals.is_news(who, kind, why) {
             tracing::warn!(who, why, "a slave is refused");
         }
     }
 
     /// Which slaves were refused in the last seconds, and why.
     pub fn refused(&self) -> Vec<v1::RefusedBroker> {
-        self.refused.lock().lately(self.started.elapsed())
+        self.refusals.lately()
     }
 }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use karman_remoting::between::Between;
 use karman_remoting::config::Unusable;
 use karman_remoting::probe::{Probe, ProbeError};
 use karman_remoting::proto::karman::{self as v1, BrokerIdentity};
@@ -94,14 +95,15 @@ pub fn start(config: &BrokerConfig) -> Result<Running, StartError> {
     if !invalid.is_empty() {
         return Err(StartError::Config(invalid));
     }
+    let between = config.between()?;
     if config.is_slave() {
-        return slave::start(config, false, None, None);
+        return slave::start(config, &between, false, None, None);
     }
     let opened = open(config, false, None)?;
     // Durable before anybody follows: no two masters write under one number.
     let beginning = opened.store.lead(opened.store.epoch() + 1, Durability::Disk).and_then(Append::wait);
     let began_ms = beginning.map_err(StartError::Epoch)?.store_time_ms;
-    master::start(config, opened, began_ms, None)
+    master::start(config, &between, opened, began_ms, None)
 }
 
 /// The configuration has been checked.
@@ -113,6 +115,7 @@ fn address(text: &str) -> SocketAddr {
 /// this broker.
 fn open_doors(
     config: &BrokerConfig,
+    between: &Between,
     takes_over: bool,
     control: &Control,
     outside: Routes,
@@ -130,6 +133,7 @@ fn open_doors(
             threads,
             tls: certificate(config)?,
             tls_mode: config.tls_server_mode,
+            nodes: Between::default(),
             shutdown_grace: SHUTDOWN_GRACE,
             takes_over,
             limits: limits.clone(),
@@ -142,7 +146,9 @@ fn open_doors(
             listen: address(&config.internal_listen_address),
             threads: 1,
             tls: None,
-            tls_mode: TlsMode::Disabled,
+            // Nobody else has to come here.
+            tls_mode: if between.has_tls() { TlsMode::Enforcing } else { TlsMode::Disabled },
+            nodes: between.clone(),
             shutdown_grace: SHUTDOWN_GRACE,
             takes_over,
             limits,

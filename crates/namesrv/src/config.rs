@@ -4,9 +4,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use karman_remoting::auth::AuthConfig;
+use karman_remoting::between::{ALL_OR_NONE, Between};
 use karman_remoting::config::Unusable;
 use karman_remoting::secret::{SECRET_ALLOWED, Secret};
 use karman_remoting::server::TlsMode;
+use karman_remoting::tls::TlsError;
 use karman_remoting::validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -39,13 +41,21 @@ pub struct NamesrvConfig {
     pub broker_not_active_timeout_millis: u64,
     /// How often silent brokers are looked for. Milliseconds.
     pub scan_not_active_broker_interval: u64,
-    /// `disabled` or `permissive` (TLS and plaintext).
+    /// `disabled`, `permissive` (TLS and plaintext) or, with `internalTlsCaPath`, `enforcing` (TLS only). It is about clients.
     pub tls_server_mode: TlsMode,
     /// Certificate chain as PEM; empty makes a self-signed one. Clients that verify it look for the host they were given to connect
     /// to among its subject alternative names. Read anew when it or the key has changed.
     pub tls_server_cert_path: String,
     /// Private key of `tlsServerCertPath`, as PEM.
     pub tls_server_key_path: String,
+    /// Certificates of the authority that makes nodes, as PEM: with it all traffic between nodes is TLS, and both sides must show a
+    /// certificate of it. It must be for nodes alone: whoever has one is a node. Empty: plaintext. Read anew, like the next two,
+    /// when one of the three has changed.
+    pub internal_tls_ca_path: String,
+    /// This node's certificate chain for other nodes, as PEM: usable as a server's and as a client's. Names in it are not looked at.
+    pub internal_tls_cert_path: String,
+    /// Private key of `internalTlsCertPath`, as PEM.
+    pub internal_tls_key_path: String,
     /// Whether this namesrv is one of the controllers.
     #[serde(rename = "enableControllerInNamesrv")]
     pub enable_controller_in_namesrv: bool,
@@ -80,6 +90,9 @@ impl Default for NamesrvConfig {
             tls_server_mode: TlsMode::Permissive,
             tls_server_cert_path: String::new(),
             tls_server_key_path: String::new(),
+            internal_tls_ca_path: String::new(),
+            internal_tls_cert_path: String::new(),
+            internal_tls_key_path: String::new(),
             enable_controller_in_namesrv: false,
             controller_peers: String::new(),
             controller_self_id: 1,
@@ -127,9 +140,12 @@ impl NamesrvConfig {
             let allowed = "10 to 3600000 milliseconds are allowed";
             check(key, &millis.to_string(), allowed, (10..=3_600_000).contains(&millis));
         }
-        let plaintext = self.tls_server_mode != TlsMode::Enforcing;
-        let allowed = "disabled or permissive is allowed: brokers register in plaintext on the same port";
-        check("tlsServerMode", "enforcing", allowed, plaintext);
+        let internal = self.internal_tls_paths().map(str::is_empty);
+        let whole = internal[0] == internal[1] && internal[1] == internal[2];
+        check("internalTlsCaPath", &self.internal_tls_ca_path, ALL_OR_NONE, whole);
+        let registered = self.tls_server_mode != TlsMode::Enforcing || !internal[0];
+        let allowed = "without internalTlsCaPath brokers register in plaintext on the same port: disabled or permissive is allowed";
+        check("tlsServerMode", "enforcing", allowed, registered);
         let both = self.tls_server_cert_path.is_empty() == self.tls_server_key_path.is_empty();
         let together = "set both tlsServerCertPath and tlsServerKeyPath, or none";
         check("tlsServerKeyPath", &self.tls_server_key_path, together, both);
@@ -168,17 +184,27 @@ impl NamesrvConfig {
             authorization: self.authorization_enabled,
             initial_user: self.init_authentication_user.clone(),
             cluster_secret: self.cluster_secret.clone(),
+            nodes_have_tls: !self.internal_tls_ca_path.is_empty(),
         }
     }
 
+    /// What this node shows others, and wants to see.
+    pub(crate) fn between(&self) -> Result<Between, TlsError> {
+        Between::of_node(self.cluster_secret.clone(), self.internal_tls_paths())
+    }
+
+    fn internal_tls_paths(&self) -> [&str; 3] {
+        [&self.internal_tls_ca_path, &self.internal_tls_cert_path, &self.internal_tls_key_path]
+    }
+
     /// How to run the controller, if there is to be one.
-    pub(crate) fn controller(&self) -> Option<ControllerOptions> {
+    pub(crate) fn controller(&self, between: &Between) -> Option<ControllerOptions> {
         self.enable_controller_in_namesrv.then(|| ControllerOptions {
             group: self.controller_dleger_group.clone(),
             self_id: self.controller_self_id,
             peers: parse_peers(&self.controller_peers).expect("a checked configuration names controllers"),
             store_path: self.controller_store_path.clone().into(),
-            secret: self.cluster_secret.clone(),
+            between: between.clone(),
             lease: Duration::from_millis(self.controller_lease_millis),
             unclean: self.enable_elect_unclean_master,
         })

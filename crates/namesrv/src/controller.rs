@@ -21,7 +21,7 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use karman_remoting::secret::Secret;
+use karman_remoting::between::Between;
 use tokio_util::sync::CancellationToken;
 
 use self::lead::Lead;
@@ -46,8 +46,8 @@ pub struct ControllerOptions {
     pub peers: BTreeMap<u64, String>,
     /// `controllerStorePath`
     pub store_path: PathBuf,
-    /// `clusterSecret`
-    pub secret: Secret,
+    /// What controllers and brokers show.
+    pub between: Between,
     /// `controllerLeaseMillis`
     pub lease: Duration,
     /// `enableElectUncleanMaster`

@@ -7,16 +7,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use karman_remoting::auth::source_of;
 use karman_remoting::auth::users::Users;
-use karman_remoting::metadata;
+use karman_remoting::between::Between;
 use karman_remoting::proto::karman::broker_report::Report;
 use karman_remoting::proto::karman::registration_server::Registration;
 use karman_remoting::proto::karman::route_update::Update;
 use karman_remoting::proto::karman::{
     self as v1, BrokerReport, Heartbeat, RouteChange, RouteTable, RouteUpdate,
 };
+use karman_remoting::refused::Refusals;
 use karman_remoting::route_table::SharedRoutes;
-use karman_remoting::secret::Secret;
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 use tokio::time::{Interval, MissedTickBehavior};
@@ -43,17 +44,19 @@ pub struct Registrations {
     changes: broadcast::Sender<RouteChange>,
     next_stream: AtomicU64,
     started: Instant,
-    secret: Secret,
+    between: Between,
+    /// Of whom the log has told.
+    refusals: Refusals,
     stopping: CancellationToken,
 }
 
 impl Registrations {
-    /// Registrations feed `routes` and `users`; brokers must carry `secret` unless it is empty. Streams end with `stopping`.
+    /// Registrations feed `routes` and `users`; brokers must show what `between` says. Streams end with `stopping`.
     pub fn new(
         routes: SharedRoutes,
         users: Users,
         silence_max: Duration,
-        secret: Secret,
+        between: Between,
         stopping: CancellationToken,
     ) -> Arc<Self> {
         routes.begin_to_learn();
@@ -64,7 +67,8 @@ impl Registrations {
             changes: broadcast::channel(CHANGES_MAX).0,
             next_stream: AtomicU64::new(1),
             started: Instant::now(),
-            secret,
+            between,
+            refusals: Refusals::default(),
             stopping,
         })
     }
@@ -119,6 +123,17 @@ impl Registrations {
         }
     }
 
+    /// Says so in this log too: whoever looks for a broker looks here.
+    fn admit<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        self.between.check(request, "broker").inspect_err(|status| {
+            let from = source_of(request.extensions());
+            let who = from.map_or_else(|| "an unknown address".to_owned(), |from| from.ip().to_string());
+            if self.refusals.is_news(&who, status.message(), status.message()) {
+                tracing::warn!(who, why = status.message(), "a broker is refused");
+            }
+        })
+    }
+
     /// The whole table, and every change behind it.
     fn subscribe(&self) -> (RouteTable, broadcast::Receiver<RouteChange>) {
         let _order = self.info.lock();
@@ -138,7 +153,7 @@ impl Registration for RegistrationService {
         &self,
         request: Request<Streaming<BrokerReport>>,
     ) -> Result<Response<BoxStream<RouteUpdate>>, Status> {
-        metadata::check_secret(request.metadata(), &self.0.secret, "broker")?;
+        self.0.admit(&request)?;
         let id = self.0.next_stream.fetch_add(1, Ordering::Relaxed);
         let mut heartbeat = tokio::time::interval(HEARTBEAT_INTERVAL);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);

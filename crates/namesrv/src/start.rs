@@ -10,7 +10,6 @@ use std::time::Duration;
 use karman_remoting::admin_front::AdminFront;
 use karman_remoting::auth::Auth;
 use karman_remoting::auth::users::Users;
-use karman_remoting::channel::ChannelPool;
 use karman_remoting::clients::ClientRegistry;
 use karman_remoting::config::Unusable;
 use karman_remoting::front::Front;
@@ -80,12 +79,12 @@ pub fn start(config: &NamesrvConfig) -> Result<Namesrv, StartError> {
     let (routes, clients) = (SharedRoutes::default(), Arc::new(ClientRegistry::default()));
     let stopping = CancellationToken::new();
     let silence_max = Duration::from_millis(config.broker_not_active_timeout_millis);
-    let secret = config.cluster_secret.clone();
+    let between = config.between()?;
     let users = Users::default();
     let auth = Auth::new(config.auth(), users.clone());
     let registrations =
-        Registrations::new(routes.clone(), users, silence_max, secret.clone(), stopping.clone());
-    let peers = Peers::new(ChannelPool::new(), secret);
+        Registrations::new(routes.clone(), users, silence_max, between.clone(), stopping.clone());
+    let peers = Peers::new(between.clone());
     let front =
         Front::new(routes.clone(), clients.clone(), peers.clone(), auth.clone(), None, stopping.clone());
     let admin = AdminFront::new(routes.clone(), peers, auth, None);
@@ -98,7 +97,7 @@ pub fn start(config: &NamesrvConfig) -> Result<Namesrv, StartError> {
         .max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
     let services =
         Routes::new(messaging).add_service(registration).add_service(admin).add_service(public_admin);
-    let controller = config.controller().map(|options| Controller::start(options, stopping.clone()));
+    let controller = config.controller(&between).map(|options| Controller::start(options, stopping.clone()));
     let controller = controller.transpose()?;
     let services = match &controller {
         Some(controller) => services.add_service(
@@ -113,6 +112,7 @@ pub fn start(config: &NamesrvConfig) -> Result<Namesrv, StartError> {
             threads: 1,
             tls: certificate(config)?,
             tls_mode: config.tls_server_mode,
+            nodes: between,
             shutdown_grace: SHUTDOWN_GRACE,
             takes_over: false,
             limits: Limits::default(),

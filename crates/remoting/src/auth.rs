@@ -43,6 +43,8 @@ pub struct AuthConfig {
     pub initial_user: Secret,
     /// `clusterSecret`
     pub cluster_secret: Secret,
+    /// Nodes know one another by certificates (`internalTlsCaPath`): the secret alone makes no node.
+    pub nodes_have_tls: bool,
 }
 
 impl fmt::Debug for AuthConfig {
@@ -105,13 +107,20 @@ pub struct Peer {
     pub address: Option<SocketAddr>,
     /// Whether it still exists.
     pub line: Line,
+    /// It has shown the certificate of a node.
+    is_node: bool,
     verified: Arc<ArcSwapOption<Verified>>,
 }
 
 impl Peer {
     /// A connection that was just opened.
-    pub fn new(address: Option<SocketAddr>) -> Self {
-        Self { address, line: Line::default(), verified: Arc::default() }
+    pub fn new(address: Option<SocketAddr>, is_node: bool) -> Self {
+        Self { address, line: Line::default(), is_node, verified: Arc::default() }
+    }
+
+    /// Whether the other side has shown a certificate that only nodes have.
+    pub fn is_node(&self) -> bool {
+        self.is_node
     }
 }
 
@@ -222,7 +231,7 @@ impl Auth {
         if extensions.get::<Decided>().is_some() {
             return Ok(());
         }
-        if metadata::is_relayed(metadata)
+        if self.is_relayed_by_node(metadata, extensions)
             && metadata::has_secret(metadata, secret)
             && (!self.is_on() || !secret.is_empty())
         {
@@ -243,6 +252,12 @@ impl Auth {
         decided
     }
 
+    /// It says that a node has relayed it, and came as nodes come.
+    fn is_relayed_by_node(&self, metadata: &MetadataMap, extensions: &Extensions) -> bool {
+        metadata::is_relayed(metadata)
+            && (!self.0.config.nodes_have_tls || extensions.get::<Peer>().is_some_and(Peer::is_node))
+    }
+
     /// Who operates: where users do not have to say who they are, whoever knows the secret of the cluster, if it has one.
     fn operator(&self, metadata: &MetadataMap, extensions: &Extensions) -> Result<Who, Rejection> {
         if metadata::carries_secret(metadata, self.cluster_secret()) {
@@ -261,11 +276,17 @@ impl Auth {
         if !self.is_on() {
             return Ok(Who::Anyone);
         }
-        if extensions.get::<Decided>().is_some() || metadata::carries_secret(metadata, self.cluster_secret())
-        {
+        if extensions.get::<Decided>().is_some() {
             return Ok(Who::Cluster);
         }
-        if metadata::is_relayed(metadata) {
+        let is_relayed = metadata::is_relayed(metadata);
+        if is_relayed && !self.is_relayed_by_node(metadata, extensions) {
+            return Err(unauthorized("a call between nodes that did not come with the certificate of one"));
+        }
+        if metadata::carries_secret(metadata, self.cluster_secret()) {
+            return Ok(Who::Cluster);
+        }
+        if is_relayed {
             return Err(unauthorized("a call between nodes that does not carry the secret of the cluster"));
         }
         self.authenticate(metadata, extensions.get::<Peer>()).map(Who::User)

@@ -19,6 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
 use self::connector::Connector;
+use crate::between::Between;
 use crate::proto::v2::Endpoints;
 
 /// For calls made without a deadline: how long the answer may take to begin.
@@ -76,7 +77,9 @@ pub struct ChannelPool(Arc<Pool>);
 
 #[derive(Debug)]
 struct Pool {
+    /// Of a client; nodes have their own.
     tls: Option<ClientTls>,
+    between: Between,
     runtimes: Mutex<HashMap<runtime::Id, RuntimeChannels>>,
 }
 
@@ -100,16 +103,21 @@ impl ChannelPool {
     /// A pool that speaks plaintext.
     #[expect(clippy::new_without_default, reason = "there is no neutral choice between plaintext and TLS")]
     pub fn new() -> Self {
-        Self::with(None)
+        Self::of_nodes(Between::default())
+    }
+
+    /// A pool for the way from a node to others.
+    pub fn of_nodes(between: Between) -> Self {
+        Self::with(None, between)
     }
 
     /// A pool that speaks TLS.
     pub fn with_tls(tls: ClientTls) -> Self {
-        Self::with(Some(tls))
+        Self::with(Some(tls), Between::default())
     }
 
-    fn with(tls: Option<ClientTls>) -> Self {
-        Self(Arc::new(Pool { tls, runtimes: Mutex::default() }))
+    fn with(tls: Option<ClientTls>, between: Between) -> Self {
+        Self(Arc::new(Pool { tls, between, runtimes: Mutex::default() }))
     }
 
     /// The channel to `address` (`host:port`) of the current runtime. Does not wait: it connects at the first call.
@@ -156,6 +164,16 @@ pub fn address_of(endpoints: &Endpoints) -> Option<String> {
     })
 }
 
+/// Of `host:port`.
+pub(crate) fn endpoint(scheme: &str, address: &str) -> Result<Endpoint, ChannelError> {
+    let invalid = || ChannelError::Address { address: address.to_owned() };
+    let authority: http::uri::Authority = address.parse().map_err(|_| invalid())?;
+    if authority.port_u16().is_none() || authority.host().is_empty() || address.contains('@') {
+        return Err(invalid());
+    }
+    Endpoint::from_shared(format!("{scheme}://{address}")).map_err(|_| invalid())
+}
+
 fn make_room(channels: &mut HashMap<Box<str>, Kept>) {
     let longest_unused =
         channels.iter().min_by_key(|(_, kept)| kept.last_used).map(|(address, _)| address.clone());
@@ -166,14 +184,7 @@ fn make_room(channels: &mut HashMap<Box<str>, Kept>) {
 
 impl Pool {
     fn open(&self, address: &str) -> Result<Channel, ChannelError> {
-        let invalid = || ChannelError::Address { address: address.to_owned() };
-        let authority: http::uri::Authority = address.parse().map_err(|_| invalid())?;
-        if authority.port_u16().is_none() || authority.host().is_empty() || address.contains('@') {
-            return Err(invalid());
-        }
-        let scheme = if self.tls.is_some() { "https" } else { "http" };
-        let endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
-            .map_err(|_| invalid())?
+        let endpoint = endpoint(if self.tls.is_some() { "https" } else { "http" }, address)?
             .timeout(DEFAULT_TIMEOUT)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -189,7 +200,7 @@ impl Pool {
             }
         }
         .map_err(ChannelError::Roots)?;
-        Ok(endpoint.connect_with_connector_lazy(Connector::new(address)))
+        Ok(endpoint.connect_with_connector_lazy(Connector::new(address, self.between.clone())))
     }
 }
 

@@ -4,6 +4,7 @@
 
 pub mod admin_front;
 pub mod auth;
+pub mod between;
 pub mod channel;
 pub mod civil;
 pub mod clients;
@@ -28,5 +29,6 @@ pub mod status;
 pub mod telemetry;
 pub mod tls;
 pub mod token;
+mod transport;
 pub mod validate;
 pub mod wire;

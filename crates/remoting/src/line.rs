@@ -23,12 +23,12 @@ use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::auth::Peer;
+use crate::between::Between;
 use crate::metadata;
 use crate::proto::karman as v1;
 use crate::proto::karman::BrokerIdentity;
 use crate::proto::karman::relay_server::Relay;
 use crate::relay::Peers;
-use crate::secret::Secret;
 
 /// A receive does not wait longer for its line; it is relayed without one then.
 const HOLD_TIMEOUT: Duration = Duration::from_secs(1);
@@ -157,8 +157,8 @@ impl RelayedLines {
 pub struct RelayService {
     /// Where they are kept.
     pub lines: Arc<RelayedLines>,
-    /// `clusterSecret`
-    pub secret: Secret,
+    /// What nodes show that call.
+    pub between: Between,
     /// Cancelled when streams are to end.
     pub stopping: CancellationToken,
 }
@@ -169,7 +169,7 @@ impl Relay for RelayService {
         &self,
         request: Request<v1::HoldLineRequest>,
     ) -> Result<Response<BoxStream<v1::HoldLineResponse>>, Status> {
-        metadata::check_secret(request.metadata(), &self.secret, "node")?;
+        self.between.check(&request, "node")?;
         if self.lines.open.len() >= RELAYED_MAX {
             return Err(Status::resource_exhausted(format!("{RELAYED_MAX} lines are held")));
         }

@@ -1,9 +1,13 @@
-//! Which brokers a node refused lately, and why: those that are not who they say, or cannot take what they are sent, for the
+//! Which nodes another refused lately, and why: those that are not who they say, or cannot take what they are sent, for the
 //! operator who asks what is wrong. They try again several times a second, so who is not heard of for a while is gone, or mended.
-//! Pure, the time is an argument; owned by a master's followers and by the controller that leads, each under its own lock.
+//!
+//! [`RefusedBrokers`] is pure, the time is an argument; the controller that leads has it under its own lock. [`Refusals`] is the same
+//! with a lock and a clock, for any thread.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::proto::karman::RefusedBroker;
 
@@ -53,6 +57,31 @@ impl RefusedBrokers {
         lately
             .map(|((who, _), refused)| RefusedBroker { who: who.clone(), why: refused.why.clone() })
             .collect()
+    }
+}
+
+/// See the module's comment.
+#[derive(Debug)]
+pub struct Refusals {
+    began: Instant,
+    known: Mutex<RefusedBrokers>,
+}
+
+impl Default for Refusals {
+    fn default() -> Self {
+        Self { began: Instant::now(), known: Mutex::default() }
+    }
+}
+
+impl Refusals {
+    /// See [`RefusedBrokers::add`].
+    pub fn is_news(&self, who: &str, kind: &str, why: &str) -> bool {
+        self.known.lock().add(who, kind, why, self.began.elapsed())
+    }
+
+    /// See [`RefusedBrokers::lately`].
+    pub fn lately(&self) -> Vec<RefusedBroker> {
+        self.known.lock().lately(self.began.elapsed())
     }
 }
 

@@ -9,13 +9,13 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
+use crate::between::{self, Between};
 use crate::channel::ChannelPool;
 use crate::metadata;
 use crate::proto::karman::BrokerIdentity;
 use crate::proto::karman::admin_client::AdminClient;
 use crate::proto::karman::relay_client::RelayClient;
 use crate::proto::v2::messaging_service_client::MessagingServiceClient;
-use crate::secret::Secret;
 use crate::server::MAX_DECODING_SIZE_BYTES;
 use crate::status::Rejection;
 
@@ -26,13 +26,13 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct Peers {
     pool: ChannelPool,
-    secret: Secret,
+    between: Between,
 }
 
 impl Peers {
-    /// `secret` is the cluster's; empty where none is configured.
-    pub fn new(pool: ChannelPool, secret: Secret) -> Self {
-        Self { pool, secret }
+    /// Those that show what `between` has.
+    pub fn new(between: Between) -> Self {
+        Self { pool: ChannelPool::of_nodes(between.clone()), between }
     }
 
     fn channel(&self, peer: &BrokerIdentity) -> Result<Channel, Rejection> {
@@ -61,9 +61,7 @@ impl Peers {
 
     /// A request that this node makes in its own name.
     pub(crate) fn request_of_node<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
-        metadata::add_secret(request.metadata_mut(), &self.secret);
-        request
+        self.between.request(message)
     }
 
     /// The request itself, to be relayed.
@@ -76,7 +74,7 @@ impl Peers {
     pub fn request<T>(&self, came_with: &MetadataMap, message: T) -> Request<T> {
         let mut request = Request::new(message);
         *request.metadata_mut() = metadata::for_relay(came_with);
-        metadata::add_secret(request.metadata_mut(), &self.secret);
+        self.between.sign(&mut request);
         request.set_timeout(metadata::timeout_of(came_with).unwrap_or(DEFAULT_TIMEOUT));
         request
     }
@@ -85,7 +83,7 @@ impl Peers {
 /// What a failed call to a peer means for the client: always a `Status` in the body, since a gRPC error would make the
 /// client give up this node, which is well.
 pub fn failure(peer: &BrokerIdentity, status: &Status) -> Rejection {
-    let (broker, why) = (peer.broker_name.clone(), status.message().to_owned());
+    let (broker, why) = (peer.broker_name.clone(), between::why(status));
     match status.code() {
         Code::DeadlineExceeded | Code::Cancelled => Rejection::PeerTimeout { broker, why },
         Code::ResourceExhausted => Rejection::TooManyRequests(format!("broker {broker:?}: {why}")),

@@ -19,13 +19,14 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 pub use self::admission::Admission;
+use crate::between::Between;
 use crate::listening_thread::ListeningThread;
 use crate::proto::DESCRIPTORS;
+use crate::refused::Refusals;
 use crate::tls::Tls;
 
 /// What services decode at most: give it to `max_decoding_message_size` of every generated server.
@@ -87,8 +88,10 @@ pub struct ServerOptions {
     pub threads: usize,
     /// The certificate; `None` leaves plaintext only.
     pub tls: Option<Tls>,
-    /// Which kinds of connection are taken.
+    /// Which kinds of connection are taken of clients.
     pub tls_mode: TlsMode,
+    /// Nodes come here too; with certificates where they have some, whatever the mode says.
+    pub nodes: Between,
     /// How long [`Server::shutdown`] lets requests in flight finish.
     pub shutdown_grace: Duration,
     /// Another server of this process listens there, and is about to be shut down.
@@ -117,7 +120,7 @@ pub enum ServerError {
         source: io::Error,
     },
     /// [`TlsMode::Enforcing`] without a certificate would refuse every client.
-    #[error("TLS is required of clients, but the server has no certificate")]
+    #[error("TLS is required, but the server has no certificate")]
     NoCertificate,
     /// [`ServerOptions::threads`] is 0.
     #[error("a server needs at least one data thread")]
@@ -141,7 +144,7 @@ impl Server {
         if options.threads == 0 {
             return Err(ServerError::NoThreads);
         }
-        if options.tls_mode == TlsMode::Enforcing && options.tls.is_none() {
+        if options.tls_mode == TlsMode::Enforcing && options.tls.is_none() && !options.nodes.has_tls() {
             return Err(ServerError::NoCertificate);
         }
         let listeners = listener::bind(options.listen, options.threads, options.takes_over)
@@ -151,7 +154,9 @@ impl Server {
             .map_err(|source| ServerError::Bind { address: options.listen, source })?;
         let tls = options.tls.filter(|_| options.tls_mode != TlsMode::Disabled);
         let gate = Arc::new(accept::Gate {
-            tls: tls.map(|tls| TlsAcceptor::from(tls.server_config())),
+            tls,
+            nodes: options.nodes,
+            refusals: Refusals::default(),
             plaintext: options.tls_mode != TlsMode::Enforcing,
             connections: Arc::new(Semaphore::new(options.limits.max_connections)),
             handshakes: Arc::new(Semaphore::new(options.limits.max_handshakes)),

@@ -1,8 +1,9 @@
-//! Certificates of the server port: from PEM files, or self-signed and kept. Read at start, on the calling thread, and again
-//! when the files have changed.
+//! Certificates: of the port for clients, from PEM files, or self-signed and kept; and those by which nodes know one another.
+//! Read at start, on the calling thread, and again when the files have changed.
 //!
 //! rustls works with the ring provider named here, so that no process-wide default has to be installed.
 
+mod nodes;
 mod renewed;
 
 use std::fs::{self, OpenOptions};
@@ -11,12 +12,13 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::sign::CertifiedKey;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{RootCertStore, ServerConfig};
 
+pub(crate) use self::nodes::NodeTls;
 use self::renewed::Renewed;
 use crate::server::TlsMode;
 
@@ -25,7 +27,7 @@ const ALPN_H2: &[u8] = b"h2";
 
 /// A certificate with its key, ready to serve; ALPN is `h2`. A clone shares it.
 #[derive(Clone, Debug)]
-pub struct Tls(Arc<ServerConfig>);
+pub struct Tls(Arc<Renewed<ServerConfig, 2>>);
 
 /// Why there is no usable certificate.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +58,32 @@ pub enum TlsError {
         /// What rustls said.
         source: rustls::Error,
     },
+    /// What has authority is not to be used as one.
+    #[error("trust the certificates of {path}: {source}", path = path.display())]
+    Authority {
+        /// The file.
+        path: PathBuf,
+        /// What rustls said.
+        source: rustls::Error,
+    },
+    /// The own certificate is none that others with the same authority would take.
+    #[error("{cert} is not usable with the authority {ca}, both as a server's and as a client's: {source}", cert = cert.display(), ca = ca.display())]
+    Strange {
+        /// The certificate file.
+        cert: PathBuf,
+        /// The file of the authority.
+        ca: PathBuf,
+        /// What rustls said.
+        source: rustls::Error,
+    },
+    /// The same, with the key of the configuration that led here.
+    #[error("{key}: {source}")]
+    OfKey {
+        /// The key.
+        key: &'static str,
+        /// What is wrong with its value.
+        source: Box<TlsError>,
+    },
     /// A name cannot stand in a certificate.
     #[error("make a certificate for {names:?}: {source}")]
     Generate {
@@ -69,14 +97,7 @@ pub enum TlsError {
 impl Tls {
     /// Reads a certificate chain (leaf first) and its private key, both PEM. They are read anew when they have changed.
     pub fn from_pem(cert: &Path, key: &Path) -> Result<Self, TlsError> {
-        let certificate = Renewed::open(cert.to_owned(), key.to_owned())?;
-        let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|source| TlsError::Unusable { cert: cert.to_owned(), key: key.to_owned(), source })?
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::new(certificate));
-        config.alpn_protocols = vec![ALPN_H2.to_vec()];
-        Ok(Self(Arc::new(config)))
+        Renewed::open([cert.to_owned(), key.to_owned()], serving).map(|config| Self(Arc::new(config)))
     }
 
     /// The certificate of a node: the PEM files where they are configured, else a self-signed one that is kept in
@@ -108,24 +129,50 @@ impl Tls {
         Self::from_pem(&cert, &key)
     }
 
+    /// For the handshake that begins now.
     pub(crate) fn server_config(&self) -> Arc<ServerConfig> {
-        self.0.clone()
+        self.0.current()
     }
 }
 
-/// Both files, if they fit together.
-fn read(cert: &Path, key: &Path) -> Result<CertifiedKey, TlsError> {
-    let unreadable = |path: &Path| {
-        let path = path.to_owned();
-        move |source| TlsError::Read { path, source }
-    };
-    let chain: Vec<_> = CertificateDer::pem_file_iter(cert)
+/// For clients, who show no certificate.
+fn serving([cert, key]: &[PathBuf; 2]) -> Result<ServerConfig, TlsError> {
+    let certificate = certified(cert, key)?;
+    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|source| TlsError::Unusable { cert: cert.clone(), key: key.clone(), source })?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(certificate)));
+    config.alpn_protocols = vec![ALPN_H2.to_vec()];
+    Ok(config)
+}
+
+/// The certificates of a file, of which there is one at least.
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let unreadable = |source| TlsError::Read { path: path.to_owned(), source };
+    let found: Vec<_> = CertificateDer::pem_file_iter(path)
         .and_then(|certificates| certificates.collect())
-        .map_err(unreadable(cert))?;
-    if chain.is_empty() {
-        return Err(unreadable(cert)(pem::Error::NoItemsFound));
+        .map_err(unreadable)?;
+    if found.is_empty() { Err(unreadable(pem::Error::NoItemsFound)) } else { Ok(found) }
+}
+
+/// Those of a file that others are verified by.
+fn authority(path: &Path) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path)? {
+        let added = roots.add(certificate);
+        added.map_err(|source| TlsError::Authority { path: path.to_owned(), source })?;
     }
-    let private_key = PrivateKeyDer::from_pem_file(key).map_err(unreadable(key))?;
+    Ok(roots)
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_file(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })
+}
+
+/// Both files, if they fit together.
+fn certified(cert: &Path, key: &Path) -> Result<CertifiedKey, TlsError> {
+    let (chain, private_key) = (certificates(cert)?, private_key(key)?);
     CertifiedKey::from_der(chain, private_key, &ring::default_provider())
         .map_err(|source| TlsError::Unusable { cert: cert.to_owned(), key: key.to_owned(), source })
 }

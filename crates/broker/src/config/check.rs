@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use karman_remoting::between::ALL_OR_NONE;
 use karman_remoting::config::Unusable;
 use karman_remoting::secret::SECRET_ALLOWED;
 use karman_remoting::validate::is_node_name;
@@ -119,6 +120,14 @@ impl BrokerConfig {
             self.tls_server_key_path.clone(),
             "set both tlsServerCertPath and tlsServerKeyPath, or none",
             both,
+        );
+        let internal = self.internal_tls_paths().map(str::is_empty);
+        let path = self.internal_tls_ca_path.clone();
+        check(
+            "internalTlsCaPath",
+            path,
+            ALL_OR_NONE,
+            internal[0] == internal[1] && internal[1] == internal[2],
         );
     }
 

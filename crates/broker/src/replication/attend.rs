@@ -9,20 +9,19 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use karman_remoting::metadata;
+use karman_remoting::between::{Between, why};
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::karman::attendance::Says;
 use karman_remoting::proto::karman::controller_client::ControllerClient;
 use karman_remoting::proto::karman::order::Order as Ordered;
-use karman_remoting::secret::Secret;
 use karman_store::Store;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 use tonic::transport::Endpoint;
-use tonic::{Request, Status};
 
 use super::role::{self, Renewals};
 
@@ -62,8 +61,8 @@ pub struct Attending {
 pub struct Attendant {
     /// `controllerAddr`
     pub controllers: Vec<String>,
-    /// `clusterSecret`
-    pub secret: Secret,
+    /// What this broker shows them.
+    pub between: Between,
     /// Who this is; its log is filled in.
     pub present: v1::Present,
     said: mpsc::Receiver<Says>,
@@ -72,7 +71,7 @@ pub struct Attendant {
 
 impl Attending {
     /// What is shared, and what the task is made of.
-    pub fn new(controllers: Vec<String>, secret: Secret, present: v1::Present) -> (Arc<Self>, Attendant) {
+    pub fn new(controllers: Vec<String>, between: Between, present: v1::Present) -> (Arc<Self>, Attendant) {
         let (says, said) = mpsc::channel(SAYS_MAX);
         let attending = Arc::new(Self {
             state: watch::Sender::new(None),
@@ -81,7 +80,7 @@ impl Attending {
             own: Mutex::default(),
             says,
         });
-        let attendant = Attendant { controllers, secret, present, said, attending: attending.clone() };
+        let attendant = Attendant { controllers, between, present, said, attending: attending.clone() };
         (attending, attendant)
     }
 
@@ -150,13 +149,10 @@ impl Attendant {
                 }
                 Some(Ok(_)) => {}
                 Some(Err(status)) => {
-                    if told != status.message() {
-                        tracing::warn!(
-                            address,
-                            reason = status.message(),
-                            "no controller at the moment; tries all"
-                        );
-                        told = status.message().to_owned();
+                    let reason = why(&status);
+                    if told != reason {
+                        tracing::warn!(address, reason, "no controller at the moment; tries all");
+                        told = reason;
                     }
                 }
             }
@@ -167,16 +163,15 @@ impl Attendant {
 
     /// One stream. Ends with the address of the controller that leads instead.
     async fn attend(&mut self, address: &str) -> Result<String, Status> {
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))
-            .map_err(|_| Status::invalid_argument(format!("{address:?} is not host:port")))?;
-        let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);
-        let endpoint = endpoint.http2_keep_alive_interval(SILENCE_MAX).keep_alive_timeout(SILENCE_MAX);
-        let channel = endpoint.keep_alive_while_idle(true).connect().await;
-        let channel = channel.map_err(|error| Status::unavailable(format!("connect: {error}")))?;
+        let watched = |endpoint: Endpoint| {
+            let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).keep_alive_while_idle(true);
+            endpoint.http2_keep_alive_interval(SILENCE_MAX).keep_alive_timeout(SILENCE_MAX)
+        };
+        let channel = self.between.connect(address, watched).await;
+        let channel = channel.map_err(|error| Status::unavailable(error.to_string()))?;
         let (says, said) = mpsc::channel(SAYS_MAX);
         say(&says, Says::Present(v1::Present { log_epoch: self.attending.log().1, ..self.present.clone() }))?;
-        let mut request = Request::new(ReceiverStream::new(said));
-        metadata::add_secret(request.metadata_mut(), &self.secret);
+        let request = self.between.request(ReceiverStream::new(said));
         let answer = timeout(SILENCE_MAX, ControllerClient::new(channel).attend(request)).await;
         let mut orders = answer.map_err(|_| silent())??.into_inner();
         let mut renewals = Renewals::default();

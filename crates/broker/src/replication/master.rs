@@ -6,14 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use karman_remoting::auth::source_of;
-use karman_remoting::metadata;
+use karman_remoting::between::Between;
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::karman::copy_response::Part;
 use karman_remoting::proto::karman::follow_request::Request as Asked;
 use karman_remoting::proto::karman::follow_response::Response as Said;
 use karman_remoting::proto::karman::replication_server::Replication;
 use karman_remoting::proto::karman::welcome::First;
-use karman_remoting::secret::Secret;
 use karman_store::{EpochStart, RawRecords, Store, StoreCopy};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -45,8 +44,8 @@ pub struct ReplicationService {
     pub cluster: String,
     /// `brokerName`
     pub broker_name: String,
-    /// `clusterSecret`
-    pub secret: Secret,
+    /// What slaves show.
+    pub between: Between,
     /// `mappedFileSizeCommitLog`
     pub segment_bytes: u64,
     /// What is acknowledged may wait for the slaves' devices.
@@ -177,7 +176,7 @@ impl ReplicationService {
         let from = source_of(request.extensions());
         // Its port is another one each time.
         let from = from.map_or_else(|| "an unknown address".to_owned(), |from| from.ip().to_string());
-        match metadata::check_secret(request.metadata(), &self.secret, "slave") {
+        match self.between.check(request, "slave") {
             Ok(()) => Ok(from),
             Err(status) => Err(self.refused(&from, status)),
         }

@@ -9,11 +9,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use karman_remoting::metadata;
+use karman_remoting::between::{Between, ConnectError, why};
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::karman::repair_client::RepairClient;
 use karman_remoting::proto::karman::repair_server::Repair;
-use karman_remoting::secret::Secret;
 use karman_remoting::server::MAX_DECODING_SIZE_BYTES;
 use karman_store::{Damage, MendError, ReadError, Store};
 use parking_lot::Mutex;
@@ -41,14 +40,14 @@ pub struct RepairService {
     pub cluster: String,
     /// `brokerName`
     pub broker_name: String,
-    /// `clusterSecret`
-    pub secret: Secret,
+    /// What brokers show that ask.
+    pub between: Between,
 }
 
 #[tonic::async_trait]
 impl Repair for RepairService {
     async fn read(&self, request: Request<v1::ReadRequest>) -> Result<Response<v1::ReadResponse>, Status> {
-        metadata::check_secret(request.metadata(), &self.secret, "broker")?;
+        self.between.check(&request, "broker")?;
         let v1::ReadRequest { replica, log_id, start } = request.into_inner();
         let replica = replica.ok_or_else(|| Status::invalid_argument("it does not say who it is"))?;
         if (&replica.cluster, &replica.broker_name) != (&self.cluster, &self.broker_name) {
@@ -79,11 +78,9 @@ impl Repair for RepairService {
 enum Failed {
     #[error("no other broker of the set is connected and in sync")]
     Alone,
-    #[error("{0:?} is no host:port of a broker")]
-    NoAddress(String),
-    #[error("{address}: {why}")]
-    Connect { address: String, why: tonic::transport::Error },
-    #[error("{address}: {}", .status.message())]
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("{address}: {}", why(.status))]
     Refused { address: String, status: Status },
     #[error("{address}: {error}")]
     Mend { address: String, error: MendError },
@@ -97,15 +94,15 @@ pub struct Repairs {
     store: Arc<Store>,
     /// Who asks.
     own: v1::Replica,
-    secret: Secret,
+    between: Between,
     /// By where a stretch ends: when it may be tried again, and how long it was waited for that.
     tried: HashMap<u64, (Instant, Duration)>,
 }
 
 impl Repairs {
     /// Of this log.
-    pub fn new(store: Arc<Store>, own: v1::Replica, secret: Secret) -> Self {
-        Self { store, own, secret, tried: HashMap::new() }
+    pub fn new(store: Arc<Store>, own: v1::Replica, between: Between) -> Self {
+        Self { store, own, between, tried: HashMap::new() }
     }
 
     /// Until all that the state lacks is there and the store has to be opened anew for it. `sources`: the internal addresses
@@ -147,18 +144,14 @@ impl Repairs {
     }
 
     async fn fetch(&self, damage: &Damage, address: &str) -> Result<(), Failed> {
-        let endpoint = Endpoint::from_shared(format!("http://{address}"));
-        let endpoint = endpoint.map_err(|_| Failed::NoAddress(address.to_owned()))?;
-        let channel = endpoint.connect_timeout(TIMEOUT).timeout(TIMEOUT).connect().await;
-        let channel = channel.map_err(|why| Failed::Connect { address: address.to_owned(), why })?;
+        let limited = |endpoint: Endpoint| endpoint.connect_timeout(TIMEOUT).timeout(TIMEOUT);
+        let channel = self.between.connect(address, limited).await?;
         let mut broker = RepairClient::new(channel).max_decoding_message_size(2 * MAX_DECODING_SIZE_BYTES);
         let mut rest = Some(damage.from);
         while let Some(start) = rest {
             let log_id = self.store.log_id().0.to_vec();
-            let mut request =
-                Request::new(v1::ReadRequest { replica: Some(self.own.clone()), log_id, start });
-            metadata::add_secret(request.metadata_mut(), &self.secret);
-            let read = broker.read(request).await;
+            let request = v1::ReadRequest { replica: Some(self.own.clone()), log_id, start };
+            let read = broker.read(self.between.request(request)).await;
             let read = read.map_err(|status| Failed::Refused { address: address.to_owned(), status })?;
             let (store, records, source) =
                 (self.store.clone(), read.into_inner().records, address.to_owned());

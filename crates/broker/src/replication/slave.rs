@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use karman_remoting::metadata;
+use karman_remoting::between::{Between, ConnectError, why};
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::karman::follow_request::Request as Ask;
 use karman_remoting::proto::karman::follow_response::Response as Said;
@@ -24,8 +24,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Streaming};
 
 use super::attend::Attending;
 use super::master::SILENCE_MAX;
@@ -64,6 +64,8 @@ pub struct SlaveStatus {
 pub struct Slave {
     /// What it was told.
     pub config: BrokerConfig,
+    /// What it shows its master.
+    pub between: Between,
     /// Who it is.
     pub replica: v1::Replica,
     /// Where its master is found, unless the configuration says it.
@@ -92,12 +94,10 @@ enum Ended {
     NotElected(String),
     #[error("the controllers have elected another master")]
     OtherMaster,
-    #[error("{0:?} is no host:port of a master")]
-    NoAddress(String),
-    #[error("{}", .0.message())]
+    #[error("{}", why(.0))]
     Master(#[from] tonic::Status),
-    #[error("cannot connect: {0}")]
-    Connect(#[from] tonic::transport::Error),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     #[error("the master is silent")]
     Silent,
     #[error("the master ended the stream")]
@@ -196,7 +196,7 @@ impl Slave {
         let (asks, asked) = mpsc::channel(WAITING_MAX);
         let hello = v1::FollowRequest { request: Some(Ask::Hello(hello)) };
         asks.try_send(hello).map_err(|_| Ended::Over)?;
-        let request = self.request(ReceiverStream::new(asked));
+        let request = self.between.request(ReceiverStream::new(asked));
         let mut said =
             timeout(SILENCE_MAX, master.follow(request)).await.map_err(|_| Ended::Silent)??.into_inner();
         let Said::Welcome(welcome) = next(&mut said).await? else {
@@ -218,8 +218,7 @@ impl Slave {
         let durability = if flush { Durability::Disk } else { Durability::Memory };
         tracing::info!(master = address, end = log.store.watermarks().written, "follows its master");
         let (waiting, written) = mpsc::channel(WAITING_MAX);
-        let secret = self.config.cluster_secret.clone();
-        let repairs = Repairs::new(log.store.clone(), self.replica.clone(), secret);
+        let repairs = Repairs::new(log.store.clone(), self.replica.clone(), self.between.clone());
         let ended = tokio::select! {
             ended = self.take(log, &mut said, durability, waiting) => ended,
             ended = acknowledge(log, written, asks.clone()) => ended,
@@ -280,16 +279,9 @@ impl Slave {
     }
 
     async fn connect(&self, address: &str) -> Result<ReplicationClient<Channel>, Ended> {
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))
-            .map_err(|_| Ended::NoAddress(address.to_owned()))?;
-        let channel = endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).connect().await?;
+        let limited = |endpoint: Endpoint| endpoint.connect_timeout(CONNECT_TIMEOUT);
+        let channel = self.between.connect(address, limited).await?;
         Ok(ReplicationClient::new(channel).max_decoding_message_size(2 * MAX_DECODING_SIZE_BYTES))
-    }
-
-    fn request<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
-        metadata::add_secret(request.metadata_mut(), &self.config.cluster_secret);
-        request
     }
 
     async fn hello(&self, opened: Option<&Opened>, unusable: Option<&Unusable>) -> Result<v1::Hello, Ended> {

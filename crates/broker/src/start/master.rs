@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use karman_remoting::admin_front::AdminFront;
 use karman_remoting::auth::Auth;
-use karman_remoting::channel::ChannelPool;
+use karman_remoting::between::Between;
 use karman_remoting::clients::ClientRegistry;
 use karman_remoting::front::{Front, Local};
 use karman_remoting::line::{RelayService, RelayedLines};
@@ -71,6 +71,7 @@ pub(super) struct Master {
 /// Starts a master on what it has opened, whose store leads already, by the time of the log since `began_ms`.
 pub(super) fn start(
     config: &BrokerConfig,
+    between: &Between,
     opened: Opened,
     began_ms: u64,
     attending: Option<Arc<Attending>>,
@@ -87,19 +88,19 @@ pub(super) fn start(
     tasks.into_iter().for_each(|task| control.spawn(task));
     let broker = Arc::new(broker);
     // With controllers it was a slave before.
-    let (clients, internal) = open_for(config, attending.is_some(), &broker, &control)?;
+    let (clients, internal) = open_for(config, between, attending.is_some(), &broker, &control)?;
     let delivery = start_delivery(&broker)?;
     let (outside, inside) = (clients.local_addr(), internal.local_addr());
     let epoch = broker.store.epoch();
     announce(&broker, identity(config, 0, (outside, inside), broker.clock.started_ms(), epoch));
     let own = Own::Master { broker_name: config.broker_name.clone(), deltas };
     let users = broker.catalog.users().clone();
-    let registrations = Registrations::new(own, broker.routes.clone(), users, config);
+    let registrations = Registrations::new(own, broker.routes.clone(), users, config, between.clone());
     let registered = register(config, registrations, &control);
     control.spawn(control::sweep(broker.clone()));
     control.spawn(control::sweep_followers(broker.clone()));
     control.spawn(control::record_users(broker.clone()));
-    control.spawn(repair(config, &broker));
+    control.spawn(repair(config, between, &broker));
     if let Some(attending) = attending {
         control.spawn(control::agree(broker.clone(), config.broker_id, attending));
     }
@@ -206,11 +207,12 @@ fn recent_ids(config: &BrokerConfig, catalog: &Catalog, store: &Store, clock: &C
 /// The clients' port and the internal one: the same door behind both, and replication behind the internal one.
 fn open_for(
     config: &BrokerConfig,
+    between: &Between,
     takes_over: bool,
     broker: &Arc<Broker>,
     control: &Control,
 ) -> Result<(karman_remoting::server::Server, karman_remoting::server::Server), StartError> {
-    let peers = Peers::new(ChannelPool::new(), config.cluster_secret.clone());
+    let peers = Peers::new(between.clone());
     let local =
         Local { broker_name: config.broker_name.clone(), service: Arc::new(Messaging(broker.clone())) };
     let auth = Auth::new(config.auth(), broker.catalog.users().clone());
@@ -239,7 +241,7 @@ fn open_for(
         followers: broker.followers.clone(),
         cluster: config.broker_cluster_name.clone(),
         broker_name: config.broker_name.clone(),
-        secret: config.cluster_secret.clone(),
+        between: between.clone(),
         segment_bytes: config.mapped_file_size_commit_log,
         // Who may be elected counts by what its device has.
         flush: broker.durability == Durability::ReplicatedDisk || config.enable_controller_mode,
@@ -249,16 +251,17 @@ fn open_for(
         store: Arc::new(Mutex::new(Arc::downgrade(&broker.store))),
         cluster: config.broker_cluster_name.clone(),
         broker_name: config.broker_name.clone(),
-        secret: config.cluster_secret.clone(),
+        between: between.clone(),
     });
     let lines = RelayServer::new(RelayService {
         lines: broker.lines.clone(),
-        secret: config.cluster_secret.clone(),
+        between: between.clone(),
         stopping: broker.stopping.clone(),
     });
     let inside = outside.clone().add_service(replication).add_service(repair).add_service(lines);
     open_doors(
         config,
+        between,
         takes_over,
         control,
         with_health_and_reflection(outside),
@@ -277,13 +280,17 @@ fn announce(broker: &Broker, identity: BrokerIdentity) {
 }
 
 /// Fetches from its slaves what is damaged of its log.
-fn repair(config: &BrokerConfig, broker: &Arc<Broker>) -> impl Future<Output = ()> + use<> {
+fn repair(
+    config: &BrokerConfig,
+    between: &Between,
+    broker: &Arc<Broker>,
+) -> impl Future<Output = ()> + use<> {
     let own = v1::Replica {
         cluster: config.broker_cluster_name.clone(),
         broker_name: config.broker_name.clone(),
         ..Default::default()
     };
-    let repairs = Repairs::new(broker.store.clone(), own, config.cluster_secret.clone());
+    let repairs = Repairs::new(broker.store.clone(), own, between.clone());
     let (followers, stopping) = (broker.followers.clone(), broker.stopping.clone());
     async move {
         if stopping.run_until_cancelled(repairs.run(move || followers.in_sync())).await.is_some() {

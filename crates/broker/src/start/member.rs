@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use karman_remoting::between::Between;
 use karman_remoting::proto::karman as v1;
 use karman_store::Durability;
 use tokio::sync::watch;
@@ -27,6 +28,7 @@ const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub struct Member {
     config: BrokerConfig,
+    between: Between,
     attending: Arc<Attending>,
     control: Control,
     stopping: CancellationToken,
@@ -42,6 +44,7 @@ impl Member {
         if !invalid.is_empty() {
             return Err(StartError::Config(invalid));
         }
+        let between = config.between()?;
         let opened = open_if_usable(config)?;
         let control = Control::start().map_err(StartError::Thread)?;
         let internal = super::address(&config.internal_listen_address);
@@ -53,13 +56,12 @@ impl Member {
             priority: config.broker_election_priority,
             log_epoch: 0,
         };
-        let secret = config.cluster_secret.clone();
-        let (attending, attendant) = Attending::new(config.controllers(), secret, present);
+        let (attending, attendant) = Attending::new(config.controllers(), between.clone(), present);
         attending.has_opened(opened.as_ref().map(|opened| opened.store.clone()));
         let stopping = CancellationToken::new();
         control.spawn(attendant.run(stopping.clone()));
-        let running = slave::start(config, false, Some(attending.clone()), opened)?;
-        Ok(Self { config: config.clone(), attending, control, stopping, running, leads: 0 })
+        let running = slave::start(config, &between, false, Some(attending.clone()), opened)?;
+        Ok(Self { config: config.clone(), between, attending, control, stopping, running, leads: 0 })
     }
 
     /// What it is at the moment.
@@ -136,7 +138,7 @@ impl Member {
             opened => {
                 tracing::info!(epoch, "was the master before it was started; asks to be elected anew");
                 self.attending.resign(epoch, Some(self.config.broker_id));
-                self.running = slave_again(&self.config, &self.attending, opened, rest)?;
+                self.running = slave_again(&self.config, &self.between, &self.attending, opened, rest)?;
                 return Ok(self);
             }
         };
@@ -150,15 +152,16 @@ impl Member {
                 let _ = opened.store.close();
                 self.attending.has_opened(None);
                 drop(opened);
-                self.running = slave_again(&self.config, &self.attending, None, rest)?;
+                self.running = slave_again(&self.config, &self.between, &self.attending, None, rest)?;
                 return Ok(self);
             }
         };
         tracing::info!(epoch, "is the master now");
         rest.retire();
-        let (config, attending) = (self.config.clone(), self.attending.clone());
+        let (config, between, attending) =
+            (self.config.clone(), self.between.clone(), self.attending.clone());
         // It waits for the log.
-        let start = move || master::start(&config, opened, began_ms, Some(attending));
+        let start = move || master::start(&config, &between, opened, began_ms, Some(attending));
         let started = tokio::task::spawn_blocking(start).await;
         self.running = started.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))?;
         self.leads = epoch;
@@ -174,7 +177,7 @@ impl Member {
         let former = self.running;
         former.retire();
         // Its store is closed in a moment; until then this one's finds it locked.
-        self.running = slave::start(&self.config, true, Some(self.attending.clone()), None)?;
+        self.running = slave::start(&self.config, &self.between, true, Some(self.attending.clone()), None)?;
         self.leads = 0;
         former.abandon();
         if let Err(reason) = former.shutdown().await {
@@ -204,12 +207,13 @@ impl Member {
 /// Goes on as the slave that it was.
 fn slave_again(
     config: &BrokerConfig,
+    between: &Between,
     attending: &Arc<Attending>,
     opened: Option<Opened>,
     rest: Rest,
 ) -> Result<Running, StartError> {
     rest.retire();
-    let running = slave::start(config, true, Some(attending.clone()), opened)?;
+    let running = slave::start(config, between, true, Some(attending.clone()), opened)?;
     tokio::spawn(rest.end());
     Ok(running)
 }

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use karman_remoting::admin_front::AdminFront;
 use karman_remoting::auth::Auth;
 use karman_remoting::auth::users::Users;
-use karman_remoting::channel::ChannelPool;
+use karman_remoting::between::Between;
 use karman_remoting::clients::ClientRegistry;
 use karman_remoting::front::{Front, Standby};
 use karman_remoting::proto::karman as v1;
@@ -46,6 +46,7 @@ pub(super) struct Slave {
 /// controllers, the configuration or the namesrvs.
 pub(super) fn start(
     config: &BrokerConfig,
+    between: &Between,
     takes_over: bool,
     attending: Option<Arc<Attending>>,
     opened: Option<Opened>,
@@ -58,16 +59,16 @@ pub(super) fn start(
     }
     let (opened_now, store) = (Arc::new(Mutex::new(None)), OpenStore::default());
     let users = Users::default();
-    let outside = services(config, &routes, clients, &users, &opened_now, &stopping);
+    let outside = services(config, between, &routes, clients, &users, &opened_now, &stopping);
     let repair = RepairServer::new(RepairService {
         store: store.clone(),
         cluster: config.broker_cluster_name.clone(),
         broker_name: config.broker_name.clone(),
-        secret: config.cluster_secret.clone(),
+        between: between.clone(),
     });
     let inside = with_health_and_reflection(outside.clone().add_service(repair));
     let outside = with_health_and_reflection(outside);
-    let (clients, internal) = open_doors(config, takes_over, &control, outside, inside)?;
+    let (clients, internal) = open_doors(config, between, takes_over, &control, outside, inside)?;
     let started_ms = Clock::default().started_ms();
     let (outside, inside) = (clients.local_addr(), internal.local_addr());
     let identity = identity(config, config.broker_id, (outside, inside), started_ms, 0);
@@ -80,7 +81,7 @@ pub(super) fn start(
         address: identity.internal_address.clone(),
     };
     let state = v1::BrokerState { identity: Some(identity), topics: Vec::new(), groups: Vec::new() };
-    let registrations = Registrations::new(Own::Slave(state), routes.clone(), users, config);
+    let registrations = Registrations::new(Own::Slave(state), routes.clone(), users, config, between.clone());
     let registered = register(config, registrations, &control);
     let status = Arc::new(Mutex::default());
     let failed = watch::Sender::new(None);
@@ -88,6 +89,7 @@ pub(super) fn start(
     let (agreed, broker_id) = (attending.as_ref().map(|own| own.state.subscribe()), config.broker_id);
     let follower = slave::Slave {
         config: config.clone(),
+        between: between.clone(),
         replica,
         routes,
         attending,
@@ -118,13 +120,14 @@ pub(super) fn start(
 /// What clients may ask: everything, at whoever owns it; and what a slave may answer itself, if it may.
 fn services(
     config: &BrokerConfig,
+    between: &Between,
     routes: &SharedRoutes,
     clients: Arc<ClientRegistry>,
     users: &Users,
     opened: &Arc<Mutex<Option<Opened>>>,
     stopping: &CancellationToken,
 ) -> Routes {
-    let peers = Peers::new(ChannelPool::new(), config.cluster_secret.clone());
+    let peers = Peers::new(between.clone());
     let auth = Auth::new(config.auth(), users.clone());
     let admin = AdminFront::new(routes.clone(), peers.clone(), auth.clone(), None);
     let reads =

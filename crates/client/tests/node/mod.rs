@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use karman_client::{Client, ClientOptions, Code};
+use karman_remoting::between::Between;
 use karman_remoting::proto::v2;
 use karman_remoting::proto::v2::messaging_service_server::{MessagingService, MessagingServiceServer};
 use karman_remoting::proto::v2::receive_message_response::Content;
@@ -258,6 +259,7 @@ impl Cluster {
                 threads: 1,
                 tls: None,
                 tls_mode: TlsMode::Disabled,
+                nodes: Between::default(),
                 shutdown_grace: Duration::from_millis(100),
                 takes_over: false,
                 limits: Limits::default(),

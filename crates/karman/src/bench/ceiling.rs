@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use karman_remoting::between::Between;
 use karman_remoting::proto::v2;
 use karman_remoting::proto::v2::messaging_service_server::{MessagingService, MessagingServiceServer};
 use karman_remoting::server::{Limits, MAX_DECODING_SIZE_BYTES, Server, ServerOptions, TlsMode};
@@ -106,6 +107,7 @@ pub(crate) async fn echo() -> anyhow::Result<()> {
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         tls: None,
         tls_mode: TlsMode::Disabled,
+        nodes: Between::default(),
         shutdown_grace: Duration::from_secs(1),
         takes_over: false,
         limits: Limits::default(),

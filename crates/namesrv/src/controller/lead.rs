@@ -76,8 +76,8 @@ pub(super) struct Lead {
 impl Lead {
     pub(super) fn new(consensus: Consensus, stopping: CancellationToken) -> Arc<Self> {
         Arc::new(Self {
+            relays: ChannelPool::of_nodes(consensus.options.between.clone()),
             consensus,
-            relays: ChannelPool::new(),
             stopping,
             started: Instant::now(),
             state: Mutex::default(),

@@ -43,7 +43,7 @@ macro_rules! relayed {
                 let mut client = client.max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
                 let mut request = Request::new($message.clone());
                 *request.metadata_mut() = metadata::for_relay($metadata);
-                metadata::add_secret(request.metadata_mut(), &$lead.consensus.options.secret);
+                $lead.consensus.options.between.sign(&mut request);
                 request.set_timeout(RELAY_TIMEOUT);
                 Some(client.$method(request).await?.into_inner())
             }

@@ -119,7 +119,7 @@ impl Consensus {
         };
         let refused = |error: &dyn std::fmt::Display| ConsensusError::Raft(error.to_string());
         let config = Arc::new(config.validate().map_err(|error| refused(&error))?);
-        let network = Network::new(options.group.clone(), options.secret.clone());
+        let network = Network::new(options.group.clone(), options.between.clone());
         let agreed = machine.agreed();
         let raft = Raft::new(id, config, network.clone(), log, machine).await;
         let raft = raft.map_err(|error| refused(&error))?;

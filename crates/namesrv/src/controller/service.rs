@@ -6,16 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use karman_remoting::auth::source_of;
+use karman_remoting::between::Between;
 use karman_remoting::proto::karman::attendance::Says;
 use karman_remoting::proto::karman::controller_server::Controller;
 use karman_remoting::proto::karman::order::Order as Kind;
 use karman_remoting::proto::karman::{self as v1, Attendance, Order, Present, SetState};
-use karman_remoting::{metadata, validate};
+use karman_remoting::validate;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::codegen::BoxStream;
-use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::lead::{Key, Lead};
@@ -41,15 +41,15 @@ impl ControllerService {
         Self(lead)
     }
 
-    fn admit(&self, metadata: &MetadataMap) -> Result<(), Status> {
-        metadata::check_secret(metadata, &self.0.consensus.options.secret, "caller")
+    fn between(&self) -> &Between {
+        &self.0.consensus.options.between
     }
 }
 
-/// Lets in whoever may call.
+/// Lets in operators.
 macro_rules! admitted {
     ($service:expr, $request:expr) => {{
-        $service.admit($request.metadata())?;
+        $service.between().check_operator(&$request)?;
         let (metadata, _, message) = $request.into_parts();
         (metadata, message)
     }};
@@ -61,7 +61,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<Streaming<Attendance>>,
     ) -> Result<Response<BoxStream<Order>>, Status> {
-        self.admit(request.metadata()).inspect_err(|status| {
+        self.between().check(&request, "broker").inspect_err(|status| {
             let from = source_of(request.extensions());
             let from = from.map_or_else(|| "an unknown address".to_owned(), |from| from.ip().to_string());
             self.0.refused(&format!("a broker at {from}"), status);
@@ -81,8 +81,8 @@ impl Controller for ControllerService {
         &self,
         request: Request<v1::ConsentMessage>,
     ) -> Result<Response<v1::ConsentMessage>, Status> {
-        let (_, message) = admitted!(self, request);
-        self.0.consensus.answer(message).await.map(Response::new)
+        self.between().check(&request, "controller")?;
+        self.0.consensus.answer(request.into_inner()).await.map(Response::new)
     }
 
     async fn describe_controller(

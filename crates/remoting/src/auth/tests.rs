@@ -28,6 +28,7 @@ fn auth(users: impl IntoIterator<Item = v1::User>) -> Auth {
         authorization: true,
         initial_user: r#"{"username":"root","password":"secret of root"}"#.into(),
         cluster_secret: "open sesame".into(),
+        nodes_have_tls: false,
     };
     let known = Users::default();
     known.merge(users);
@@ -44,7 +45,7 @@ fn signed<T>(message: T, user: &str, secret: &str) -> Request<T> {
     let header = signature::sign(user, &signature::key(secret), DATE);
     request.metadata_mut().insert(AUTHORIZATION, MetadataValue::try_from(header).expect("ASCII"));
     request.metadata_mut().insert(DATE_TIME, MetadataValue::from_static(DATE));
-    request.extensions_mut().insert(Peer::new("10.0.0.1:1".parse().ok()));
+    request.extensions_mut().insert(Peer::new("10.0.0.1:1".parse().ok(), false));
     request
 }
 

@@ -1,4 +1,4 @@
-//! Opens the TCP connection of one channel, and refuses at once while the next attempt is not due.
+//! Opens the connection of one channel, and refuses at once while the next attempt is not due.
 //!
 //! tonic reconnects whenever a call comes; with a dead peer each call in turn would wait for a connect timeout of its
 //! own, and a peer that closes at once would be hammered. Runs on the runtime of its channel.
@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tonic::transport::Uri;
 use tower::Service;
 
 use super::CONNECT_TIMEOUT;
+use crate::between::Between;
+use crate::transport::Transport;
 
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LONGEST_DELAY: Duration = Duration::from_secs(5);
@@ -24,6 +25,7 @@ const LONGEST_DELAY: Duration = Duration::from_secs(5);
 const NEW_ROW_AFTER: Duration = Duration::from_secs(10);
 
 pub(super) struct Connector {
+    between: Between,
     address: Arc<str>,
     backoff: Arc<Mutex<Backoff>>,
 }
@@ -38,14 +40,14 @@ pub(super) enum ConnectError {
 }
 
 impl Connector {
-    pub(super) fn new(address: &str) -> Self {
+    pub(super) fn new(address: &str, between: Between) -> Self {
         let backoff = Backoff { attempts: 0, due: Instant::now() };
-        Self { address: address.into(), backoff: Arc::new(Mutex::new(backoff)) }
+        Self { between, address: address.into(), backoff: Arc::new(Mutex::new(backoff)) }
     }
 }
 
 impl Service<Uri> for Connector {
-    type Response = TokioIo<TcpStream>;
+    type Response = TokioIo<Transport>;
     type Error = ConnectError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, ConnectError>> + Send>>;
 
@@ -54,13 +56,13 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, _: Uri) -> Self::Future {
-        let (address, backoff) = (self.address.clone(), self.backoff.clone());
+        let (between, address, backoff) = (self.between.clone(), self.address.clone(), self.backoff.clone());
         Box::pin(async move {
             let begun = backoff.lock().begin(Instant::now(), rand::random_range(0.5..1.0));
             if let Err(wait) = begun {
                 return Err(ConnectError::TooEarly { address, wait_ms: wait.as_millis() });
             }
-            let connected = tokio::time::timeout(CONNECT_TIMEOUT, connect(&address)).await;
+            let connected = tokio::time::timeout(CONNECT_TIMEOUT, between.dial(&address)).await;
             match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
                 Ok(stream) => Ok(TokioIo::new(stream)),
                 Err(source) => {
@@ -70,12 +72,6 @@ impl Service<Uri> for Connector {
             }
         })
     }
-}
-
-async fn connect(address: &str) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
 }
 
 /// When the next attempt is due. Pure: time and `jitter` (0 to 1) are arguments.

@@ -1,8 +1,8 @@
-//! The certificate of a server, read anew when its files have changed. Handshakes on the data threads look, once a second at
-//! most; there is no watcher. Connections that are open stay as they are.
+//! What is made of certificates and keys in files, made anew when the files have changed. Handshakes look, once a second at
+//! most; there is no watcher. Connections that are open stay as they are. Any thread.
 //!
-//! Certificate and key are two files: one that does not fit the other, or cannot be read, leaves in force what was, and is
-//! looked at again when either of them changes.
+//! Several files belong together: where one does not fit the others, or cannot be read, what was stays in force, and is
+//! looked at again when one of them changes.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -12,39 +12,46 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use rustls::server::{ClientHello, ResolvesServerCert};
-use rustls::sign::CertifiedKey;
 
-use super::{TlsError, read};
+use super::TlsError;
 
 /// Between two looks at the files.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// See the module's comment.
+/// See the module's comment. `N` files; `T` is what is made of them.
 #[derive(Debug)]
-pub(super) struct Renewed {
-    cert: PathBuf,
-    key: PathBuf,
-    current: ArcSwap<CertifiedKey>,
-    looked: Mutex<Looked>,
+pub(crate) struct Renewed<T, const N: usize> {
+    files: [PathBuf; N],
+    read: fn(&[PathBuf; N]) -> Result<T, TlsError>,
+    current: ArcSwap<T>,
+    looked: Mutex<Looked<N>>,
 }
 
 #[derive(Debug)]
-struct Looked {
+struct Looked<const N: usize> {
     at: Instant,
-    found: [Option<Stamp>; 2],
+    found: [Option<Stamp>; N],
 }
 
 /// Of a file, what changes with its content: length, time of the last change, inode.
 type Stamp = (u64, i64, i64, u64);
 
-impl Renewed {
-    /// Reads both files.
-    pub(super) fn open(cert: PathBuf, key: PathBuf) -> Result<Self, TlsError> {
+impl<T, const N: usize> Renewed<T, N> {
+    /// Reads all files.
+    pub(super) fn open(
+        files: [PathBuf; N],
+        read: fn(&[PathBuf; N]) -> Result<T, TlsError>,
+    ) -> Result<Self, TlsError> {
         // Before they are read: what changes in between is seen.
-        let found = [&cert, &key].map(stamp);
-        let current = ArcSwap::from_pointee(read(&cert, &key)?);
-        Ok(Self { cert, key, current, looked: Mutex::new(Looked { at: Instant::now(), found }) })
+        let found = files.each_ref().map(stamp);
+        let current = ArcSwap::from_pointee(read(&files)?);
+        Ok(Self { files, read, current, looked: Mutex::new(Looked { at: Instant::now(), found }) })
+    }
+
+    /// What is in force now.
+    pub(crate) fn current(&self) -> Arc<T> {
+        self.look(LOOK_EVERY);
+        self.current.load_full()
     }
 
     /// Nobody waits for who looks already.
@@ -54,15 +61,15 @@ impl Renewed {
             return;
         }
         looked.at = Instant::now();
-        let found = [&self.cert, &self.key].map(stamp);
+        let found = self.files.each_ref().map(stamp);
         if found == looked.found {
             return;
         }
         looked.found = found;
-        match read(&self.cert, &self.key) {
+        match (self.read)(&self.files) {
             Ok(read) => {
                 self.current.store(Arc::new(read));
-                tracing::info!(cert = %self.cert.display(), "the certificate has changed and is used from now on");
+                tracing::info!(files = ?self.files, "the certificate has changed and is used from now on");
             }
             Err(error) => {
                 tracing::warn!(%error, "the certificate has changed and cannot be used; the one before stays in force");
@@ -76,21 +83,20 @@ fn stamp(path: &PathBuf) -> Option<Stamp> {
     fs::metadata(path).ok().map(|found| (found.len(), found.mtime(), found.mtime_nsec(), found.ino()))
 }
 
-impl ResolvesServerCert for Renewed {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.look(LOOK_EVERY);
-        Some(self.current.load_full())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
-    use super::*;
-    use crate::tls::Tls;
+    use rustls::sign::CertifiedKey;
 
-    fn leaf(renewed: &Renewed) -> Vec<u8> {
+    use super::*;
+    use crate::tls::{Tls, certified};
+
+    fn open(cert: PathBuf, key: PathBuf) -> Renewed<CertifiedKey, 2> {
+        Renewed::open([cert, key], |[cert, key]| certified(cert, key)).unwrap()
+    }
+
+    fn leaf(renewed: &Renewed<CertifiedKey, 2>) -> Vec<u8> {
         renewed.look(Duration::ZERO);
         renewed.current.load().cert[0].to_vec()
     }
@@ -103,7 +109,7 @@ mod tests {
         }
         let files = |dir: &Path| (dir.join("cert.pem"), dir.join("key.pem"));
         let ((cert, key), (other_cert, other_key)) = (files(one.path()), files(other.path()));
-        let renewed = Renewed::open(cert.clone(), key.clone()).unwrap();
+        let renewed = open(cert.clone(), key.clone());
         let before = leaf(&renewed);
         for useless in ["", "not PEM"] {
             fs::write(&cert, useless).unwrap();
@@ -117,6 +123,6 @@ mod tests {
         fs::copy(&other_key, &key).unwrap();
         let after = leaf(&renewed);
         assert_ne!(after, before);
-        assert_eq!(after, leaf(&Renewed::open(other_cert, other_key).unwrap()));
+        assert_eq!(after, leaf(&open(other_cert, other_key)));
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::stream;
 use karman_remoting::auth::Auth;
-use karman_remoting::channel::ChannelPool;
+use karman_remoting::between::Between;
 use karman_remoting::clients::ClientRegistry;
 use karman_remoting::front::{Front, Local};
 use karman_remoting::metadata;
@@ -141,7 +141,7 @@ impl Node {
         let (notes, stopping) = (Arc::new(Notes::default()), CancellationToken::new());
         let local = broker
             .map(|name| Local { broker_name: name.to_owned(), service: Arc::new(Broker(notes.clone())) });
-        let peers = Peers::new(ChannelPool::new(), Secret::default());
+        let peers = Peers::new(Between::default());
         let front = Front::new(
             routes.clone(),
             clients.clone(),

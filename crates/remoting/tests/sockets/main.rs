@@ -7,5 +7,6 @@ mod door_start;
 mod drain;
 mod handshake;
 mod http2;
+mod nodes;
 mod probe;
 mod support;

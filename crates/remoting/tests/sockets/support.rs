@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
+use karman_remoting::between::Between;
 use karman_remoting::proto::v2::messaging_service_client::MessagingServiceClient;
 use karman_remoting::proto::v2::messaging_service_server::{MessagingService, MessagingServiceServer};
 use karman_remoting::proto::v2::{
@@ -144,6 +145,7 @@ pub(crate) fn options() -> ServerOptions {
         threads: 1,
         tls: None,
         tls_mode: TlsMode::Permissive,
+        nodes: Between::default(),
         shutdown_grace: SOON,
         takes_over: false,
         limits: Limits::default(),

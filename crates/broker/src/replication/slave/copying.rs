@@ -26,7 +26,7 @@ impl Slave {
             let _ = former.store.close();
             former_end = former.store.watermarks().written;
         }
-        let request = self.request(v1::CopyRequest { replica: Some(self.replica.clone()) });
+        let request = self.between.request(v1::CopyRequest { replica: Some(self.replica.clone()) });
         let mut parts = master.copy(request).await?.into_inner();
         let Some(Part::Begin(begin)) = part(&mut parts).await? else {
             return Err(Ended::Nonsense("a copy without a beginning"));

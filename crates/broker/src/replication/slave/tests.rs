@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::codegen::BoxStream;
-use tonic::{Response, Status};
+use tonic::{Request, Response, Status};
 
 use super::*;
 
@@ -26,6 +26,7 @@ fn config(directory: &Path) -> BrokerConfig {
 
 fn slave(config: &BrokerConfig) -> Slave {
     Slave {
+        between: Between::default(),
         config: config.clone(),
         replica: v1::Replica { broker_id: 1, ..Default::default() },
         routes: SharedRoutes::default(),

@@ -6,10 +6,9 @@ use std::io::Cursor;
 use std::sync::Arc;
 use std::time::Duration;
 
-use karman_remoting::metadata;
+use karman_remoting::between::Between;
 use karman_remoting::proto::karman::ConsentMessage;
 use karman_remoting::proto::karman::controller_client::ControllerClient;
-use karman_remoting::secret::Secret;
 use karman_remoting::server::MAX_DECODING_SIZE_BYTES;
 use openraft::error::{
     Fatal, InstallSnapshotError, RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable,
@@ -23,8 +22,8 @@ use openraft::{OptionalSend, Snapshot, SnapshotMeta, Vote};
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status};
 
 use super::forgotten::Memory;
 use super::{Consensus, Peer, Types};
@@ -71,13 +70,13 @@ pub(super) enum Formation {
 #[derive(Clone, Debug)]
 pub(super) struct Network {
     group: String,
-    secret: Secret,
+    between: Between,
     channels: Arc<Mutex<HashMap<String, Channel>>>,
 }
 
 impl Network {
-    pub(super) fn new(group: String, secret: Secret) -> Self {
-        Self { group, secret, channels: Arc::default() }
+    pub(super) fn new(group: String, between: Between) -> Self {
+        Self { group, between, channels: Arc::default() }
     }
 
     fn channel(&self, address: &str) -> Result<Channel, Status> {
@@ -85,9 +84,9 @@ impl Network {
         if let Some(channel) = channels.get(address) {
             return Ok(channel.clone());
         }
-        let endpoint = Endpoint::from_shared(format!("http://{address}"));
-        let endpoint = endpoint.map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let channel = endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).connect_lazy();
+        let limited = |endpoint: Endpoint| endpoint.connect_timeout(CONNECT_TIMEOUT);
+        let channel = self.between.connect_lazily(address, limited);
+        let channel = channel.map_err(|error| Status::invalid_argument(error.to_string()))?;
         channels.insert(address.to_owned(), channel.clone());
         Ok(channel)
     }
@@ -102,8 +101,7 @@ impl Network {
         let unusable = |error: serde_json::Error| Status::internal(error.to_string());
         let body = Envelope { group: self.group.clone(), to, message };
         let body = serde_json::to_vec(&body).map_err(unusable)?;
-        let mut request = Request::new(ConsentMessage { kind: kind.to_owned(), body });
-        metadata::add_secret(request.metadata_mut(), &self.secret);
+        let mut request = self.between.request(ConsentMessage { kind: kind.to_owned(), body });
         request.set_timeout(timeout);
         let client = ControllerClient::new(self.channel(address)?);
         let mut client = client.max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
