@@ -105,9 +105,6 @@ fn configs([ca, cert, key]: &[PathBuf; 3]) -> Result<NodeConfigs, TlsError> {
         (of_key("internalTlsCaPath"), of_key("internalTlsCertPath"), of_key("internalTlsKeyPath"));
     let roots = Arc::new(authority(ca).map_err(of_ca)?);
     let chain = certificates(cert).map_err(of_cert)?;
-    // By itself first: what is wrong with the one file is not said of the other.
-    private_key(key).map_err(of_private)?;
-    let own = Arc::new(SingleCertAndKey::from(certified(cert, key).map_err(of_private)?));
     let provider = Arc::new(ring::default_provider());
     let clients = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build();
     let clients = clients.map_err(|error| {
@@ -117,6 +114,9 @@ fn configs([ca, cert, key]: &[PathBuf; 3]) -> Result<NodeConfigs, TlsError> {
     let servers = Arc::new(Servers { roots, provider: provider.clone() });
     check_own(&chain, &servers, &*clients)
         .map_err(|source| of_cert(TlsError::Strange { cert: cert.clone(), ca: ca.clone(), source }))?;
+    // By itself first: what is wrong with the one file is not said of the other.
+    private_key(key).map_err(of_private)?;
+    let own = Arc::new(SingleCertAndKey::from(certified(cert, key).map_err(of_private)?));
     let versions = |source| of_cert(TlsError::Unusable { cert: cert.clone(), key: key.clone(), source });
     let mut server = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&TLS13])

@@ -11,6 +11,9 @@ win over such a key without a word. */}}
   "clusterSecret" "clusterSecret.existingSecret"
   "tlsServerCertPath" "tls.existingSecret"
   "tlsServerKeyPath" "tls.existingSecret"
+  "internalTlsCaPath" "internalTls.existingSecret"
+  "internalTlsCertPath" "internalTls.existingSecret"
+  "internalTlsKeyPath" "internalTls.existingSecret"
   "grpcListenAddress" "its services and probes rely on the port"
   "metricsListenAddress" "its services and probes rely on the port"
   "storePathRootDir" "persistence" }}
