@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use karman_remoting::proto::v2::{self, Code};
-use karman_tests::cluster::{Cluster, Node};
+use karman_tests::cluster::{Cluster, Node, program};
 use karman_tests::raw::{is_ok, message, receive_request, resource, seconds};
 use karman_tests::{Driver, Event, Language, Raw, Stage, until};
 
@@ -226,6 +226,35 @@ fn a_user_does_what_policies_allow_and_nothing_else() {
     let entries = vec![v2::AckMessageEntry { receipt_handle, ..Default::default() }];
     let ack = v2::AckMessageRequest { group: resource("shop-1"), topic: resource("orders"), entries };
     is_ok(raw.ack_message(ack).status);
+}
+
+#[test]
+fn a_bench_measures_in_the_name_of_its_user() {
+    let cluster = cluster();
+    let bench = |secret: &str, arguments: &[&str]| {
+        let mut command = std::process::Command::new(program("karman"));
+        command.env("KARMAN_SECRET_KEY", secret).args(["-o", "json", "--access-key", "shop"]);
+        command.args(["-e", &cluster.brokers[0].endpoint(), "bench"]).args(arguments);
+        command.output().unwrap()
+    };
+    let figures = |arguments: &[&str]| -> serde_json::Value {
+        let output = bench(SECRET, arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let figures: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(figures["messages"].as_u64() > Some(0) && figures["errors"] == 0, "{arguments:?}: {figures}");
+        figures
+    };
+    let sent = figures(&["produce", "orders", "--rate", "200", "--seconds", "1"]);
+    // Without a rate the tasks sign for themselves.
+    figures(&["produce", "orders", "--inflight", "2", "--batch", "4", "--seconds", "1"]);
+    let read = figures(&["consume", "orders", "--group", "shop-1", "--seconds", "2"]);
+    assert!(read["messages"].as_u64() >= sent["messages"].as_u64(), "{sent} {read}");
+    let both = figures(&["latency", "orders", "--group", "shop-2", "--rate", "50", "--seconds", "1"]);
+    assert_eq!(both["received"], both["messages"], "{both}");
+
+    let refused = bench("another secret", &["produce", "orders", "--seconds", "1"]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("Check signature failed"), "{said}");
 }
 
 #[test]

@@ -70,10 +70,9 @@ impl Node {
     /// The masters of a topic, each once.
     pub(crate) async fn masters_of(&self, topic: &str) -> anyhow::Result<Vec<TopicBroker>> {
         let topic_resource = v2::Resource { resource_namespace: String::new(), name: topic.to_owned() };
-        let mut request =
-            Request::new(v2::QueryRouteRequest { topic: Some(topic_resource), endpoints: None });
-        *request.metadata_mut() = headers("route");
-        self.sign(request.metadata_mut());
+        let request = v2::QueryRouteRequest { topic: Some(topic_resource), endpoints: None };
+        let mut request = self.caller("route").request(request);
+        metadata::add_secret(request.metadata_mut(), &self.cluster_secret);
         let service = MessagingServiceClient::new(self.channel()?);
         let mut service = service.max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
         let response = self.answer(service.query_route(request)).await?;
@@ -87,6 +86,11 @@ impl Node {
         }
         anyhow::ensure!(!brokers.is_empty(), "topic {topic:?} has no broker with an address");
         Ok(brokers)
+    }
+
+    /// Whoever calls clients' services without the SDK.
+    pub(crate) fn caller(&self, name: &str) -> Caller {
+        Caller { headers: headers(name), credentials: self.credentials.clone() }
     }
 
     /// Adds who calls, and the cluster's secret, as far as they are given.
@@ -165,8 +169,36 @@ pub(crate) struct TopicBroker {
     pub(crate) queue: v2::MessageQueue,
 }
 
-/// The headers of a client of its own, for calls that the SDK does not make.
-pub(crate) fn headers(name: &str) -> MetadataMap {
+/// A client of its own, for calls that the SDK does not make: its headers, and in whose name it calls.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller {
+    headers: MetadataMap,
+    credentials: Option<Credentials>,
+}
+
+impl Caller {
+    /// In nobody's name: of a service that asks for none.
+    pub(crate) fn nobody(name: &str) -> Self {
+        Self { headers: headers(name), credentials: None }
+    }
+
+    /// The same as another client.
+    pub(crate) fn called(&self, name: &str) -> Self {
+        Self { headers: headers(name), credentials: self.credentials.clone() }
+    }
+
+    /// Signed anew each time, as clients do.
+    pub(crate) fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        *request.metadata_mut() = self.headers.clone();
+        if let Some(credentials) = &self.credentials {
+            credentials.sign(request.metadata_mut());
+        }
+        request
+    }
+}
+
+fn headers(name: &str) -> MetadataMap {
     let id = format!("karman@{}@{name}", std::process::id());
     let id = MetadataValue::try_from(id).expect("digits and ASCII letters");
     metadata::of_client(id, env!("CARGO_PKG_VERSION"))

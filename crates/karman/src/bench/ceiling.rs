@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status};
 use super::load::{self, Load};
 use super::template::Run;
 use super::{Figures, LoadArgs, judge, used_since};
+use crate::node::Caller;
 use crate::output::{self, Format};
 use crate::signals::stop_on_signals;
 
@@ -29,7 +30,8 @@ pub(crate) async fn run(args: LoadArgs, format: Format) -> anyhow::Result<()> {
     // Ends with this process, whatever ends it: its stdin does.
     let (child, line) = start_child(&["bench", "echo"]).await?;
     let target = value_of(&line, "endpoint")?;
-    let load = Load { targets: vec![target], topic: "bench".into(), args, run: Run::new() };
+    let (run, caller) = (Run::new(), Caller::nobody("load"));
+    let load = Load { targets: vec![target], topic: "bench".into(), args, run, caller };
     let before = cpu_micros(&child);
     let outcome = load::run(load, &stop).await?;
     let cpu = used_since(before, cpu_micros(&child));

@@ -18,12 +18,11 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Request;
-use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 
 use super::load::{connect, print_progress};
 use super::{Figures, Outcome, judge, masters_of, new_histogram, server_cpu_micros, used_since};
-use crate::node::{Node, TopicBroker, headers};
+use crate::node::{Caller, Node, TopicBroker};
 use crate::output::Format;
 use crate::signals::stop_on_signals;
 
@@ -59,7 +58,7 @@ pub(crate) async fn run(args: ConsumeArgs, node: &Node, format: Format) -> anyho
     let stop = stop_on_signals();
     let before = server_cpu_micros(node).await;
     let shared = Arc::new(Shared::new());
-    let plan = Arc::new(Plan { args, brokers, shared: shared.clone() });
+    let plan = Arc::new(Plan { args, brokers, caller: node.caller("consumer"), shared: shared.clone() });
     // Ends the threads when this function ends, however it does.
     let ended = stop.child_token();
     let _ended_on_drop = ended.clone().drop_guard();
@@ -92,6 +91,7 @@ pub(crate) async fn run(args: ConsumeArgs, node: &Node, format: Format) -> anyho
 struct Plan {
     args: ConsumeArgs,
     brokers: Vec<TopicBroker>,
+    caller: Caller,
     shared: Arc<Shared>,
 }
 
@@ -110,8 +110,8 @@ impl Plan {
                 let service = connect(&broker.address).await?;
                 for _ in 0..self.args.inflight {
                     let (topic, group) = (&self.args.topic, &self.args.group);
-                    let reader =
-                        Reader::new(service.clone(), broker, topic, group, self.args.batch, &self.shared);
+                    let reads = Reads { caller: &self.caller, topic, group, batch: self.args.batch };
+                    let reader = Reader::new(service.clone(), broker, &reads, &self.shared);
                     tasks.spawn(reader.read(stop.clone(), |_, _| {}));
                 }
             }
@@ -202,11 +202,20 @@ struct Receipt {
     receipt_handle: String,
 }
 
+/// What a reader asks for, and in whose name.
+pub(crate) struct Reads<'a> {
+    pub(crate) caller: &'a Caller,
+    pub(crate) topic: &'a str,
+    pub(crate) group: &'a str,
+    /// Messages in a receive.
+    pub(crate) batch: u32,
+}
+
 /// One receive after the other, each acknowledged before the next.
 pub(crate) struct Reader {
     service: MessagingServiceClient<Channel>,
     receive: v2::ReceiveMessageRequest,
-    headers: MetadataMap,
+    caller: Caller,
     shared: Arc<Shared>,
 }
 
@@ -214,11 +223,10 @@ impl Reader {
     pub(crate) fn new(
         service: MessagingServiceClient<Channel>,
         broker: &TopicBroker,
-        topic: &str,
-        group: &str,
-        batch: u32,
+        reads: &Reads<'_>,
         shared: &Arc<Shared>,
     ) -> Self {
+        let Reads { caller, topic, group, batch } = *reads;
         let resource = |name: &str| v2::Resource { resource_namespace: String::new(), name: name.to_owned() };
         let receive = v2::ReceiveMessageRequest {
             group: Some(resource(group)),
@@ -236,7 +244,7 @@ impl Reader {
             }),
             attempt_id: None,
         };
-        Self { service, receive, headers: headers("consumer"), shared: shared.clone() }
+        Self { service, receive, caller: caller.clone(), shared: shared.clone() }
     }
 
     /// Reads until `stop`; `arrived` sees each body, with the time of its arrival.
@@ -270,8 +278,7 @@ impl Reader {
     }
 
     fn request<T>(&self, message: T, timeout: Duration) -> Request<T> {
-        let mut request = Request::new(message);
-        *request.metadata_mut() = self.headers.clone();
+        let mut request = self.caller.request(message);
         request.set_timeout(timeout);
         request
     }

@@ -12,13 +12,13 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::consume::{Reader, Shared};
+use super::consume::{Reader, Reads, Shared};
 use super::load::{self, Load, connect};
 use super::template::Run;
 use super::{
     Figures, LoadArgs, columns, judge, masters_of, micros, new_histogram, server_cpu_micros, used_since,
 };
-use crate::node::{Node, TopicBroker};
+use crate::node::{Caller, Node, TopicBroker};
 use crate::output::{self, Format, grouped};
 use crate::signals::stop_on_signals;
 
@@ -71,7 +71,7 @@ pub(crate) async fn run(args: LatencyArgs, node: &Node, format: Format) -> anyho
     let targets = brokers.iter().map(|broker| broker.address.clone()).collect();
     let stop = stop_on_signals();
     let run = Run::new();
-    let arrivals = Arrivals::start(&args, brokers, run)?;
+    let arrivals = Arrivals::start(&args, brokers, node.caller("consumer"), run)?;
     arrivals.drain(&stop).await;
 
     let before = server_cpu_micros(node).await;
@@ -84,7 +84,7 @@ pub(crate) async fn run(args: LatencyArgs, node: &Node, format: Format) -> anyho
         rate: args.rate,
         seconds: args.seconds,
     };
-    let load = Load { targets, topic: args.topic, args: load_args, run };
+    let load = Load { targets, topic: args.topic, args: load_args, run, caller: node.caller("load") };
     let outcome = load::run(load, &stop).await?;
     arrivals.wait_for(outcome.messages, STRAGGLERS).await;
     let cpu = used_since(before, server_cpu_micros(node).await);
@@ -139,7 +139,12 @@ struct Counted {
 }
 
 impl Arrivals {
-    fn start(args: &LatencyArgs, brokers: Vec<TopicBroker>, run: Run) -> anyhow::Result<Self> {
+    fn start(
+        args: &LatencyArgs,
+        brokers: Vec<TopicBroker>,
+        caller: Caller,
+        run: Run,
+    ) -> anyhow::Result<Self> {
         let stop = CancellationToken::new();
         let counted =
             Arc::new(Counted { shared: Arc::new(Shared::new()), run, latency: Mutex::new(new_histogram()) });
@@ -147,7 +152,7 @@ impl Arrivals {
         let (args, ending, counting) = (args.clone(), stop.clone(), counted.clone());
         let body = move || {
             // Nobody waits for it any more when the command was ended.
-            let _ = done.send(consume(&args, &brokers, &ending, &counting));
+            let _ = done.send(consume(&args, &brokers, &caller, &ending, &counting));
         };
         std::thread::Builder::new()
             .name("arrivals".into())
@@ -194,6 +199,7 @@ impl Arrivals {
 fn consume(
     args: &LatencyArgs,
     brokers: &[TopicBroker],
+    caller: &Caller,
     stop: &CancellationToken,
     counted: &Arc<Counted>,
 ) -> anyhow::Result<()> {
@@ -202,8 +208,8 @@ fn consume(
         for broker in brokers {
             let service = connect(&broker.address).await?;
             for _ in 0..READERS {
-                let reader =
-                    Reader::new(service.clone(), broker, &args.topic, &args.group, 32, &counted.shared);
+                let reads = Reads { caller, topic: &args.topic, group: &args.group, batch: 32 };
+                let reader = Reader::new(service.clone(), broker, &reads, &counted.shared);
                 let counted = counted.clone();
                 tasks.spawn(reader.read(stop.clone(), move |body, now| counted.arrived(body, now)));
             }

@@ -20,13 +20,11 @@ use parking_lot::Mutex;
 use tokio::sync::{Barrier, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::Request;
-use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
 
 use super::template::{Run, Template};
 use super::{LoadArgs, Outcome, new_histogram};
-use crate::node::headers;
+use crate::node::Caller;
 use crate::output::grouped;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -43,6 +41,8 @@ pub(crate) struct Load {
     pub(crate) topic: String,
     pub(crate) args: LoadArgs,
     pub(crate) run: Run,
+    /// Each thread calls as a client of its own, in this one's name.
+    pub(crate) caller: Caller,
 }
 
 /// What all threads count together.
@@ -155,7 +155,7 @@ pub(crate) async fn connect(target: &str) -> anyhow::Result<MessagingServiceClie
 struct Sender {
     template: Template,
     batch: usize,
-    headers: MetadataMap,
+    caller: Caller,
     sequence: AtomicU64,
     /// Never contended: all tasks are on one thread.
     latency: Mutex<Histogram<u64>>,
@@ -190,7 +190,7 @@ impl Share {
         let sender = Arc::new(Sender {
             template: Template::new(&self.load.topic, args.size as usize, args.message_groups, self.load.run),
             batch: args.batch as usize,
-            headers: headers(&format!("load-{}", self.number)),
+            caller: self.load.caller.called(&format!("load-{}", self.number)),
             // Ranges that do not meet: 2^48 messages for each thread.
             sequence: AtomicU64::new((self.number as u64) << 48),
             latency: Mutex::new(new_histogram()),
@@ -285,8 +285,7 @@ impl Sender {
     async fn request(&self, service: &mut MessagingServiceClient<Channel>, scheduled: Instant) {
         let first = self.sequence.fetch_add(self.batch as u64, Ordering::Relaxed);
         let messages = self.template.messages(first, self.batch, scheduled);
-        let mut request = Request::new(v2::SendMessageRequest { messages });
-        *request.metadata_mut() = self.headers.clone();
+        let request = self.caller.request(v2::SendMessageRequest { messages });
         let error = match tokio::time::timeout(CALL_TIMEOUT, service.send_message(request)).await {
             Ok(Ok(response)) => match refusal(response.get_ref()) {
                 None => {

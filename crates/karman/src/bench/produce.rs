@@ -11,7 +11,8 @@ pub(crate) async fn run(topic: String, args: LoadArgs, node: &Node, format: Form
     let targets = masters_of(&topic, node).await?.into_iter().map(|broker| broker.address).collect();
     let stop = stop_on_signals();
     let before = server_cpu_micros(node).await;
-    let outcome = load::run(Load { targets, topic, args, run: Run::new() }, &stop).await?;
+    let outcome =
+        load::run(Load { targets, topic, args, run: Run::new(), caller: node.caller("load") }, &stop).await?;
     let cpu = used_since(before, server_cpu_micros(node).await);
     judge(&outcome)?;
     Figures::of(&outcome, cpu).print(format)

@@ -17,15 +17,14 @@ use karman_remoting::secret::Secret;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::Request;
 
-use super::consume::{Reader, Shared};
+use super::consume::{Reader, Reads, Shared};
 use super::dev_node::{DevNode, directory};
 use super::load::{connect, refusal};
 use super::report::median;
 use super::template::{Run, Template};
 use super::{columns, server_cpu_micros, used_since};
-use crate::node::{Node, TopicBroker, headers};
+use crate::node::{Caller, Node, TopicBroker};
 use crate::output::{self, Format, grouped};
 use crate::signals::stop_on_signals;
 
@@ -145,10 +144,11 @@ async fn measure(case: &Case, args: &ScaleArgs) -> anyhow::Result<f64> {
         places.push(node.masters_of(topic).await?.swap_remove(0));
     }
     fill(&places[0].address, &topics, args.messages + held * case.topics as u64).await?;
-    let shared = Arc::new(Shared::new());
+    let (shared, caller) = (Arc::new(Shared::new()), Caller::nobody("consumer"));
     for (place, topic) in places.iter().zip(&topics) {
         let service = connect(&place.address).await?;
-        let holder = Reader::new(service, place, topic, GROUP, BATCH, &shared);
+        let reads = Reads { caller: &caller, topic, group: GROUP, batch: BATCH };
+        let holder = Reader::new(service, place, &reads, &shared);
         holder.hold(held, HELD_FOR).await.map_err(anyhow::Error::msg)?;
     }
     let before = server_cpu_micros(&node).await;
@@ -163,12 +163,13 @@ async fn measure(case: &Case, args: &ScaleArgs) -> anyhow::Result<f64> {
 async fn fill(address: &str, topics: &[String], count: u64) -> anyhow::Result<()> {
     let template = |topic: &String| Template::new(topic, BODY_BYTES, 0, Run::new());
     let templates: Arc<Vec<Template>> = Arc::new(topics.iter().map(template).collect());
-    let next = Arc::new(AtomicU64::new(0));
+    let (next, caller) = (Arc::new(AtomicU64::new(0)), Caller::nobody("producer"));
     let mut senders = tokio::task::JoinSet::new();
     for _ in 0..CONNECTIONS {
         let service = connect(address).await?;
         for _ in 0..SENDERS / CONNECTIONS {
-            let (mut service, templates, next) = (service.clone(), templates.clone(), next.clone());
+            let (mut service, caller) = (service.clone(), caller.clone());
+            let (templates, next) = (templates.clone(), next.clone());
             senders.spawn(async move {
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
@@ -177,8 +178,7 @@ async fn fill(address: &str, topics: &[String], count: u64) -> anyhow::Result<()
                     }
                     let template = &templates[index as usize % templates.len()];
                     let messages = template.messages(index, 1, Instant::now());
-                    let mut request = Request::new(v2::SendMessageRequest { messages });
-                    *request.metadata_mut() = headers("producer");
+                    let request = caller.request(v2::SendMessageRequest { messages });
                     let answer = service.send_message(request).await?;
                     refusal(answer.get_ref()).map_or(Ok(()), |why| Err(anyhow::Error::msg(why)))?;
                 }
@@ -198,7 +198,7 @@ async fn read(
     count: u64,
     shared: &Arc<Shared>,
 ) -> anyhow::Result<()> {
-    let mut services = Vec::new();
+    let (mut services, caller) = (Vec::new(), Caller::nobody("consumer"));
     for _ in 0..CONNECTIONS {
         services.push(connect(&places[0].address).await?);
     }
@@ -207,7 +207,8 @@ async fn read(
     for index in 0..READERS {
         let (place, topic) = (&places[index % places.len()], &topics[index % topics.len()]);
         let service = services[index % CONNECTIONS].clone();
-        let reader = Reader::new(service, place, topic, GROUP, BATCH, shared);
+        let reads = Reads { caller: &caller, topic, group: GROUP, batch: BATCH };
+        let reader = Reader::new(service, place, &reads, shared);
         readers.spawn(reader.read(stop.clone(), |_, _| {}));
     }
     while shared.acknowledged() < count {
