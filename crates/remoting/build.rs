@@ -25,6 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .bytes(".apache.rocketmq.v2.Message.body")
         .bytes(".apache.rocketmq.v2.AdminSendMessageRequest.body")
         .bytes(".karman.v1.Frame.records")
+        .bytes(".karman.v1.RestoreMessagesRequest.messages")
         // These carry messages; `wire` declares them with the message as bytes. See its module comment.
         .extern_path(".apache.rocketmq.v2.SendMessageRequest", "crate::wire::SendMessageRequest")
         .extern_path(".apache.rocketmq.v2.ReceiveMessageResponse", "crate::wire::ReceiveMessageResponse")

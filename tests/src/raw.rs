@@ -6,8 +6,9 @@ use bytes::Bytes;
 use karman_remoting::auth::credentials::Credentials;
 use karman_remoting::proto::karman::admin_client::AdminClient;
 use karman_remoting::proto::karman::{
-    CreateGroupRequest, CreateTopicRequest, DescribeClusterRequest, ExplainMessageRequest, GroupConfig,
-    ListTopicsRequest, MessageTrace, TopicConfig, TopicSummary, UpdateGroupRequest, UpdateTopicRequest,
+    BrokerStatus, CreateGroupRequest, CreateTopicRequest, DescribeClusterRequest, ExplainMessageRequest,
+    GroupConfig, ListTopicsRequest, MessageTrace, QueryMessagesRequest, StoredMessage, TopicConfig,
+    TopicSummary, UpdateGroupRequest, UpdateTopicRequest,
 };
 use karman_remoting::proto::v2::messaging_service_client::MessagingServiceClient;
 use karman_remoting::proto::v2::{self, receive_message_response::Content};
@@ -205,6 +206,21 @@ impl Raw {
         let mut admin = self.admin.clone();
         let answer = self.runtime.block_on(admin.list_topics(self.request(ListTopicsRequest {})));
         answer.unwrap().into_inner().topics
+    }
+
+    /// Messages as they are stored.
+    pub fn stored(&self, request: QueryMessagesRequest) -> Vec<StoredMessage> {
+        let mut admin = self.admin.clone();
+        let answer = self.runtime.block_on(admin.query_messages(self.request(request))).unwrap().into_inner();
+        is_ok(answer.status);
+        answer.messages
+    }
+
+    /// The brokers, as they tell of themselves.
+    pub fn brokers(&self) -> Vec<BrokerStatus> {
+        let mut admin = self.admin.clone();
+        let request = self.request(DescribeClusterRequest {});
+        self.runtime.block_on(admin.describe_cluster(request)).unwrap().into_inner().brokers
     }
 
     /// Where a message lies, and what became of it.

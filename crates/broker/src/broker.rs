@@ -135,6 +135,8 @@ pub struct Broker {
     pub verifying: AtomicBool,
     /// An operator sends dead letters back.
     pub redriving: AtomicBool,
+    /// An operator puts messages of a backup into queues.
+    pub restoring: AtomicBool,
     /// Cancelled when long polls are to end.
     pub stopping: CancellationToken,
 }

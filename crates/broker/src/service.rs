@@ -3,6 +3,7 @@
 pub mod ack;
 pub mod admin;
 pub mod ask;
+pub mod backup;
 pub mod check;
 pub mod dead_letter;
 pub mod delay;

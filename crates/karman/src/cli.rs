@@ -16,8 +16,8 @@ use karman_client::{ClientError, Code};
 use crate::node::Node;
 use crate::output::Format;
 use crate::{
-    acl, bench, client, cluster, config, context, dev, dlq, doctor, generate, group, message, offset, output,
-    ready, shell, store, topic, user,
+    acl, backup, bench, client, cluster, config, context, dev, dlq, doctor, generate, group, message, offset,
+    output, ready, shell, store, topic, user,
 };
 
 pub(crate) use target::Said;
@@ -31,7 +31,7 @@ const EXIT_DAMAGED: u8 = 4;
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 done, 1 failed or refused, 2 the command line is wrong or a script left out --yes, 3 a topic, group or
-message does not exist, 4 a store is damaged or needs a repair
+message does not exist, 4 a store is damaged or needs a repair, or a backup is damaged
 
 Example:
   karman dev --topic orders
@@ -92,7 +92,8 @@ enum Command {
 impl Command {
     /// Whether results have no names, as is known before there are any.
     fn is_nameless(&self) -> bool {
-        matches!(self, Self::Store(_) | Self::Generate(_) | Self::Online(OnlineCommand::Bench(_)))
+        use OnlineCommand::{Backup, Bench, Restore};
+        matches!(self, Self::Store(_) | Self::Generate(_) | Self::Online(Bench(_) | Backup(_) | Restore(_)))
     }
 }
 
@@ -163,6 +164,12 @@ enum OnlineCommand {
     /// Look for what is wrong with a cluster, from here, and say what to do
     #[command(after_help = doctor::AFTER_HELP)]
     Doctor(doctor::DoctorArgs),
+    /// Copy topics, groups, users and messages into files
+    #[command(after_help = backup::BACKUP_HELP)]
+    Backup(backup::BackupArgs),
+    /// Put what a backup holds into a cluster
+    #[command(after_help = backup::RESTORE_HELP)]
+    Restore(backup::RestoreArgs),
     /// Measure a cluster, or the RPC layer under it
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -226,6 +233,8 @@ async fn operate(command: OnlineCommand, node: &Node, format: Format) -> anyhow:
         OnlineCommand::Acl(command) => acl::run(command, node, format).await,
         OnlineCommand::Cluster(command) => cluster::run(command, node, format).await,
         OnlineCommand::Doctor(args) => doctor::run(args, node, format).await,
+        OnlineCommand::Backup(args) => backup::backup(args, node, format).await,
+        OnlineCommand::Restore(args) => backup::restore(args, node, format).await,
         OnlineCommand::Bench(command) => bench::run(command, node, format).await,
     }
 }

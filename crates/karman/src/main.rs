@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod acl;
+mod backup;
 mod bench;
 mod cli;
 mod client;
@@ -20,6 +21,7 @@ mod message;
 mod node;
 mod offset;
 mod output;
+mod progress;
 mod ready;
 mod shell;
 mod signals;

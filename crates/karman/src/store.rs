@@ -1,7 +1,6 @@
 //! `karman store`: the files of a broker, stopped or running.
 
 mod dump;
-mod progress;
 mod repair;
 mod stat;
 mod verify;

@@ -135,7 +135,7 @@ pub(crate) async fn run(command: UserCommand, node: &Node, format: Format) -> an
                 let how = "-o name would not show the secret that is made: give --secret-file, or another -o";
                 return Err(Incomplete(how.to_owned()).into());
             }
-            let made = given.is_none().then(|| format!("{:032x}", rand::random::<u128>()));
+            let made = given.is_none().then(new_secret);
             let text = given.or_else(|| made.clone()).unwrap_or_default();
             let secret = Some(v1::Secret { text });
             let new = v1::NewUser { secret, user_type: user_type.to_proto(), disabled: false };
@@ -194,6 +194,11 @@ fn table(users: Vec<UserJson>) -> anyhow::Result<()> {
     };
     let columns = [text("USER"), text("TYPE"), text("STATUS"), number("POLICIES")];
     Ok(output::table(&columns, users.into_iter().map(cells).collect())?)
+}
+
+/// A secret that nobody guesses.
+pub(crate) fn new_secret() -> String {
+    format!("{:032x}", rand::random::<u128>())
 }
 
 /// Changes a user on all brokers.

@@ -205,6 +205,14 @@ impl AdminFront {
         }
     }
 
+    /// The one broker that a call must name.
+    fn broker_named(&self, name: &str) -> Result<Vec<BrokerIdentity>, Rejection> {
+        if name.is_empty() {
+            return Err(Rejection::BadRequest("the request names no broker".to_owned()));
+        }
+        self.brokers_asked(name)
+    }
+
     /// Refuses a topic that nobody has and a broker that is not there.
     fn check_place(&self, topic: &str, broker: &str) -> Result<(), Rejection> {
         validate::topic(topic)?;

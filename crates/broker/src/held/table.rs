@@ -139,6 +139,17 @@ impl HeldTable {
         self.shared.lock().held.timers.place(key)
     }
 
+    /// Up to `max` delayed messages from `from` on, and where to go on; `None`: there are no more.
+    pub fn timers_from(
+        &self,
+        from: TimerKey,
+        max: usize,
+    ) -> (Vec<(TimerKey, PhysicalOffset)>, Option<TimerKey>) {
+        let mut timers = Vec::with_capacity(max);
+        let next = self.shared.lock().held.timers.visit(from, max, |key, at| timers.push((key, at)));
+        (timers, next)
+    }
+
     /// A half message, if it is held.
     pub fn half(&self, id: u64) -> Option<Half> {
         self.shared.lock().held.halves.get(id)

@@ -157,6 +157,21 @@ impl Admin for AdminService {
         blocking(move || broker.query_messages(&request)).await
     }
 
+    async fn list_delayed(
+        &self,
+        request: Request<v1::ListDelayedRequest>,
+    ) -> Result<Response<v1::ListDelayedResponse>, Status> {
+        let (broker, request) = (self.0.clone(), request.into_inner());
+        blocking(move || broker.list_delayed(&request)).await
+    }
+
+    async fn restore_messages(
+        &self,
+        request: Request<v1::RestoreMessagesRequest>,
+    ) -> Result<Response<v1::RestoreMessagesResponse>, Status> {
+        answer(self.0.restore_messages(request.into_inner()).await)
+    }
+
     async fn store_user(
         &self,
         request: Request<v1::StoreUserRequest>,

@@ -35,22 +35,25 @@ impl Broker {
             MessageType::Transaction => (Hold::Half, self.first_check_ms(index, message)?),
             _ => return Ok(None),
         };
-        let (timers, halves) = self.held.counts();
-        if timers + halves >= HELD_MAX {
-            return Err(Rejection::TooManyRequests(format!(
-                "this broker holds {HELD_MAX} messages back, the most it takes"
-            )));
-        }
+        self.check_room_to_hold()?;
         Ok(Some(HeldHead { id: rand::random(), due_ms, topic: topic.number, hold }))
+    }
+
+    /// Refuses what would be held beside as many messages as may be.
+    pub fn check_room_to_hold(&self) -> Result<(), Rejection> {
+        let (timers, halves) = self.held.counts();
+        if timers + halves < HELD_MAX {
+            return Ok(());
+        }
+        Err(Rejection::TooManyRequests(format!(
+            "this broker holds {HELD_MAX} messages back, the most it takes"
+        )))
     }
 
     /// When a message is to be delivered; `None`: now.
     fn delivery_ms(&self, index: usize, message: &EncodedMessage) -> Result<Option<u64>, Rejection> {
-        let Some(at) = &message.system_properties.delivery_timestamp else { return Ok(None) };
-        // Rounded up: it must not appear early.
-        let millis = (i64::from(at.nanos) + 999_999) / 1_000_000;
-        let at_ms = at.seconds.saturating_mul(1000).saturating_add(millis);
-        let (due_ms, now_ms) = (u64::try_from(at_ms).unwrap_or(0), self.clock.latest_ms());
+        let Some(due_ms) = due_ms(&message.system_properties) else { return Ok(None) };
+        let now_ms = self.clock.latest_ms();
         let millis_ahead = due_ms.saturating_sub(now_ms);
         if millis_ahead > self.limits.delay_max_ms {
             let limit = self.limits.delay_max_ms;
@@ -96,6 +99,13 @@ impl Broker {
         let (broker, topic_id) = (self.name.clone(), head.topic);
         TransactionId { broker, topic_id, half_id: head.id, check_ms: head.due_ms }
     }
+}
+
+/// The time that a message names for its delivery, rounded up: it must not appear early. Milliseconds since 1970.
+pub fn due_ms(system: &v2::SystemProperties) -> Option<u64> {
+    let at = system.delivery_timestamp.as_ref()?;
+    let millis = (i64::from(at.nanos) + 999_999) / 1_000_000;
+    Some(u64::try_from(at.seconds.saturating_mul(1000).saturating_add(millis)).unwrap_or(0))
 }
 
 /// The record of a message that is held, from the one that it would have if it were visible at once.

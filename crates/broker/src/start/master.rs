@@ -177,6 +177,7 @@ pub(super) fn assemble(
         burials: Arc::default(),
         verifying: AtomicBool::new(false),
         redriving: AtomicBool::new(false),
+        restoring: AtomicBool::new(false),
         stopping: CancellationToken::new(),
     };
     Ok((broker, [Box::pin(catalog_task), Box::pin(lite_task)]))

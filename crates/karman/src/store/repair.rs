@@ -4,9 +4,9 @@ use karman_store::offline::{Offline, Plan, RepairOptions};
 use serde::Serialize;
 
 use super::RepairArgs;
-use super::progress::ProgressBar;
 use crate::cli::Damaged;
 use crate::output::{self, Format};
+use crate::progress::ProgressBar;
 
 #[derive(Serialize)]
 struct RepairJson {
@@ -51,7 +51,7 @@ pub(super) fn run(offline: &Offline, args: &RepairArgs, format: Format) -> anyho
 }
 
 fn plan(offline: &Offline, options: &RepairOptions) -> anyhow::Result<Plan> {
-    let mut bar = ProgressBar::new();
+    let mut bar = ProgressBar::new(output::bytes);
     Ok(offline.plan(options, &mut |progress| bar.show(progress.verified_bytes, progress.total_bytes))?)
 }
 
@@ -71,7 +71,7 @@ fn outcome(plan: &Plan, done: bool, asked: bool) -> anyhow::Result<()> {
 
 pub(super) fn rebuild_index(offline: &Offline, segment: Option<u64>, format: Format) -> anyhow::Result<()> {
     let segments = {
-        let mut bar = ProgressBar::new();
+        let mut bar = ProgressBar::new(output::bytes);
         let mut show =
             |progress: karman_store::Progress| bar.show(progress.verified_bytes, progress.total_bytes);
         offline.rebuild_index(segment, &mut show)?

@@ -8,10 +8,10 @@ use karman_store::{Damage, Finding, IndexState, Report, SegmentReport, Severity}
 use serde::Serialize;
 use tonic::Request;
 
-use super::progress::ProgressBar;
 use crate::cli::Damaged;
 use crate::node::{Node, code_of, message_of};
 use crate::output::{self, Format, bytes, grouped, number, text};
+use crate::progress::ProgressBar;
 use crate::time;
 
 #[derive(Serialize)]
@@ -72,7 +72,7 @@ fn damaged_bytes<'a>(damage: impl IntoIterator<Item = &'a Damage>) -> u64 {
 /// Verifies the files of a stopped broker.
 pub(super) fn stopped(offline: &Offline, format: Format) -> anyhow::Result<()> {
     let report = {
-        let mut bar = ProgressBar::new();
+        let mut bar = ProgressBar::new(output::bytes);
         offline.verify(&mut |progress| bar.show(progress.verified_bytes, progress.total_bytes))?
     };
     if !output::nameless(format, &ReportJson::of(&report))? {
@@ -258,7 +258,7 @@ pub(super) async fn live(
     // The last answer of each broker, in the order in which they began.
     let mut last: Vec<v1::VerifyStoreResponse> = Vec::new();
     {
-        let mut bar = ProgressBar::new();
+        let mut bar = ProgressBar::new(output::bytes);
         while let Some(answer) = stream.message().await.context("the node ended the answer")? {
             match last.iter_mut().find(|known| known.broker_name == answer.broker_name) {
                 Some(known) => *known = answer,

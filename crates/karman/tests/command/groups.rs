@@ -1,43 +1,8 @@
-use std::process::Output;
-
 use serde_json::{Value, json};
 
-use crate::support::{Dev, json as parsed, karman, stderr, stdout};
-
-/// A node with its command, answers as JSON.
-struct Node {
-    dev: Dev,
-    _data: tempfile::TempDir,
-}
+use crate::support::{Node, json as parsed, stderr};
 
 impl Node {
-    fn start() -> Self {
-        let data = tempfile::tempdir().unwrap();
-        Self { dev: Dev::start(data.path()), _data: data }
-    }
-
-    fn run(&self, arguments: &[&str]) -> Output {
-        karman(&self.dev.endpoint, &[&["-o", "json"], arguments].concat())
-    }
-
-    fn done(&self, arguments: &[&str]) -> Value {
-        parsed(&self.run(arguments))
-    }
-
-    fn lines(&self, arguments: &[&str]) -> Vec<Value> {
-        let output = self.run(arguments);
-        assert!(output.status.success(), "{}", stderr(&output));
-        stdout(&output).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-
-    fn table(&self, arguments: &[&str]) -> String {
-        let output = karman(&self.dev.endpoint, arguments);
-        assert!(output.status.success(), "{}", stderr(&output));
-        let text = stdout(&output);
-        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
-        text
-    }
-
     fn send(&self, body: &str) -> String {
         let sent = self.done(&["message", "send", "orders", "--body", body]);
         sent["message_id"].as_str().unwrap().to_owned()

@@ -83,3 +83,38 @@ impl Drop for Dev {
         let _ = self.child.wait();
     }
 }
+
+/// A node with its command, answers as JSON.
+pub struct Node {
+    pub dev: Dev,
+    _data: tempfile::TempDir,
+}
+
+impl Node {
+    pub fn start() -> Self {
+        let data = tempfile::tempdir().unwrap();
+        Self { dev: Dev::start(data.path()), _data: data }
+    }
+
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        karman(&self.dev.endpoint, &[&["-o", "json"], arguments].concat())
+    }
+
+    pub fn done(&self, arguments: &[&str]) -> Value {
+        json(&self.run(arguments))
+    }
+
+    pub fn lines(&self, arguments: &[&str]) -> Vec<Value> {
+        let output = self.run(arguments);
+        assert!(output.status.success(), "{}", stderr(&output));
+        stdout(&output).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    pub fn table(&self, arguments: &[&str]) -> String {
+        let output = karman(&self.dev.endpoint, arguments);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let text = stdout(&output);
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        text
+    }
+}

@@ -191,6 +191,38 @@ impl Admin for AdminFront {
         })
     }
 
+    async fn list_delayed(
+        &self,
+        request: Request<v1::ListDelayedRequest>,
+    ) -> Result<Response<v1::ListDelayedResponse>, Status> {
+        let (metadata, message) = enter!(self, list_delayed, request);
+        let brokers = self.broker_named(&message.broker_name);
+        respond(match brokers {
+            Ok(brokers) => {
+                let answers: Vec<Answered<v1::ListDelayedResponse>> =
+                    on_brokers!(self, brokers, list_delayed, &metadata, message);
+                merge::only(answers)
+            }
+            Err(rejection) => Err(rejection.into()),
+        })
+    }
+
+    async fn restore_messages(
+        &self,
+        request: Request<v1::RestoreMessagesRequest>,
+    ) -> Result<Response<v1::RestoreMessagesResponse>, Status> {
+        let (metadata, message) = enter!(self, restore_messages, request);
+        let brokers = self.broker_named(&message.broker_name);
+        respond(match brokers {
+            Ok(brokers) => {
+                let answers: Vec<Answered<v1::RestoreMessagesResponse>> =
+                    on_brokers!(self, brokers, restore_messages, &metadata, message);
+                merge::only(answers)
+            }
+            Err(rejection) => Err(rejection.into()),
+        })
+    }
+
     async fn verify_store(
         &self,
         request: Request<v1::VerifyStoreRequest>,

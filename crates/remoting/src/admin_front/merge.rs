@@ -59,6 +59,11 @@ pub(super) fn collected<T, R>(
     Ok(rows)
 }
 
+/// What the one broker that was asked answered.
+pub(super) fn only<T>(answers: Vec<Answered<T>>) -> Result<T, Status> {
+    answers.into_iter().next().ok_or_else(|| no_broker().into()).and_then(|(_, answer)| answer)
+}
+
 /// A topic on all brokers. One without the topic has no rows; nobody having it is an error.
 pub(super) fn topic(
     name: String,

@@ -150,6 +150,9 @@ needs! {
     // An empty name asks for all.
     v1::ExplainMessageRequest: |own, each| topic(Actions::GET, or_all(&own.topic)), group(Actions::GET, or_all(&own.group));
     v1::QueryMessagesRequest: |own, each| topic(Actions::GET, &own.topic);
+    // Those of all topics.
+    v1::ListDelayedRequest: |_own, each| topic(Actions::GET, "*");
+    v1::RestoreMessagesRequest: |own, each| topic(Actions::UPDATE, &own.topic);
 }
 
 /// No topic or group is called `*`: a policy for all of them is needed.
@@ -215,12 +218,12 @@ macro_rules! administers {
 administers! {
     changes: v1::CreateTopicRequest, v1::UpdateTopicRequest, v1::DeleteTopicRequest, v1::CreateGroupRequest,
         v1::UpdateGroupRequest, v1::ResetOffsetRequest, v1::ForgetSubscriptionRequest, v1::RedriveDeadLettersRequest,
-        v1::AskClientRequest, v1::VerifyStoreRequest, v2::ChangeLogLevelRequest, v2::DeleteSubscriptionRequest,
+        v1::AskClientRequest, v1::VerifyStoreRequest, v1::RestoreMessagesRequest, v2::ChangeLogLevelRequest, v2::DeleteSubscriptionRequest,
         v2::ResetGroupOffsetRequest, v2::VerifyMessageRequest, v2::AdminSendMessageRequest,
         v2::PrintThreadStackTraceRequest;
     looks: v1::DescribeTopicRequest, v1::DescribeGroupRequest, v1::ExplainMessageRequest, v1::QueryMessagesRequest,
         v1::ListTopicsRequest, v1::ListGroupsRequest, v1::ListClientsRequest, v1::ListUsersRequest,
-        v1::DescribeClusterRequest, v2::DescribeTopicStatusRequest, v2::ListSubscriptionRequest,
+        v1::DescribeClusterRequest, v1::ListDelayedRequest, v2::DescribeTopicStatusRequest, v2::ListSubscriptionRequest,
         v2::DescribeSubscriptionRequest, v2::DescribeGroupAccumulationRequest, v2::ListConsumerConnectionRequest,
         v2::ListMessageRequest, v2::GetConsumerRunningInfoRequest, v2::GetTopicRouteRequest, v2::QueryTimeSpanRequest,
         v2::GetProxyRuntimeStatsRequest;
