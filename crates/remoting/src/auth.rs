@@ -16,8 +16,11 @@ pub mod users;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use parking_lot::Mutex;
 use serde::Deserialize;
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::{Extensions, Request};
@@ -29,6 +32,7 @@ use self::users::{Snapshot, User, Users};
 use crate::config::Unusable;
 use crate::line::Line;
 use crate::metadata;
+use crate::quota::Place;
 use crate::secret::Secret;
 use crate::status::Rejection;
 
@@ -110,17 +114,35 @@ pub struct Peer {
     /// It has shown the certificate of a node.
     is_node: bool,
     verified: Arc<ArcSwapOption<Verified>>,
+    /// Among the connections of the user who called last.
+    place: Arc<Mutex<Option<Place>>>,
 }
 
 impl Peer {
     /// A connection that was just opened.
     pub fn new(address: Option<SocketAddr>, is_node: bool) -> Self {
-        Self { address, line: Line::default(), is_node, verified: Arc::default() }
+        Self { address, line: Line::default(), is_node, verified: Arc::default(), place: Arc::default() }
     }
 
     /// Whether the other side has shown a certificate that only nodes have.
     pub fn is_node(&self) -> bool {
         self.is_node
+    }
+
+    /// Counts the connection among those of `user`, if it is not yet.
+    fn belongs_to(&self, user: &User) -> Result<(), Rejection> {
+        let (mut place, places) = (self.place.lock(), &user.used.connections);
+        if place.as_ref().is_some_and(|place| place.is_of(places)) {
+            return Ok(());
+        }
+        let taken = places.take(user.connections_max).ok_or_else(|| {
+            let (name, max) = (&user.name, user.connections_max);
+            Rejection::TooManyRequests(format!(
+                "user {name:?} has {max} connections to this node, its quota; close one, or raise it: karman user update {name} --max-connections N"
+            ))
+        })?;
+        *place = Some(taken);
+        Ok(())
     }
 }
 
@@ -168,6 +190,20 @@ pub enum Who {
     User(Arc<User>),
 }
 
+impl Who {
+    /// Counts a send in the quotas of its user; refuses what is too much. A door that relays has counted it already.
+    pub fn may_send(&self, messages: &[Bytes]) -> Result<(), Rejection> {
+        let Self::User(user) = self else { return Ok(()) };
+        if user.rates.is_unlimited() {
+            return Ok(());
+        }
+        let name = &user.name;
+        let amount = (messages.len() as u64, messages.iter().map(|message| message.len() as u64).sum());
+        let (whose, remedy) = (format_args!("user {name:?}"), format_args!("karman user update {name}"));
+        user.used.sends.take(user.rates, amount, Instant::now(), whose, remedy)
+    }
+}
+
 impl fmt::Display for Who {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -207,13 +243,14 @@ impl Auth {
         self.0.config.authentication
     }
 
-    /// Refuses a client's call that may not be made.
-    pub fn admit<T: Needs>(&self, request: &Request<T>) -> Result<(), Rejection> {
+    /// Who makes a client's call; refuses one that may not be made.
+    pub fn admit<T: Needs>(&self, request: &Request<T>) -> Result<Who, Rejection> {
         if !self.is_on() {
-            return Ok(());
+            return Ok(Who::Anyone);
         }
         let who = self.who(request.metadata(), request.extensions())?;
-        self.allow(&who, request.get_ref(), source_of(request.extensions()))
+        self.allow(&who, request.get_ref(), source_of(request.extensions()))?;
+        Ok(who)
     }
 
     /// Refuses an operator's call that may not be made, and writes into the audit log what was refused, and what changes
@@ -349,6 +386,7 @@ impl Auth {
         }
         let user = verify(&users, authorization, date_time)?;
         if let Some(peer) = peer {
+            peer.belongs_to(&user)?;
             let (authorization, date_time) = (authorization.clone(), date_time.cloned());
             peer.verified.store(Some(Arc::new(Verified { authorization, date_time, user: user.clone() })));
         }

@@ -303,7 +303,9 @@ impl MessagingService for Front {
         &self,
         request: Request<v2::SendMessageRequest>,
     ) -> Result<Response<v2::SendMessageResponse>, Status> {
-        admitted!(self, request);
+        if let Err(rejection) = self.admit_send(&request).await {
+            return Ok(Response::new(rejection.into()));
+        }
         respond(self.send(request).await)
     }
 

@@ -19,6 +19,7 @@ pub mod probe;
 pub mod proto;
 pub mod public_admin;
 pub mod refused;
+pub mod quota;
 pub mod relay;
 pub mod route_table;
 pub mod secret;

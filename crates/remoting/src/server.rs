@@ -9,6 +9,7 @@ mod admission;
 mod authority;
 mod connection;
 mod listener;
+mod places;
 mod thread;
 
 use std::io;
@@ -24,6 +25,7 @@ use tonic::service::Routes;
 
 pub use self::admission::Admission;
 use crate::between::Between;
+pub use self::places::RefusedConnections;
 use crate::listening_thread::ListeningThread;
 use crate::proto::DESCRIPTORS;
 use crate::refused::Refusals;
@@ -53,11 +55,20 @@ pub enum TlsMode {
     Enforcing,
 }
 
+/// `maxConnections`, where nothing else is said.
+pub const MAX_CONNECTIONS: usize = 16_384;
+/// `maxConnectionsPerAddress`, where nothing else is said: no address alone keeps all others out.
+pub const MAX_CONNECTIONS_PER_ADDRESS: usize = MAX_CONNECTIONS / 2;
+
 /// Bounds of one server. A clone shares its [`Admission`]: give clones to all servers of a process.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Open connections, those in their handshake included; a further one is closed at once.
     pub max_connections: usize,
+    /// Of those, from one address (IPv6: one /64); 0: as many as there are.
+    pub max_connections_per_address: usize,
+    /// Counts those that were closed at once.
+    pub refused: RefusedConnections,
     /// Connections that have not yet shown they speak HTTP/2; while there are so many, none is accepted.
     pub max_handshakes: usize,
     /// From accept to the end of the HTTP/2 preface, TLS handshake included.
@@ -69,7 +80,9 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            max_connections: 16_384,
+            max_connections: MAX_CONNECTIONS,
+            max_connections_per_address: MAX_CONNECTIONS_PER_ADDRESS,
+            refused: RefusedConnections::default(),
             max_handshakes: 1_024,
             handshake_timeout: Duration::from_secs(10),
             admission: Admission::new(512 * 1024 * 1024),
@@ -158,7 +171,7 @@ impl Server {
             nodes: options.nodes,
             refusals: Refusals::default(),
             plaintext: options.tls_mode != TlsMode::Enforcing,
-            connections: Arc::new(Semaphore::new(options.limits.max_connections)),
+            places: places(&options.limits),
             handshakes: Arc::new(Semaphore::new(options.limits.max_handshakes)),
             handshake_timeout: options.limits.handshake_timeout,
         });
@@ -207,6 +220,11 @@ impl Server {
             }
         }
     }
+}
+
+fn places(limits: &Limits) -> Arc<places::Places> {
+    let Limits { max_connections, max_connections_per_address, refused, .. } = limits;
+    places::Places::new(*max_connections, *max_connections_per_address, refused.clone())
 }
 
 impl Drop for Server {

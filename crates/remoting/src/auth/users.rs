@@ -17,6 +17,7 @@ use super::policy::{self, Policies};
 use super::signature::{self, Keyed};
 use crate::proto::karman::change_user_request::Change;
 use crate::proto::karman::{self as v1, UserType};
+use crate::quota::{Places, Rates, Refusals, Sends};
 use crate::status::Rejection;
 use crate::validate::shortened;
 
@@ -47,6 +48,18 @@ pub struct User {
     secret: v1::Secret,
     pub(super) key: Keyed,
     pub(super) policies: Policies,
+    /// What it may send in a second.
+    pub(super) rates: Rates,
+    /// Connections that it may have; 0: as many as it likes.
+    pub(super) connections_max: u32,
+    pub(super) used: Arc<Used>,
+}
+
+/// What a user has of its quotas at this node, whatever becomes of its record.
+#[derive(Debug, Default)]
+pub(super) struct Used {
+    pub(super) sends: Sends,
+    pub(super) connections: Arc<Places>,
 }
 
 impl User {
@@ -55,7 +68,8 @@ impl User {
         self.secret == other.secret
     }
 
-    fn of(record: &v1::User) -> Option<Arc<Self>> {
+    /// `before`: as it was known until now.
+    fn of(record: &v1::User, before: Option<&Arc<Self>>) -> Option<Arc<Self>> {
         let secret = record.secret.as_ref()?;
         (!record.disabled && !record.deleted).then(|| {
             Arc::new(Self {
@@ -64,6 +78,9 @@ impl User {
                 secret: secret.clone(),
                 key: signature::key(&secret.text),
                 policies: Policies::of(&record.policies),
+                rates: Rates { messages: record.messages_per_second, bytes: record.bytes_per_second },
+                connections_max: record.connections_max,
+                used: before.map(|before| before.used.clone()).unwrap_or_default(),
             })
         })
     }
@@ -152,7 +169,9 @@ impl Users {
             return;
         }
         forget_deleted(&mut state.records, |(user, _)| user);
-        let users = state.records.values().filter_map(|(record, _)| User::of(record));
+        let before = self.0.snapshot.load();
+        let users = state.records.values().map(|(record, _)| record);
+        let users = users.filter_map(|record| User::of(record, before.get(&record.name)));
         let users = users.map(|user| (user.name.clone(), user)).collect();
         self.0.snapshot.store(Arc::new(Snapshot(users)));
         // Under the lock: the last to store is the last to tell.
@@ -197,6 +216,18 @@ impl Users {
         asked.map(|record| v1::User { secret: None, ..record.clone() }).collect()
     }
 
+    /// What users were refused at this node because of their quotas.
+    pub fn refusals(&self) -> Vec<(String, Refusals)> {
+        let snapshot = self.snapshot();
+        let mut users: Vec<&Arc<User>> = snapshot.0.values().collect();
+        // In the same order every time: who is told apart stays so.
+        users.sort_by(|one, other| one.name.cmp(&other.name));
+        Refusals::by_name(users.into_iter().map(|user| {
+            let connections = user.used.connections.refused();
+            (user.name.clone(), Refusals { connections, ..user.used.sends.refusals() })
+        }))
+    }
+
     /// The user as `request` wants it, and the version of what it was made from.
     pub fn changed(&self, request: v1::ChangeUserRequest, now_ms: u64) -> Result<(v1::User, u64), Rejection> {
         let state = self.0.state.lock();
@@ -231,8 +262,11 @@ fn changed(known: Option<&v1::User>, request: v1::ChangeUserRequest) -> Result<v
                 )));
             }
             check_secret(new.secret.as_ref())?;
-            let (secret, user_type, disabled) = (new.secret, new.user_type, new.disabled);
-            Ok(v1::User { name, secret, user_type, disabled, ..Default::default() })
+            let v1::NewUser { secret, user_type, disabled, .. } = new;
+            let (messages_per_second, bytes_per_second) = (new.messages_per_second, new.bytes_per_second);
+            let connections_max = new.connections_max;
+            let made = v1::User { name, secret, user_type, disabled, ..Default::default() };
+            within_reason(v1::User { messages_per_second, bytes_per_second, connections_max, ..made })
         }
         Some(Change::Update(settings)) => {
             let mut user = known.cloned().ok_or_else(missing)?;
@@ -244,7 +278,10 @@ fn changed(known: Option<&v1::User>, request: v1::ChangeUserRequest) -> Result<v
                 user.user_type = settings.user_type;
             }
             user.disabled = settings.disabled.unwrap_or(user.disabled);
-            Ok(user)
+            user.messages_per_second = settings.messages_per_second.unwrap_or(user.messages_per_second);
+            user.bytes_per_second = settings.bytes_per_second.unwrap_or(user.bytes_per_second);
+            user.connections_max = settings.connections_max.unwrap_or(user.connections_max);
+            within_reason(user)
         }
         Some(Change::Delete(_)) => {
             known.ok_or_else(missing)?;
@@ -282,6 +319,11 @@ fn changed(known: Option<&v1::User>, request: v1::ChangeUserRequest) -> Result<v
         }
         None => Err(Rejection::BadRequest("the request does not say what is to be changed".into())),
     }
+}
+
+fn within_reason(user: v1::User) -> Result<v1::User, Rejection> {
+    let rates = Rates { messages: user.messages_per_second, bytes: user.bytes_per_second };
+    rates.check(&format!("user {:?}", user.name)).map(|()| user)
 }
 
 /// Whether there may be a user of this name with this secret.

@@ -13,7 +13,7 @@ use crate::status::Rejection;
 impl Front {
     /// Refuses what the caller may not do. A node that has just started waits a while before it says so, for users it
     /// may not have heard of.
-    pub(super) async fn admit<T: Needs>(&self, request: &Request<T>) -> Result<(), Rejection> {
+    pub(super) async fn admit<T: Needs>(&self, request: &Request<T>) -> Result<Who, Rejection> {
         match self.auth.admit(request) {
             Err(_) if self.routes.is_learning() => {
                 let _ = tokio::time::timeout(UNKNOWN_WAIT, self.routes.learnt()).await;
@@ -21,6 +21,14 @@ impl Front {
             }
             admitted => admitted,
         }
+    }
+
+    /// [`Self::admit`], and counts what is sent in the quotas of who sends it.
+    pub(super) async fn admit_send(
+        &self,
+        request: &Request<v2::SendMessageRequest>,
+    ) -> Result<(), Rejection> {
+        self.admit(request).await?.may_send(&request.get_ref().messages)
     }
 
     /// [`Self::admit`] for who opens a stream: it is asked later what it wants.

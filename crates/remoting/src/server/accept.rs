@@ -8,11 +8,12 @@ use std::time::Duration;
 use rustls::server::Acceptor;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{Connection, PREFACE};
+use super::places::{Place, Places};
 use crate::between::{Between, NODE_NAME};
 use crate::refused::Refusals;
 use crate::tls::Tls;
@@ -36,7 +37,7 @@ pub(super) struct Gate {
     /// Of whom the log has told.
     pub(super) refusals: Refusals,
     pub(super) plaintext: bool,
-    pub(super) connections: Arc<Semaphore>,
+    pub(super) places: Arc<Places>,
     pub(super) handshakes: Arc<Semaphore>,
     pub(super) handshake_timeout: Duration,
 }
@@ -68,9 +69,12 @@ async fn accept(
                 continue;
             }
         };
-        let Ok(place) = gate.connections.clone().try_acquire_owned() else {
-            tracing::debug!(%peer, "closed: too many connections");
-            continue;
+        let place = match gate.places.take(peer.ip()) {
+            Ok(place) => place,
+            Err(why) => {
+                tracing::debug!(%peer, why, "closed");
+                continue;
+            }
         };
         let (gate, opened, stop) = (gate.clone(), opened.clone(), stop.clone());
         tokio::spawn(async move {
@@ -94,7 +98,7 @@ fn refused(peer: SocketAddr, error: &io::Error) {
 }
 
 impl Gate {
-    async fn open(&self, stream: TcpStream, place: OwnedSemaphorePermit) -> io::Result<Connection> {
+    async fn open(&self, stream: TcpStream, place: Place) -> io::Result<Connection> {
         stream.set_nodelay(true)?;
         let mut first = [0];
         if stream.peek(&mut first).await? == 0 {

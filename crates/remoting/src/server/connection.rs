@@ -6,11 +6,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::DropGuard;
 use tonic::transport::server::Connected;
 
 use super::authority::Sieve;
+use super::places::Place;
 use crate::auth::Peer;
 use crate::transport::Transport;
 
@@ -26,12 +26,12 @@ pub(super) struct Connection {
     peer: Peer,
     /// Says to whoever waits for what went out here that it is over.
     _line: DropGuard,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 impl Connection {
     /// Reads the preface, refusing the first byte that differs.
-    pub(super) async fn open(mut transport: Transport, place: OwnedSemaphorePermit) -> io::Result<Self> {
+    pub(super) async fn open(mut transport: Transport, place: Place) -> io::Result<Self> {
         let mut preface = [0; PREFACE.len()];
         let mut filled = 0;
         while filled < preface.len() {

@@ -1,0 +1,136 @@
+//! Places for the connections of one server: so many for all, and so many for one address. Shared by its data threads; taken
+//! once for each connection, so that a lock does.
+//!
+//! A connection that finds none is closed without a word: an answer would take the handshake and the memory that the limit is
+//! there to spare.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+/// How many connections were closed for want of a place, since the start of the process. A clone counts the same.
+#[derive(Clone, Debug, Default)]
+pub struct RefusedConnections(Arc<[AtomicU64; 2]>);
+
+impl RefusedConnections {
+    /// By the limit that was reached: that of the `node`, that of one `address`.
+    pub fn counts(&self) -> [(&'static str, u64); 2] {
+        let [node, address] = &*self.0;
+        [("node", node.load(Ordering::Relaxed)), ("address", address.load(Ordering::Relaxed))]
+    }
+}
+
+/// See the module's comment.
+#[derive(Debug)]
+pub(super) struct Places {
+    max: usize,
+    /// 0: as many as there are.
+    max_per_address: usize,
+    taken: Mutex<Taken>,
+    refused: RefusedConnections,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    count: usize,
+    /// Only those that have one: no more entries than places.
+    by_address: HashMap<IpAddr, usize>,
+}
+
+/// A place of one connection; given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    places: Arc<Places>,
+    address: IpAddr,
+}
+
+impl Places {
+    pub(super) fn new(max: usize, max_per_address: usize, refused: RefusedConnections) -> Arc<Self> {
+        Arc::new(Self { max, max_per_address, taken: Mutex::default(), refused })
+    }
+
+    /// A place for a connection from `address`, or which limit was reached.
+    pub(super) fn take(self: &Arc<Self>, address: IpAddr) -> Result<Place, &'static str> {
+        let address = whose(address);
+        let mut taken = self.taken.lock();
+        let [node, one] = &*self.refused.0;
+        if taken.count >= self.max {
+            node.fetch_add(1, Ordering::Relaxed);
+            return Err("too many connections (maxConnections)");
+        }
+        let of_address = taken.by_address.entry(address).or_default();
+        if self.max_per_address > 0 && *of_address >= self.max_per_address {
+            one.fetch_add(1, Ordering::Relaxed);
+            return Err("too many connections of one address (maxConnectionsPerAddress)");
+        }
+        *of_address += 1;
+        taken.count += 1;
+        Ok(Place { places: self.clone(), address })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.places.taken.lock();
+        taken.count -= 1;
+        if let Some(of_address) = taken.by_address.get_mut(&self.address) {
+            *of_address -= 1;
+            if *of_address == 0 {
+                taken.by_address.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// One machine may have all addresses of a /64 in IPv6: they count as one.
+fn whose(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            let network = address.to_bits() & !u128::from(u64::MAX);
+            IpAddr::V6(Ipv6Addr::from_bits(network))
+        }
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    #[test]
+    fn one_address_does_not_take_the_places_of_others() {
+        let refused = RefusedConnections::default();
+        let places = Places::new(3, 2, refused.clone());
+        let (one, other) = (address("10.0.0.1"), address("10.0.0.2"));
+        let first = places.take(one).expect("free");
+        // As a socket for both kinds of addresses shows it.
+        let _second = places.take(address("::ffff:10.0.0.1")).expect("free");
+        assert!(places.take(one).is_err());
+        let _third = places.take(other).expect("it has its own");
+        assert!(places.take(other).is_err(), "all are taken");
+        drop(first);
+        let _fourth = places.take(one).expect("given back");
+        assert_eq!(refused.counts(), [("node", 1), ("address", 1)]);
+    }
+
+    #[test]
+    fn a_network_of_one_machine_counts_as_one_and_nothing_is_kept_of_who_is_gone() {
+        let places = Places::new(100, 1, RefusedConnections::default());
+        let place = places.take(address("2001:db8:1:2::1")).expect("free");
+        assert!(places.take(address("2001:db8:1:2:ffff::2")).is_err());
+        let next = places.take(address("2001:db8:1:3::1")).expect("another network");
+        drop((place, next));
+        assert_eq!(places.taken.lock().by_address.len(), 0);
+        let unlimited = Places::new(100, 0, RefusedConnections::default());
+        let all: Vec<_> = (0..100).map(|_| unlimited.take(address("::1")).expect("free")).collect();
+        assert!(unlimited.take(address("::1")).is_err());
+        drop(all);
+    }
+}
