@@ -9,6 +9,7 @@ use karman_remoting::line::RelayedLines;
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::v2;
 use karman_remoting::route_table::SharedRoutes;
+use karman_remoting::server::RefusedConnections;
 use karman_remoting::status::{Rejection, ok};
 use karman_remoting::token::TokenKey;
 use karman_remoting::validate;
@@ -129,6 +130,8 @@ pub struct Broker {
     pub routes: SharedRoutes,
     /// What happened so far.
     pub counters: Counters,
+    /// Connections that found no place, at both doors.
+    pub refused_connections: RefusedConnections,
     /// Dead letters on their way into the log.
     pub burials: Arc<Burials>,
     /// An operator has the store verified.

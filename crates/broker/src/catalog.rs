@@ -13,6 +13,7 @@ use arc_swap::ArcSwap;
 use karman_remoting::auth::users::{Users, merge_into};
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::v2::{MessageType, Permission};
+use karman_remoting::quota::{Rates, Sends};
 use karman_remoting::settings::{DEFAULT_LITE_CLIENT_QUOTA, DEFAULT_RETRY_MAX_TIMES};
 use karman_remoting::status::Rejection;
 use karman_remoting::token::TokenKey;
@@ -42,6 +43,8 @@ pub struct Topic {
     pub stored: Stored,
     /// To pull consumers, which keep their place themselves.
     pub pulled: Traffic,
+    /// What it has of its quotas.
+    pub quota: Sends,
     /// One for each group that reads the topic: told whenever a message arrives.
     readers: RwLock<Vec<Arc<Notify>>>,
     /// Told of the same; who waits here takes part for one wait only.
@@ -63,6 +66,7 @@ impl Topic {
             turn: AtomicU32::new(0),
             stored: Stored::default(),
             pulled: Traffic::default(),
+            quota: Sends::default(),
             readers: RwLock::default(),
             arrivals: Notify::new(),
         })
@@ -132,6 +136,12 @@ impl Topic {
     pub fn dedup_window_ms(&self, durability: Durability, default_minutes: u32) -> u64 {
         let unsaid = if durability >= Durability::Disk { default_minutes } else { 0 };
         u64::from(self.config.load().dedup_window_minutes.unwrap_or(unsaid)) * 60_000
+    }
+
+    /// What may be sent to it in a second, here.
+    pub fn rates(&self) -> Rates {
+        let config = self.config.load();
+        Rates { messages: config.messages_per_second, bytes: config.bytes_per_second }
     }
 
     /// LITE: a lite topic goes that had no message for so long, if it says so. Milliseconds.

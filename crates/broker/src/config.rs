@@ -7,7 +7,7 @@ use std::time::Duration;
 use karman_remoting::auth::AuthConfig;
 use karman_remoting::between::Between;
 use karman_remoting::secret::Secret;
-use karman_remoting::server::TlsMode;
+use karman_remoting::server::{MAX_CONNECTIONS, MAX_CONNECTIONS_PER_ADDRESS, TlsMode};
 use karman_remoting::tls::TlsError;
 use karman_store::{Durability, Retention};
 use schemars::JsonSchema;
@@ -145,6 +145,11 @@ pub struct BrokerConfig {
     pub broker_not_active_timeout_millis: u64,
     /// Threads that serve clients; 0: one for each core.
     pub data_threads: u32,
+    /// Connections that each of the two ports may have; a further one is closed at once. Fewer where the process may not have so many open
+    /// files: two of five are for the connections of a port, the rest for what is stored.
+    pub max_connections: u32,
+    /// Of those, from one address (of IPv6: from one network /64); 0: as many as there are.
+    pub max_connections_per_address: u32,
     /// `disabled`, `permissive` (TLS and plaintext) or `enforcing` (TLS only).
     pub tls_server_mode: TlsMode,
     /// Certificate chain as PEM; empty makes a self-signed one. Clients that verify it look for the host of `advertisedAddress`, and for
@@ -219,6 +224,8 @@ impl Default for BrokerConfig {
             broker_heartbeat_interval: 1000,
             broker_not_active_timeout_millis: 10_000,
             data_threads: 0,
+            max_connections: MAX_CONNECTIONS,
+            max_connections_per_address: MAX_CONNECTIONS_PER_ADDRESS,
             tls_server_mode: TlsMode::Permissive,
             tls_server_cert_path: String::new(),
             tls_server_key_path: String::new(),

@@ -5,9 +5,11 @@ mod rocketmq;
 
 use std::sync::atomic::Ordering;
 
+use karman_remoting::quota::Refusals;
+use karman_remoting::server::RefusedConnections;
 use karman_store::Store;
 use prometheus_client::encoding::text::{encode, encode_registry};
-use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
@@ -73,8 +75,39 @@ pub fn text(broker: &Broker) -> String {
         registry.register(name, help, ConstGauge::new(count as i64));
     }
     registry.register("clients", "Clients heard from lately", ConstGauge::new(broker.clients.count() as i64));
+    quotas(broker, &mut registry);
+    refused_connections(&broker.refused_connections, &mut registry);
     replication(broker, &mut registry);
     written(registry, Some(&rocketmq::registry(broker)))
+}
+
+/// What was refused because of the quotas of topics and users: those alone who were refused something, bounded in number.
+fn quotas(broker: &Broker, registry: &mut Registry) {
+    let topics = broker.catalog.topics();
+    let topics =
+        Refusals::by_name(topics.iter().map(|topic| (topic.name().to_owned(), topic.quota.refusals())));
+    let refused = Family::<Vec<(&'static str, String)>, Counter>::default();
+    for (of, all) in [("topic", topics), ("user", broker.catalog.users().refusals())] {
+        for (name, refusals) in all {
+            for (quota, count) in refusals.counts().into_iter().filter(|(_, count)| *count > 0) {
+                let labels = vec![("of", of.to_owned()), ("name", name.clone()), ("quota", quota.to_owned())];
+                refused.get_or_create(&labels).inc_by(count);
+            }
+        }
+    }
+    registry.register("quota_refusals", "Calls refused because a quota was used up", refused);
+}
+
+fn refused_connections(counts: &RefusedConnections, registry: &mut Registry) {
+    let refused = Family::<Vec<(&'static str, String)>, Counter>::default();
+    for (limit, count) in counts.counts() {
+        refused.get_or_create(&vec![("limit", limit.to_owned())]).inc_by(count);
+    }
+    registry.register(
+        "connections_refused",
+        "Connections closed at once because a limit was reached",
+        refused,
+    );
 }
 
 fn disk_used(percent: Option<u8>, registry: &mut Registry) {
@@ -90,8 +123,9 @@ fn repaired(bytes: u64, registry: &mut Registry) {
 }
 
 /// The text of one scrape of a slave; `store`: what it has open.
-pub fn slave_text(status: &SlaveStatus, store: Option<&Store>) -> String {
+pub fn slave_text(status: &SlaveStatus, store: Option<&Store>, refused: &RefusedConnections) -> String {
     let mut registry = Registry::with_prefix("karman");
+    refused_connections(refused, &mut registry);
     let connected = ConstGauge::new(i64::from(status.connected));
     registry.register("slave_connected", "1 while this slave follows its master", connected);
     disk_used(store.and_then(Store::disk_used_percent), &mut registry);

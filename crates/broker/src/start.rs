@@ -16,7 +16,7 @@ use karman_remoting::between::Between;
 use karman_remoting::config::Unusable;
 use karman_remoting::probe::{Probe, ProbeError};
 use karman_remoting::proto::karman::{self as v1, BrokerIdentity};
-use karman_remoting::server::{Limits, Server, ServerError, ServerOptions, TlsMode};
+use karman_remoting::server::{Limits, RefusedConnections, Server, ServerError, ServerOptions, TlsMode};
 use karman_remoting::status::Rejection;
 use karman_remoting::tls::{Tls, TlsError};
 use karman_store::{Append, Durability, OpenError};
@@ -117,13 +117,16 @@ fn open_doors(
     config: &BrokerConfig,
     between: &Between,
     takes_over: bool,
+    refused: RefusedConnections,
     control: &Control,
     outside: Routes,
     inside: Routes,
 ) -> Result<(Server, Server), StartError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = if config.data_threads == 0 { cores } else { config.data_threads as usize };
-    let limits = Limits::default();
+    let (max, max_per_address) = (config.max_connections, config.max_connections_per_address);
+    // Each door has two fifths of the descriptors at most: the next segment of the store must find one left.
+    let limits = Limits { refused, ..Limits::configured(max, max_per_address, 2) };
     // Making a server needs a runtime in reach, though each thread of it has its own.
     let _runtime = control.runtime.enter();
     let clients = Server::start(

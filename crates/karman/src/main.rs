@@ -22,6 +22,7 @@ mod node;
 mod offset;
 mod output;
 mod progress;
+mod quota;
 mod ready;
 mod shell;
 mod signals;

@@ -14,6 +14,7 @@ use crate::cli::NotFound;
 use crate::confirm::confirm;
 use crate::node::{Node, code_of, print_changed};
 use crate::output::{self, Format, grouped, number, text};
+use crate::quota::QuotaArgs;
 use crate::time;
 
 #[derive(Debug, Subcommand)]
@@ -23,7 +24,8 @@ pub(crate) enum TopicCommand {
 Example:
   karman topic create orders --queues 16 --durability disk --if-not-exists
   karman topic create invoices --type fifo --dedup-window-minutes 30
-  karman topic create offers --type delay --ttl 1h")]
+  karman topic create offers --type delay --ttl 1h
+  karman topic create clicks --max-messages-per-second 5000 --max-bytes-per-second 10000000")]
     Create(CreateArgs),
     /// Change settings of a topic; its type and its queues stay
     #[command(after_help = "\
@@ -93,7 +95,15 @@ pub(crate) struct CreateArgs {
 }
 
 /// The names of [`SettingsArgs`]: an update has at least one.
-const SETTINGS: &[&str] = &["durability", "reserved_hours", "dedup_window_minutes", "ttl", "lite_expiration"];
+const SETTINGS: &[&str] = &[
+    "durability",
+    "reserved_hours",
+    "dedup_window_minutes",
+    "ttl",
+    "lite_expiration",
+    "max_messages_per_second",
+    "max_bytes_per_second",
+];
 
 /// What can be changed later.
 #[derive(Args, Debug)]
@@ -113,6 +123,8 @@ pub(crate) struct SettingsArgs {
     /// A lite topic without messages for this long goes, for example 3d; 0m: never
     #[arg(long, value_name = "DURATION", value_parser = time::parse_duration)]
     lite_expiration: Option<Duration>,
+    #[command(flatten)]
+    quota: QuotaArgs,
 }
 
 impl SettingsArgs {
@@ -121,6 +133,7 @@ impl SettingsArgs {
         if let Some(durability) = self.durability {
             topic.set_durability(durability.to_proto());
         }
+        self.quota.set(&mut topic.messages_per_second, &mut topic.bytes_per_second);
         topic.reserved_hours = self.reserved_hours.unwrap_or(topic.reserved_hours);
         topic.dedup_window_minutes = self.dedup_window_minutes.or(topic.dedup_window_minutes);
         if let Some(ttl) = self.ttl {

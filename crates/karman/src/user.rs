@@ -14,6 +14,7 @@ use crate::cli::{Incomplete, NotFound};
 use crate::confirm::confirm;
 use crate::node::{Node, print_changed};
 use crate::output::{self, Format, number, text};
+use crate::quota::{self, QuotaArgs};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum UserCommand {
@@ -24,7 +25,8 @@ from stdin. 8 to 256 bytes.
 
 Example:
   karman user create shop
-  karman user create root --type super --secret-file /run/secrets/root")]
+  karman user create root --type super --secret-file /run/secrets/root
+  karman user create guest --max-messages-per-second 100 --max-connections 4")]
     Create {
         /// The access key of its clients: 1 to 64 of a-z A-Z 0-9 - _ . @
         name: String,
@@ -34,15 +36,18 @@ Example:
         /// What it may do: what policies allow, or everything
         #[arg(long = "type", value_enum, default_value_t = TypeWord::Normal)]
         user_type: TypeWord,
+        #[command(flatten)]
+        quotas: UserQuotaArgs,
     },
-    /// Change a user: its secret, its type, or whether it may call at all
+    /// Change a user: its secret, its type, its quotas, or whether it may call at all
     #[command(after_help = "\
 What is not named stays as it is. It holds on all nodes within a second, also for calls that are under way.
 
 Example:
   karman user update shop --disable
-  karman user update shop --enable --secret-file new-secret", group = ArgGroup::new("change")
-        .args(["secret_file", "user_type", "enable", "disable"]).required(true).multiple(true))]
+  karman user update shop --enable --secret-file new-secret
+  karman user update shop --max-bytes-per-second 10000000", group = ArgGroup::new("change")
+        .args(CHANGES).required(true).multiple(true))]
     Update(UpdateArgs),
     /// Delete a user and what it may do
     #[command(after_help = "\
@@ -84,6 +89,28 @@ pub(crate) struct UpdateArgs {
     /// It may not call any more
     #[arg(long)]
     disable: bool,
+    #[command(flatten)]
+    quotas: UserQuotaArgs,
+}
+
+/// The names of [`UpdateArgs`]: an update has at least one.
+const CHANGES: &[&str] = &[
+    "secret_file",
+    "user_type",
+    "enable",
+    "disable",
+    "max_messages_per_second",
+    "max_bytes_per_second",
+    "max_connections",
+];
+
+#[derive(Args, Debug)]
+pub(crate) struct UserQuotaArgs {
+    #[command(flatten)]
+    sends: QuotaArgs,
+    /// Connections it may have to each node; 0: as many as come. Those it has stay
+    #[arg(long, value_name = "N")]
+    max_connections: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -109,6 +136,10 @@ struct UserJson {
     /// normal or super
     r#type: &'static str,
     enabled: bool,
+    /// On each node that it is connected to. None: as much as it likes.
+    max_messages_per_second: Option<u64>,
+    max_bytes_per_second: Option<u64>,
+    max_connections: Option<u32>,
     policies: Vec<PolicyJson>,
 }
 
@@ -116,7 +147,15 @@ impl UserJson {
     fn of(user: v1::User) -> Self {
         let r#type = if user.user_type() == v1::UserType::Super { "super" } else { "normal" };
         let policies = user.policies.into_iter().map(PolicyJson::of).collect();
-        Self { name: user.name, r#type, enabled: !user.disabled, policies }
+        Self {
+            name: user.name,
+            r#type,
+            enabled: !user.disabled,
+            max_messages_per_second: quota::shown(user.messages_per_second),
+            max_bytes_per_second: quota::shown(user.bytes_per_second),
+            max_connections: Some(user.connections_max).filter(|max| *max > 0),
+            policies,
+        }
     }
 }
 
@@ -129,7 +168,7 @@ struct MadeJson<'a> {
 
 pub(crate) async fn run(command: UserCommand, node: &Node, format: Format) -> anyhow::Result<()> {
     match command {
-        UserCommand::Create { name, secret_file, user_type } => {
+        UserCommand::Create { name, secret_file, user_type, quotas } => {
             let given = secret_file.as_deref().map(read_secret).transpose()?;
             if given.is_none() && format == Format::Name {
                 let how = "-o name would not show the secret that is made: give --secret-file, or another -o";
@@ -138,7 +177,9 @@ pub(crate) async fn run(command: UserCommand, node: &Node, format: Format) -> an
             let made = given.is_none().then(new_secret);
             let text = given.or_else(|| made.clone()).unwrap_or_default();
             let secret = Some(v1::Secret { text });
-            let new = v1::NewUser { secret, user_type: user_type.to_proto(), disabled: false };
+            let mut new = v1::NewUser { secret, user_type: user_type.to_proto(), ..Default::default() };
+            quotas.sends.set(&mut new.messages_per_second, &mut new.bytes_per_second);
+            new.connections_max = quotas.max_connections.unwrap_or(0);
             let brokers = change(node, &name, Change::Create(new)).await?;
             let secret = made.as_deref();
             if output::programs(format, &MadeJson { name: &name, secret }, |made| [made.name])? {
@@ -151,7 +192,11 @@ pub(crate) async fn run(command: UserCommand, node: &Node, format: Format) -> an
         }
         UserCommand::Update(args) => {
             let secret = args.secret_file.as_deref().map(read_secret).transpose()?;
+            let (messages_per_second, bytes_per_second) = args.quotas.sends.typed();
             let settings = v1::UserSettings {
+                messages_per_second,
+                bytes_per_second,
+                connections_max: args.quotas.max_connections,
                 secret: secret.map(|text| v1::Secret { text }),
                 user_type: args.user_type.map_or(v1::UserType::Unspecified.into(), TypeWord::to_proto),
                 disabled: (args.enable || args.disable).then_some(args.disable),
@@ -182,6 +227,14 @@ pub(crate) async fn run(command: UserCommand, node: &Node, format: Format) -> an
             }
             let state = if user.enabled { "enabled" } else { "disabled" };
             output::line(&format!("{}: {} user, {state}", user.name, user.r#type))?;
+            if let Some(rates) =
+                quota::rates_in_words(user.max_messages_per_second, user.max_bytes_per_second)
+            {
+                output::line(&format!("sends at most {rates} through each node"))?;
+            }
+            if let Some(max) = user.max_connections {
+                output::line(&format!("has at most {max} connections to each node"))?;
+            }
             acl::table(user.policies)
         }
     }

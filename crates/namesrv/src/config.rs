@@ -7,7 +7,9 @@ use karman_remoting::auth::AuthConfig;
 use karman_remoting::between::{ALL_OR_NONE, Between};
 use karman_remoting::config::Unusable;
 use karman_remoting::secret::{SECRET_ALLOWED, Secret};
-use karman_remoting::server::TlsMode;
+use karman_remoting::server::{
+    Limits, MAX_CONNECTIONS, MAX_CONNECTIONS_PER_ADDRESS, TlsMode, connection_rules,
+};
 use karman_remoting::tls::TlsError;
 use karman_remoting::validate;
 use schemars::JsonSchema;
@@ -41,6 +43,10 @@ pub struct NamesrvConfig {
     pub broker_not_active_timeout_millis: u64,
     /// How often silent brokers are looked for. Milliseconds.
     pub scan_not_active_broker_interval: u64,
+    /// Connections that it may have; a further one is closed at once.
+    pub max_connections: u32,
+    /// Of those, from one address (of IPv6: from one network /64); 0: as many as there are.
+    pub max_connections_per_address: u32,
     /// `disabled`, `permissive` (TLS and plaintext) or, with `internalTlsCaPath`, `enforcing` (TLS only). It is about clients.
     pub tls_server_mode: TlsMode,
     /// Certificate chain as PEM; empty makes a self-signed one. Clients that verify it look for the host they were given to connect
@@ -87,6 +93,8 @@ impl Default for NamesrvConfig {
             init_authentication_user: Secret::default(),
             broker_not_active_timeout_millis: 10_000,
             scan_not_active_broker_interval: 500,
+            max_connections: MAX_CONNECTIONS,
+            max_connections_per_address: MAX_CONNECTIONS_PER_ADDRESS,
             tls_server_mode: TlsMode::Permissive,
             tls_server_cert_path: String::new(),
             tls_server_key_path: String::new(),
@@ -139,6 +147,9 @@ impl NamesrvConfig {
         ] {
             let allowed = "10 to 3600000 milliseconds are allowed";
             check(key, &millis.to_string(), allowed, (10..=3_600_000).contains(&millis));
+        }
+        for (rule, good) in connection_rules(self.max_connections, self.max_connections_per_address) {
+            check(rule.key, &rule.value, rule.allowed, good);
         }
         let internal = self.internal_tls_paths().map(str::is_empty);
         let whole = internal[0] == internal[1] && internal[1] == internal[2];
@@ -208,6 +219,11 @@ impl NamesrvConfig {
             lease: Duration::from_millis(self.controller_lease_millis),
             unclean: self.enable_elect_unclean_master,
         })
+    }
+
+    /// How many may connect.
+    pub(crate) fn limits(&self) -> Limits {
+        Limits::configured(self.max_connections, self.max_connections_per_address, 4)
     }
 
     pub(crate) fn grpc_address(&self) -> SocketAddr {

@@ -23,7 +23,8 @@ use karman_remoting::public_admin::PublicAdmin;
 use karman_remoting::relay::Peers;
 use karman_remoting::route_table::SharedRoutes;
 use karman_remoting::server::{
-    Limits, MAX_DECODING_SIZE_BYTES, Server, ServerError, ServerOptions, with_health_and_reflection,
+    MAX_DECODING_SIZE_BYTES, RefusedConnections, Server, ServerError, ServerOptions,
+    with_health_and_reflection,
 };
 use karman_remoting::tls::{Tls, TlsError};
 use tokio_util::sync::CancellationToken;
@@ -82,6 +83,8 @@ pub fn start(config: &NamesrvConfig) -> Result<Namesrv, StartError> {
     let between = config.between()?;
     let users = Users::default();
     let auth = Auth::new(config.auth(), users.clone());
+    let limits = config.limits();
+    let refusals = (users.clone(), limits.refused.clone());
     let registrations =
         Registrations::new(routes.clone(), users, silence_max, between.clone(), stopping.clone());
     let peers = Peers::new(between.clone());
@@ -115,12 +118,13 @@ pub fn start(config: &NamesrvConfig) -> Result<Namesrv, StartError> {
             nodes: between,
             shutdown_grace: SHUTDOWN_GRACE,
             takes_over: false,
-            limits: Limits::default(),
+            limits,
         },
         with_health_and_reflection(services),
     )?;
     let ready = Arc::new(AtomicBool::new(true));
-    let probe = open_probe(config, &ready, routes, controller.as_ref().map(Controller::status))?;
+    let controlled = controller.as_ref().map(Controller::status);
+    let probe = open_probe(config, &ready, routes, controlled, refusals)?;
     // Last: what was started before ends by being dropped when something behind it fails, a thread does not.
     let sweep = start_sweep(config, registrations, clients, stopping.clone())?;
     tracing::info!(address = %server.local_addr(), "namesrv started");
@@ -159,6 +163,7 @@ fn open_probe(
     ready: &Arc<AtomicBool>,
     routes: SharedRoutes,
     controller: Option<ControllerStatus>,
+    (users, connections): (Users, RefusedConnections),
 ) -> Result<Option<Probe>, ProbeError> {
     let Some(address) = config.metrics_address() else { return Ok(None) };
     let (ready, learning) = (ready.clone(), routes.clone());
@@ -173,11 +178,33 @@ fn open_probe(
     let metrics = move || {
         let brokers = routes.read().brokers().count();
         let controller = controller.as_ref().map(ControllerStatus::metrics).unwrap_or_default();
+        let refused = refused(&users, &connections);
         format!(
-            "# TYPE karman_brokers gauge\n# HELP karman_brokers Brokers in the route table.\nkarman_brokers {brokers}\n{controller}# EOF\n"
+            "# TYPE karman_brokers gauge\n# HELP karman_brokers Brokers in the route table.\nkarman_brokers {brokers}\n{refused}{controller}# EOF\n"
         )
     };
     Probe::start(address, missing, metrics).map(Some)
+}
+
+/// What users and connections were refused; a user's name has nothing that would have to be quoted.
+fn refused(users: &Users, connections: &RefusedConnections) -> String {
+    let mut text = String::from(
+        "# TYPE karman_quota_refusals counter\n# HELP karman_quota_refusals Calls refused because a quota was used up.\n",
+    );
+    for (name, refusals) in users.refusals() {
+        for (quota, count) in refusals.counts().into_iter().filter(|(_, count)| *count > 0) {
+            let labels = format!("of=\"user\",name=\"{name}\",quota=\"{quota}\"");
+            text.push_str(&format!("karman_quota_refusals_total{{{labels}}} {count}\n"));
+        }
+    }
+    text.push_str("# TYPE karman_connections_refused counter\n");
+    text.push_str(
+        "# HELP karman_connections_refused Connections closed at once because a limit was reached.\n",
+    );
+    for (limit, count) in connections.counts() {
+        text.push_str(&format!("karman_connections_refused_total{{limit=\"{limit}\"}} {count}\n"));
+    }
+    text
 }
 
 impl Namesrv {

@@ -147,8 +147,7 @@ impl Sends {
             )));
         }
         // Of what has no limit nothing is kept: it would be there when it gets one.
-        for (rate, meter, amount) in
-            [(rates.messages, of_messages, messages), (rates.bytes, of_bytes, bytes)]
+        for (rate, meter, amount) in [(rates.messages, of_messages, messages), (rates.bytes, of_bytes, bytes)]
         {
             if rate > 0 {
                 meter.take(amount);
@@ -282,7 +281,8 @@ mod tests {
     #[test]
     fn names_that_are_shown_are_bounded() {
         let one = Refusals { messages: 1, ..Refusals::default() };
-        let all = (0..2 * NAMES_MAX).map(|n| (n.to_string(), if n % 10 == 0 { Refusals::default() } else { one }));
+        let all =
+            (0..2 * NAMES_MAX).map(|n| (n.to_string(), if n % 10 == 0 { Refusals::default() } else { one }));
         let shown = Refusals::by_name(all);
         assert_eq!(shown.len(), NAMES_MAX + 1);
         let total: u64 = shown.iter().map(|(_, refusals)| refusals.messages).sum();

@@ -26,6 +26,7 @@ use tonic::service::Routes;
 pub use self::admission::Admission;
 use crate::between::Between;
 pub use self::places::RefusedConnections;
+use crate::config::Unusable;
 use crate::listening_thread::ListeningThread;
 use crate::proto::DESCRIPTORS;
 use crate::refused::Refusals;
@@ -56,9 +57,9 @@ pub enum TlsMode {
 }
 
 /// `maxConnections`, where nothing else is said.
-pub const MAX_CONNECTIONS: usize = 16_384;
+pub const MAX_CONNECTIONS: u32 = 16_384;
 /// `maxConnectionsPerAddress`, where nothing else is said: no address alone keeps all others out.
-pub const MAX_CONNECTIONS_PER_ADDRESS: usize = MAX_CONNECTIONS / 2;
+pub const MAX_CONNECTIONS_PER_ADDRESS: u32 = MAX_CONNECTIONS / 2;
 
 /// Bounds of one server. A clone shares its [`Admission`]: give clones to all servers of a process.
 #[derive(Clone, Debug)]
@@ -80,14 +81,55 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            max_connections: MAX_CONNECTIONS,
-            max_connections_per_address: MAX_CONNECTIONS_PER_ADDRESS,
+            max_connections: MAX_CONNECTIONS as usize,
+            max_connections_per_address: MAX_CONNECTIONS_PER_ADDRESS as usize,
             refused: RefusedConnections::default(),
             max_handshakes: 1_024,
             handshake_timeout: Duration::from_secs(10),
             admission: Admission::new(512 * 1024 * 1024),
         }
     }
+}
+
+impl Limits {
+    /// As a configuration says. At most so many fifths of the files that this process may open are connections of the server: more
+    /// would leave none for its own files, and every accept would fail.
+    pub fn configured(max_connections: u32, max_connections_per_address: u32, fifths: u64) -> Self {
+        let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let asked = u64::from(max_connections);
+        let possible = files.map_or(asked, |files| asked.min(files / 5 * fifths));
+        if possible < asked {
+            tracing::warn!(
+                open_files = files,
+                max_connections = possible,
+                "maxConnections = {asked} is more than this process may have: raise its limit of open files (ulimit -n, LimitNOFILE)"
+            );
+        }
+        Self {
+            max_connections: usize::try_from(possible).unwrap_or(usize::MAX),
+            max_connections_per_address: max_connections_per_address as usize,
+            ..Self::default()
+        }
+    }
+}
+
+/// What is asked of `maxConnections` and `maxConnectionsPerAddress`, and whether it is so.
+pub fn connection_rules(max: u32, max_per_address: u32) -> [(Unusable, bool); 2] {
+    let rule = |key, value: u32, allowed| Unusable { key, value: value.to_string(), allowed };
+    [
+        (
+            rule("maxConnections", max, "16 to 1000000 connections are allowed"),
+            (16..=1_000_000).contains(&max),
+        ),
+        (
+            rule(
+                "maxConnectionsPerAddress",
+                max_per_address,
+                "0 (no limit) to 1000000 connections are allowed",
+            ),
+            max_per_address <= 1_000_000,
+        ),
+    ]
 }
 
 /// How to run a [`Server`].

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use karman_remoting::between::ALL_OR_NONE;
 use karman_remoting::config::Unusable;
 use karman_remoting::secret::SECRET_ALLOWED;
+use karman_remoting::server::connection_rules;
 use karman_remoting::validate::is_node_name;
 use karman_store::Durability;
 
@@ -79,6 +80,9 @@ impl BrokerConfig {
         );
         let threads = self.data_threads;
         check("dataThreads", threads.to_string(), "0 (one for each core) to 256 are allowed", threads <= 256);
+        for (rule, good) in connection_rules(self.max_connections, self.max_connections_per_address) {
+            check(rule.key, rule.value, rule.allowed, good);
+        }
         for (key, value) in [
             ("flushIntervalCommitLog", self.flush_interval_commit_log),
             ("syncFlushTimeout", self.sync_flush_timeout),

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::karman::admin_server::Admin;
 use karman_remoting::proto::v2::MessageType;
+use karman_remoting::quota::Rates;
 use karman_remoting::settings;
 use karman_remoting::status::{Rejection, answer, ok};
 use karman_remoting::validate;
@@ -390,6 +391,8 @@ fn check_topic(config: &v1::TopicConfig) -> Result<(), Rejection> {
     let window = config.dedup_window_minutes.unwrap_or(0);
     within("the dedup window", name, window.into(), "minutes", DEDUP_WINDOW_MAX_MINUTES.into())?;
     lite::check_expiration(config)?;
+    let rates = Rates { messages: config.messages_per_second, bytes: config.bytes_per_second };
+    rates.check(&format!("topic {name:?}"))?;
     within("the time to live", name, config.ttl_seconds, "seconds", u64::from(RESERVED_HOURS_MAX) * 3600)
 }
 

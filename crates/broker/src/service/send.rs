@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use karman_remoting::message::EncodedMessage;
 use karman_remoting::proto::v2::{self, MessageType};
@@ -53,6 +53,7 @@ impl Broker {
         // Before any id is claimed.
         self.followers.check(self.durability_of(&topic))?;
         let mut batch = self.batch(messages, &topic)?;
+        self.within_quota(&topic, &batch)?;
         if topic.is_lite() {
             batch.lite_queues = self.lite_queues(&topic, &batch.messages).await?;
         }
@@ -66,6 +67,19 @@ impl Broker {
         let entries: Vec<_> = batch.entries.into_iter().flatten().collect();
         let status = summary(entries.iter().filter_map(|entry| entry.status.as_ref()));
         Ok(v2::SendMessageResponse { status: Some(status), entries })
+    }
+
+    /// Counts a send in the quotas of its topic; refuses what is too much. What could not have been stored is not counted.
+    fn within_quota(&self, topic: &Topic, batch: &Batch) -> Result<(), Rejection> {
+        let rates = topic.rates();
+        if rates.is_unlimited() {
+            return Ok(());
+        }
+        let bytes = batch.messages.iter().map(|message| message.bytes.len() as u64).sum();
+        let (name, broker) = (topic.name(), &self.name);
+        let whose = format_args!("topic {name:?} on broker {broker:?}");
+        let remedy = format_args!("karman topic update {name}");
+        topic.quota.take(rates, (batch.messages.len() as u64, bytes), Instant::now(), whose, remedy)
     }
 
     /// Stores what was not stored lately; what is being stored by another request is waited for.

@@ -24,7 +24,7 @@ use karman_remoting::proto::v2::messaging_service_server::MessagingServiceServer
 use karman_remoting::public_admin::PublicAdmin;
 use karman_remoting::relay::Peers;
 use karman_remoting::route_table::SharedRoutes;
-use karman_remoting::server::{MAX_DECODING_SIZE_BYTES, with_health_and_reflection};
+use karman_remoting::server::{MAX_DECODING_SIZE_BYTES, RefusedConnections, with_health_and_reflection};
 use karman_store::{Durability, Store};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -175,6 +175,7 @@ pub(super) fn assemble(
         routes,
         counters: Counters::default(),
         burials: Arc::default(),
+        refused_connections: RefusedConnections::default(),
         verifying: AtomicBool::new(false),
         redriving: AtomicBool::new(false),
         restoring: AtomicBool::new(false),
@@ -264,6 +265,7 @@ fn open_for(
         config,
         between,
         takes_over,
+        broker.refused_connections.clone(),
         control,
         with_health_and_reflection(outside),
         with_health_and_reflection(inside),

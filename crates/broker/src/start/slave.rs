@@ -17,7 +17,7 @@ use karman_remoting::proto::karman::repair_server::RepairServer;
 use karman_remoting::proto::v2::messaging_service_server::{MessagingService, MessagingServiceServer};
 use karman_remoting::relay::Peers;
 use karman_remoting::route_table::SharedRoutes;
-use karman_remoting::server::{MAX_DECODING_SIZE_BYTES, with_health_and_reflection};
+use karman_remoting::server::{MAX_DECODING_SIZE_BYTES, RefusedConnections, with_health_and_reflection};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -68,7 +68,9 @@ pub(super) fn start(
     });
     let inside = with_health_and_reflection(outside.clone().add_service(repair));
     let outside = with_health_and_reflection(outside);
-    let (clients, internal) = open_doors(config, between, takes_over, &control, outside, inside)?;
+    let refused = RefusedConnections::default();
+    let (clients, internal) =
+        open_doors(config, between, takes_over, refused.clone(), &control, outside, inside)?;
     let started_ms = Clock::default().started_ms();
     let (outside, inside) = (clients.local_addr(), internal.local_addr());
     let identity = identity(config, config.broker_id, (outside, inside), started_ms, 0);
@@ -107,7 +109,7 @@ pub(super) fn start(
     };
     let text = move || {
         let (status, store) = (status.lock().clone(), store.lock().upgrade());
-        metrics::slave_text(&status, store.as_deref())
+        metrics::slave_text(&status, store.as_deref(), &refused)
     };
     let probe = open_probe(config, &ready, failing.clone(), missing, text)?;
     tracing::info!(broker = config.broker_name, broker_id = config.broker_id, "slave started");

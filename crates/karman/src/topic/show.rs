@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::{durability_word, type_word};
 use crate::node::Node;
 use crate::output::{self, Format, grouped, number, text};
+use crate::quota;
 use crate::time;
 
 #[derive(Serialize)]
@@ -23,6 +24,9 @@ struct ShownJson {
     ttl_seconds: Option<u64>,
     /// None: a lite topic stays.
     lite_expiration_minutes: Option<u32>,
+    /// On each broker. None: as many as come.
+    max_messages_per_second: Option<u64>,
+    max_bytes_per_second: Option<u64>,
     queues: Vec<QueueJson>,
 }
 
@@ -67,6 +71,8 @@ pub(super) async fn show(
         dedup_window_minutes: config.dedup_window_minutes,
         ttl_seconds: Some(config.ttl_seconds).filter(|seconds| *seconds > 0),
         lite_expiration_minutes: Some(config.lite_expiration_minutes).filter(|minutes| *minutes > 0),
+        max_messages_per_second: quota::shown(config.messages_per_second),
+        max_bytes_per_second: quota::shown(config.bytes_per_second),
         queues: queues.collect(),
     };
     if output::programs(format, &shown, |shown| [shown.topic.as_str()])? {
@@ -117,6 +123,9 @@ fn headline(topic: &ShownJson) -> String {
     if let Some(minutes) = topic.lite_expiration_minutes {
         let expiration = Duration::from_secs(u64::from(minutes) * 60);
         text += &format!("\na lite topic without messages goes after {}", time::format_duration(expiration));
+    }
+    if let Some(rates) = quota::rates_in_words(topic.max_messages_per_second, topic.max_bytes_per_second) {
+        text += &format!("\ntakes at most {rates} on each broker");
     }
     text
 }
