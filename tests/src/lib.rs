@@ -6,6 +6,7 @@
 //! deadline; nothing sleeps for a while and hopes. `ci/test` builds what is started here.
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "a harness fails by panicking")]
 
+pub mod attack;
 pub mod authority;
 pub mod cluster;
 pub mod driver;
