@@ -24,8 +24,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 pub use self::admission::Admission;
-use crate::between::Between;
 pub use self::places::RefusedConnections;
+use crate::between::Between;
 use crate::config::Unusable;
 use crate::listening_thread::ListeningThread;
 use crate::proto::DESCRIPTORS;

@@ -241,6 +241,9 @@ impl Restoring<'_> {
             secret: Some(v1::Secret { text: secret }),
             user_type: copy.user_type,
             disabled: copy.disabled,
+            messages_per_second: copy.messages_per_second,
+            bytes_per_second: copy.bytes_per_second,
+            connections_max: copy.connections_max,
         };
         user::change(self.node, &copy.name, Change::Create(new)).await?;
         Ok(true)
