@@ -178,100 +178,118 @@ fn flip_a_bit(path: &Path) {
     std::fs::write(path, bytes).unwrap();
 }
 
+/// A backup that was killed in the middle, and went on; the directory's largest file.
+fn interrupted_backup(source: &Cluster) -> (Value, PathBuf) {
+    let backup = source.path().join("backup");
+    let directory = backup.to_str().unwrap();
+    let has_begun = || largest(&backup).is_some_and(|(bytes, _)| bytes > 3 << 19);
+    killed(source, &["backup", directory], "some messages are copied", has_begun);
+    let (refused, said) = output(karman(source, &["restore", directory]));
+    assert!(!refused.status.success() && said.contains("interrupted"), "{said}");
+    let (_, file) = largest(&backup).unwrap();
+    // What half a frame was is not told from what was torn.
+    let torn = std::fs::File::options().append(true).open(&file).unwrap();
+    std::io::Write::write_all(&mut &torn, b"\x10\0\0\0half").unwrap();
+    let made = done(source, &["backup", directory]);
+    assert!(made["messages_before"].as_u64() > Some(0), "{made}");
+    assert_eq!(made["lost"], 0, "{made}");
+    (made, file)
+}
+
+/// A restore that was killed in the middle, and went on.
+fn interrupted_restore(target: &Cluster, directory: &str) -> Value {
+    let raw = Raw::connect(&target.brokers[0].endpoint());
+    let is_half_way = || {
+        let orders = raw.topics().into_iter();
+        let orders = orders.filter(|row| row.topic.as_ref().is_some_and(|topic| topic.name == "orders"));
+        orders.map(|row| row.message_count).sum::<u64>() > 2_000
+    };
+    killed(target, &["restore", directory], "some messages are restored", is_half_way);
+    done(target, &["restore", directory])
+}
+
+/// The ids of what is in the queues of the topic `reminders`.
+fn reminders(of: &Stored) -> Vec<String> {
+    let own = of.iter().filter(|((topic, ..), _)| topic == "reminders").flat_map(|(_, all)| all);
+    let id = |bytes: &Vec<u8>| {
+        let message: v2::Message = prost::Message::decode(&bytes[..]).unwrap();
+        message.system_properties.unwrap().message_id
+    };
+    let mut ids: Vec<String> = own.map(id).collect();
+    ids.sort();
+    ids
+}
+
+fn without_reminders(all: Stored) -> Stored {
+    all.into_iter().filter(|((topic, ..), _)| topic != "reminders").collect()
+}
+
 #[test]
 fn everything_comes_back_in_its_place_though_both_ways_are_killed() {
     let source = two_brokers();
     fill(&source);
-    let backup = source.path().join("backup");
-    let directory = backup.to_str().unwrap();
-    let has_begun = || largest(&backup).is_some_and(|(bytes, _)| bytes > 3 << 19);
-    killed(&source, &["backup", directory], "some messages are copied", has_begun);
-    let (refused, said) = output(karman(&source, &["restore", directory]));
-    assert!(!refused.status.success() && said.contains("interrupted"), "{said}");
-    let (_, first) = largest(&backup).unwrap();
-    // What half a frame was is not told from what was torn.
-    let torn = std::fs::File::options().append(true).open(&first).unwrap();
-    std::io::Write::write_all(&mut &torn, b"\x10\0\0\0half").unwrap();
-
     let (before, committed) = (stored(&source), places(&source, "shipping"));
-    let made = done(&source, &["backup", directory]);
-    let count = |of: &Stored| of.values().map(Vec::len).sum::<usize>() as u64;
-    assert!(made["messages_before"].as_u64() > Some(0), "{made}");
-    assert_eq!(made["lost"], 0, "{made}");
     assert!(committed.iter().any(|place| place[3].as_u64() > Some(0)), "{committed:?}");
+    let (made, file) = interrupted_backup(&source);
+    let directory = made["directory"].as_str().unwrap();
 
     let target = two_brokers();
-    let raw = Raw::connect(&target.brokers[0].endpoint());
-    let is_half_way = || {
-        let there = |topic: &&karman_remoting::proto::karman::TopicSummary| {
-            topic.topic.as_ref().unwrap().name == "orders"
-        };
-        raw.topics().iter().filter(there).map(|topic| topic.message_count).sum::<u64>() > 2_000
-    };
-    killed(&target, &["restore", directory], "some messages are restored", is_half_way);
-    let restored = done(&target, &["restore", directory]);
-    let there: u64 =
-        restored["topics"].as_array().unwrap().iter().map(|topic| topic["there"].as_u64().unwrap()).sum();
+    let restored = interrupted_restore(&target, directory);
+    let topics = restored["topics"].as_array().unwrap().iter();
+    let there: u64 = topics.map(|topic| topic["there"].as_u64().unwrap()).sum();
     assert!(there > 0, "{restored}");
     assert_eq!(there + restored["messages"].as_u64().unwrap(), made["messages"].as_u64().unwrap());
 
     // What was delayed until now is there once, whether it was copied as delayed or as delivered or both.
-    let reminders = |of: &Stored| {
-        let own = of.iter().filter(|((topic, ..), _)| topic == "reminders").flat_map(|(_, all)| all);
-        let mut ids: Vec<String> = own
-            .map(|bytes| {
-                let message: v2::Message = prost::Message::decode(&bytes[..]).unwrap();
-                message.system_properties.unwrap().message_id
-            })
-            .collect();
-        ids.sort();
-        ids
-    };
     let after = until("the delayed message is delivered", DEADLINE, || {
-        let after = stored(&target);
-        (reminders(&after).len() >= 2).then_some(after)
+        Some(stored(&target)).filter(|after| reminders(after).len() >= 2)
     });
     assert_eq!((reminders(&after), held(&target)), (vec!["past".to_owned(), "soon".to_owned()], [2, 0]));
-    let without_reminders =
-        |all: Stored| -> Stored { all.into_iter().filter(|((topic, ..), _)| topic != "reminders").collect() };
     let (before, after) = (without_reminders(before), without_reminders(after));
     assert!(before.keys().any(|(topic, ..)| topic == "%DLQ%shipping"), "{:?}", before.keys());
     assert_eq!(before.keys().collect::<Vec<_>>(), after.keys().collect::<Vec<_>>());
+    let count = |of: &Stored| of.values().map(Vec::len).sum::<usize>();
     assert!(before == after, "{} and {} messages differ", count(&before), count(&after));
     assert_eq!(committed, places(&target, "shipping"));
-
-    let shown = done(&target, &["group", "show", "shipping"]);
-    assert_eq!((&shown["retry_max_times"], &shown["suspended"]), (&5.into(), &false.into()), "{shown}");
-    let idle = done(&target, &["group", "show", "idle"]);
-    assert_eq!((&idle["orderly"], &idle["suspended"]), (&true.into(), &true.into()), "{idle}");
-    // Nothing that was done comes again, and nothing that was not is missing.
-    let lag = done(&target, &["group", "lag", "shipping", "--topic", "orders"]);
-    let orders = before.iter().filter(|((topic, ..), _)| topic == "orders").map(|(_, all)| all.len() as u64);
-    let finished: u64 =
-        committed.iter().filter(|place| place[0] == "orders").map(|place| place[3].as_u64().unwrap()).sum();
-    assert_eq!(lag[0]["ready"].as_u64().unwrap(), orders.sum::<u64>() - finished, "{lag}");
-    assert!(
-        BROKERS.iter().all(|broker| !raw.receive(receive_request("orders", "shipping", broker)).1.is_empty())
-    );
-
-    // Again: what was restored is known, and the group that is delivered to is not moved.
-    let (again, said) = output(karman(&target, &["restore", directory]));
-    assert!(!again.status.success() && said.contains("karman group suspend shipping"), "{said}");
-    target.karman(&["group", "suspend", "shipping"]);
-    let again = done(&target, &["restore", directory]);
-    assert_eq!(
-        (&again["messages"], &again["delayed"], held(&target)),
-        (&0.into(), &0.into(), [2, 0]),
-        "{again}"
-    );
-    assert!(after == without_reminders(stored(&target)));
-    is_ok(raw.send(&[delayed("reminders", "foreign", 1)]).status);
-    let (foreign, said) = output(karman(&target, &["restore", directory]));
-    assert!(!foreign.status.success() && said.contains("karman topic delete reminders"), "{said}");
-    flip_a_bit(&first);
+    groups_go_on(&target, &before, &committed);
+    a_second_restore_changes_nothing(&target, directory, &after);
+    flip_a_bit(&file);
     let (damaged, said) = output(karman(&target, &["restore", directory, "--dry-run"]));
     assert_eq!(damaged.status.code(), Some(4), "{said}");
-    assert!(said.contains(&format!("{} is damaged at byte", first.display())), "{said}");
+    assert!(said.contains(&format!("{} is damaged at byte", file.display())), "{said}");
+}
+
+/// Settings are as they were; nothing that was done comes again, and nothing that was not is missing.
+fn groups_go_on(target: &Cluster, stored: &Stored, committed: &[[Value; 4]]) {
+    let shown = done(target, &["group", "show", "shipping"]);
+    assert_eq!((&shown["retry_max_times"], &shown["suspended"]), (&5.into(), &false.into()), "{shown}");
+    let idle = done(target, &["group", "show", "idle"]);
+    assert_eq!((&idle["orderly"], &idle["suspended"]), (&true.into(), &true.into()), "{idle}");
+    let lag = done(target, &["group", "lag", "shipping", "--topic", "orders"]);
+    let orders = stored.iter().filter(|((topic, ..), _)| topic == "orders").map(|(_, all)| all.len() as u64);
+    let done = committed.iter().filter(|place| place[0] == "orders");
+    let done: u64 = done.map(|place| place[3].as_u64().unwrap()).sum();
+    assert_eq!(lag[0]["ready"].as_u64().unwrap(), orders.sum::<u64>() - done, "{lag}");
+    let raw = Raw::connect(&target.brokers[0].endpoint());
+    let receives = |broker: &&str| !raw.receive(receive_request("orders", "shipping", broker)).1.is_empty();
+    assert!(BROKERS.iter().all(receives));
+}
+
+/// What was restored is known, a group that is delivered to is not moved, and what somebody else has sent is not taken for ours.
+fn a_second_restore_changes_nothing(target: &Cluster, directory: &str, before: &Stored) {
+    let refused = |words: &str| {
+        let (again, said) = output(karman(target, &["restore", directory]));
+        assert!(!again.status.success() && said.contains(words), "{said}");
+    };
+    refused("karman group suspend shipping");
+    target.karman(&["group", "suspend", "shipping"]);
+    let again = done(target, &["restore", directory]);
+    let changed = (&again["messages"], &again["delayed"], held(target));
+    assert_eq!(changed, (&0.into(), &0.into(), [2, 0]), "{again}");
+    assert!(*before == without_reminders(stored(target)));
+    let raw = Raw::connect(&target.brokers[0].endpoint());
+    is_ok(raw.send(&[delayed("reminders", "foreign", 1)]).status);
+    refused("karman topic delete reminders");
 }
 
 #[test]

@@ -16,8 +16,8 @@ use karman_client::{ClientError, Code};
 use crate::node::Node;
 use crate::output::Format;
 use crate::{
-    acl, backup, bench, client, cluster, config, context, dev, dlq, doctor, generate, group, message, offset,
-    output, ready, shell, store, topic, user,
+    acl, backup, bench, bundle, client, cluster, config, context, dev, dlq, doctor, generate, group, message,
+    offset, output, ready, shell, store, top, topic, user,
 };
 
 pub(crate) use target::Said;
@@ -164,12 +164,18 @@ enum OnlineCommand {
     /// Look for what is wrong with a cluster, from here, and say what to do
     #[command(after_help = doctor::AFTER_HELP)]
     Doctor(doctor::DoctorArgs),
+    /// Watch brokers, topics and groups: what comes in, what goes out, what waits
+    #[command(after_help = top::AFTER_HELP)]
+    Top(top::TopArgs),
     /// Copy topics, groups, users and messages into files
     #[command(after_help = backup::BACKUP_HELP)]
     Backup(backup::BackupArgs),
     /// Put what a backup holds into a cluster
     #[command(after_help = backup::RESTORE_HELP)]
     Restore(backup::RestoreArgs),
+    /// Collect what whoever helps needs to see, without secrets, in one file
+    #[command(after_help = bundle::AFTER_HELP)]
+    Bundle(bundle::BundleArgs),
     /// Measure a cluster, or the RPC layer under it
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -233,8 +239,10 @@ async fn operate(command: OnlineCommand, node: &Node, format: Format) -> anyhow:
         OnlineCommand::Acl(command) => acl::run(command, node, format).await,
         OnlineCommand::Cluster(command) => cluster::run(command, node, format).await,
         OnlineCommand::Doctor(args) => doctor::run(args, node, format).await,
+        OnlineCommand::Top(args) => top::run(args, node, format).await,
         OnlineCommand::Backup(args) => backup::backup(args, node, format).await,
         OnlineCommand::Restore(args) => backup::restore(args, node, format).await,
+        OnlineCommand::Bundle(args) => bundle::run(args, node, format).await,
         OnlineCommand::Bench(command) => bench::run(command, node, format).await,
     }
 }

@@ -110,8 +110,16 @@ fn kind(client: &v1::ClientState) -> String {
 
 pub(crate) async fn run(command: ClientCommand, node: &Node, format: Format) -> anyhow::Result<()> {
     let ClientCommand::List { group, topic } = command;
-    let request =
-        v1::ListClientsRequest { group: group.unwrap_or_default(), topic: topic.unwrap_or_default() };
+    let clients = rows(group.unwrap_or_default(), topic.unwrap_or_default(), node).await?;
+    if output::programs(format, &clients, |clients| clients.iter().map(|client| client.client.as_str()))? {
+        return Ok(());
+    }
+    Ok(ClientJson::table(clients)?)
+}
+
+/// The clients of a group and a topic, or of all where a name is empty, as programs read them.
+pub(crate) async fn rows(group: String, topic: String, node: &Node) -> anyhow::Result<Vec<ClientJson>> {
+    let request = v1::ListClientsRequest { group, topic };
     let response = node.answer(node.admin()?.list_clients(node.request(request))).await?;
     if response.truncated {
         eprintln!("karman: there are more than 10000; name a --group or a --topic");
@@ -128,8 +136,5 @@ pub(crate) async fn run(command: ClientCommand, node: &Node, format: Format) -> 
             None => clients.push(client),
         }
     }
-    if output::programs(format, &clients, |clients| clients.iter().map(|client| client.client.as_str()))? {
-        return Ok(());
-    }
-    Ok(ClientJson::table(clients)?)
+    Ok(clients)
 }

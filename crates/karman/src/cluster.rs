@@ -1,5 +1,7 @@
 //! `karman cluster`.
 
+pub(crate) mod node_config;
+
 use std::fmt;
 
 use clap::Subcommand;
@@ -20,6 +22,16 @@ pub(crate) enum ClusterCommand {
     /// Show the controllers, and who is master of each broker set and why
     #[command(after_help = "Example:\n  karman -e namesrv-1:9876 cluster show")]
     Show,
+    /// Show the configuration of nodes, secrets hidden
+    #[command(after_help = "\
+The asked node, if it is a namesrv or a slave, and every master. Where a value came from is known to the node alone:
+karman-broker --config FILE --print-config.
+
+Example:
+  karman cluster config
+  karman -e namesrv-1:9876 cluster config --key fileReservedTime
+  karman -o json cluster config --broker broker-a")]
+    Config(node_config::ConfigArgs),
     /// Have another broker of a set be its master; the one that is hands over in order
     #[command(after_help = "Example:\n  karman -e namesrv-1:9876 cluster elect broker-a --to 2")]
     Elect(controller::ElectArgs),
@@ -40,7 +52,7 @@ Example:
 }
 
 #[derive(Serialize)]
-struct BrokerJson {
+pub(crate) struct BrokerJson {
     cluster: String,
     broker: String,
     broker_id: i32,
@@ -164,6 +176,7 @@ pub(crate) async fn run(command: ClusterCommand, node: &Node, format: Format) ->
     match command {
         ClusterCommand::List => list(node, format).await,
         ClusterCommand::Show => controller::show(node, format).await,
+        ClusterCommand::Config(args) => node_config::run(args, node, format).await,
         ClusterCommand::Elect(args) => controller::elect(args, node).await,
         ClusterCommand::Drain(args) => controller::drain(args, node).await,
         ClusterCommand::Replicas(command) => controller::replicas(command, node).await,
@@ -171,10 +184,15 @@ pub(crate) async fn run(command: ClusterCommand, node: &Node, format: Format) ->
     }
 }
 
+/// The brokers, as programs read them.
+pub(crate) async fn rows(node: &Node) -> anyhow::Result<Vec<BrokerJson>> {
+    let request = node.request(v1::DescribeClusterRequest {});
+    let response = node.answer(node.admin()?.describe_cluster(request)).await?;
+    Ok(response.brokers.into_iter().map(BrokerJson::from).collect())
+}
+
 async fn list(node: &Node, format: Format) -> anyhow::Result<()> {
-    let response =
-        node.answer(node.admin()?.describe_cluster(node.request(v1::DescribeClusterRequest {}))).await?;
-    let rows: Vec<BrokerJson> = response.brokers.into_iter().map(BrokerJson::from).collect();
+    let rows = rows(node).await?;
     if output::programs(format, &rows, |rows| rows.iter().map(|row| row.broker.as_str()))? {
         return Ok(());
     }

@@ -71,7 +71,7 @@ pub(crate) enum ControllersCommand {
 }
 
 #[derive(Serialize)]
-struct ShowJson {
+pub(crate) struct ShowJson {
     leader: String,
     controllers: Vec<ControllerJson>,
     sets: Vec<SetJson>,
@@ -217,6 +217,15 @@ async fn refused_by_masters(node: &Node) -> anyhow::Result<Vec<RefusedJson>> {
 }
 
 pub(crate) async fn show(node: &Node, format: Format) -> anyhow::Result<()> {
+    let (shown, checked) = shown(node).await?;
+    if !output::programs(format, &shown, |shown| shown.sets.iter().map(|set| set.set.as_str()))? {
+        tables(shown)?;
+    }
+    checked
+}
+
+/// What the controllers know, as programs read it, and whether one leads.
+pub(crate) async fn shown(node: &Node) -> anyhow::Result<(ShowJson, anyhow::Result<()>)> {
     let (response, checked) = describe(node).await?;
     let by_masters = refused_by_masters(node).await?;
     let leader = response.leader;
@@ -244,10 +253,7 @@ pub(crate) async fn show(node: &Node, format: Format) -> anyhow::Result<()> {
         message: message_of(response.status.as_ref()).to_owned(),
         leader,
     };
-    if !output::programs(format, &shown, |shown| shown.sets.iter().map(|set| set.set.as_str()))? {
-        tables(shown)?;
-    }
-    checked
+    Ok((shown, checked))
 }
 
 fn tables(shown: ShowJson) -> anyhow::Result<()> {

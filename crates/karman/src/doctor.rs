@@ -51,7 +51,7 @@ enum Level {
 
 /// One line of what was found.
 #[derive(Debug, PartialEq, Eq, Serialize)]
-struct Finding {
+pub(crate) struct Finding {
     level: Level,
     /// What was looked at.
     check: &'static str,
@@ -88,18 +88,24 @@ pub(crate) async fn run(args: DoctorArgs, node: &Node, format: Format) -> anyhow
         Some(directory) => disk::look(directory),
         None => Vec::new(),
     };
+    findings.extend(look(node, &args.nodes).await);
+    report(findings, format)
+}
+
+/// What is found from here, the named nodes included.
+pub(crate) async fn look(node: &Node, nodes: &[String]) -> Vec<Finding> {
     let mut addresses = Addresses::default();
-    for named in std::iter::once(&node.endpoint).chain(&args.nodes) {
+    for named in std::iter::once(&node.endpoint).chain(nodes) {
         addresses.add(named, "");
     }
     let asked = format!("{} (asked)", node.address());
-    findings.extend(brokers(node, &asked, &mut addresses).await);
+    let mut findings = brokers(node, &asked, &mut addresses).await;
     findings.extend(controllers(node, &asked, &mut addresses).await);
     for probe in addresses.probe().await {
         let name = addresses.name(&probe.address);
         findings.extend(judge::address(&probe, &name, time::now_ms()));
     }
-    report(findings, format)
+    findings
 }
 
 /// What is to be tried, each address once, with whose it is.

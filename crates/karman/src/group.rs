@@ -121,7 +121,7 @@ async fn update(
 }
 
 #[derive(Serialize)]
-struct GroupJson {
+pub(crate) struct GroupJson {
     group: String,
     retry_max_times: u32,
     suspended: bool,
@@ -132,7 +132,8 @@ struct GroupJson {
     inflight: u64,
 }
 
-async fn list(node: &Node, format: Format) -> anyhow::Result<()> {
+/// The groups on each broker with what waits for them, as programs read them.
+pub(crate) async fn rows(node: &Node) -> anyhow::Result<Vec<GroupJson>> {
     let response = node.answer(node.admin()?.list_groups(node.request(v1::ListGroupsRequest {}))).await?;
     let rows = response.groups.into_iter().map(|summary| {
         let group = summary.group.unwrap_or_default();
@@ -146,7 +147,11 @@ async fn list(node: &Node, format: Format) -> anyhow::Result<()> {
             inflight: summary.inflight_count,
         }
     });
-    let rows: Vec<GroupJson> = rows.collect();
+    Ok(rows.collect())
+}
+
+async fn list(node: &Node, format: Format) -> anyhow::Result<()> {
+    let rows = rows(node).await?;
     if output::programs(format, &rows, |rows| rows.iter().map(|row| row.group.as_str()))? {
         return Ok(());
     }

@@ -5,6 +5,7 @@
 mod acl;
 mod backup;
 mod bench;
+mod bundle;
 mod cli;
 mod client;
 mod cluster;
@@ -28,6 +29,7 @@ mod shell;
 mod signals;
 mod store;
 mod time;
+mod top;
 mod topic;
 mod user;
 

@@ -143,7 +143,8 @@ pub(crate) fn table(columns: &[Column], rows: Vec<Vec<String>>) -> io::Result<()
     line(&format_table(columns, rows))
 }
 
-fn format_table(columns: &[Column], rows: Vec<Vec<String>>) -> String {
+/// The same as text.
+pub(crate) fn format_table(columns: &[Column], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
     table
         .load_preset(presets::NOTHING)

@@ -58,7 +58,7 @@ pub(crate) fn run(args: &ReadyArgs, format: Format) -> anyhow::Result<()> {
 
 /// `Err` says why the node is not ready, or what keeps it from answering.
 fn ask(address: &str) -> anyhow::Result<()> {
-    let answer = get(address, "/readyz").with_context(|| format!("ask {address}"))?;
+    let answer = get(address, "/readyz", ANSWER_MAX_BYTES).with_context(|| format!("ask {address}"))?;
     let (head, body) =
         answer.split_once("\r\n\r\n").ok_or_else(|| anyhow!("{address} does not speak HTTP"))?;
     match head.split(' ').nth(1) {
@@ -70,7 +70,8 @@ fn ask(address: &str) -> anyhow::Result<()> {
     }
 }
 
-fn get(address: &str, path: &str) -> std::io::Result<String> {
+/// What the metrics address of a node answers, head and body, cut at `max_bytes`. Blocks.
+pub(crate) fn get(address: &str, path: &str, max_bytes: u64) -> std::io::Result<String> {
     let mut last = std::io::ErrorKind::AddrNotAvailable.into();
     for socket in address.to_socket_addrs()? {
         match TcpStream::connect_timeout(&socket, TIMEOUT) {
@@ -81,7 +82,7 @@ fn get(address: &str, path: &str) -> std::io::Result<String> {
                 let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
                 stream.write_all(request.as_bytes())?;
                 let mut answer = String::new();
-                stream.take(ANSWER_MAX_BYTES).read_to_string(&mut answer)?;
+                stream.take(max_bytes).read_to_string(&mut answer)?;
                 return Ok(answer);
             }
             Err(error) => last = error,

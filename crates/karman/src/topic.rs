@@ -155,6 +155,12 @@ impl SettingsArgs {
     }
 }
 
+impl TopicJson {
+    pub(crate) fn name(&self) -> &str {
+        &self.topic
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum TypeWord {
     Normal,
@@ -335,7 +341,7 @@ fn updates(
 }
 
 #[derive(Serialize)]
-struct TopicJson {
+pub(crate) struct TopicJson {
     topic: String,
     r#type: String,
     queues: u32,
@@ -344,7 +350,8 @@ struct TopicJson {
     messages: u64,
 }
 
-async fn list(node: &Node, format: Format) -> anyhow::Result<()> {
+/// The topics on each broker, as programs read them.
+pub(crate) async fn rows(node: &Node) -> anyhow::Result<Vec<TopicJson>> {
     let request = node.request(v1::ListTopicsRequest {});
     let response = node.answer(node.admin()?.list_topics(request)).await?;
     let rows = response.topics.into_iter().map(|summary| {
@@ -358,7 +365,11 @@ async fn list(node: &Node, format: Format) -> anyhow::Result<()> {
             messages: summary.message_count,
         }
     });
-    let rows: Vec<TopicJson> = rows.collect();
+    Ok(rows.collect())
+}
+
+async fn list(node: &Node, format: Format) -> anyhow::Result<()> {
+    let rows = rows(node).await?;
     if output::programs(format, &rows, |rows| rows.iter().map(|row| row.topic.as_str()))? {
         return Ok(());
     }

@@ -131,7 +131,7 @@ impl TypeWord {
 }
 
 #[derive(Serialize)]
-struct UserJson {
+pub(crate) struct UserJson {
     name: String,
     /// normal or super
     r#type: &'static str,
@@ -144,7 +144,7 @@ struct UserJson {
 }
 
 impl UserJson {
-    fn of(user: v1::User) -> Self {
+    pub(crate) fn of(user: v1::User) -> Self {
         let r#type = if user.user_type() == v1::UserType::Super { "super" } else { "normal" };
         let policies = user.policies.into_iter().map(PolicyJson::of).collect();
         Self {

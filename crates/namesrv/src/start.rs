@@ -11,6 +11,7 @@ use karman_remoting::admin_front::AdminFront;
 use karman_remoting::auth::Auth;
 use karman_remoting::auth::users::Users;
 use karman_remoting::clients::ClientRegistry;
+use karman_remoting::config;
 use karman_remoting::config::Unusable;
 use karman_remoting::front::Front;
 use karman_remoting::probe::{Probe, ProbeError};
@@ -90,7 +91,8 @@ pub fn start(config: &NamesrvConfig) -> Result<Namesrv, StartError> {
     let peers = Peers::new(between.clone());
     let front =
         Front::new(routes.clone(), clients.clone(), peers.clone(), auth.clone(), None, stopping.clone());
-    let admin = AdminFront::new(routes.clone(), peers, auth, None);
+    let admin = AdminFront::new(routes.clone(), peers, auth, None)
+        .with_config("namesrv".to_owned(), config::shown(config));
     let public_admin = PublicAdmin::new(admin.clone(), front.clone());
     let admin = AdminServer::new(admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
     let public_admin =

@@ -22,7 +22,7 @@ use crate::proto::karman::{self as v1, BrokerIdentity};
 use crate::proto::v2::Code;
 use crate::relay::{Peers, failure};
 use crate::route_table::SharedRoutes;
-use crate::status::Rejection;
+use crate::status::{Rejection, ok};
 use crate::validate;
 
 use merge::no_broker;
@@ -47,6 +47,8 @@ pub struct AdminFront {
     local: Option<(String, Arc<dyn Admin>)>,
     /// The reads of the own slave, with its `brokerName`.
     standby: Option<(String, Arc<dyn Admin>)>,
+    /// What the node is configured with.
+    config: Arc<v1::NodeConfig>,
 }
 
 impl fmt::Debug for AdminFront {
@@ -152,13 +154,22 @@ impl AdminFront {
         local: Option<(&Local, Arc<dyn Admin>)>,
     ) -> Self {
         let local = local.map(|(local, admin)| (local.broker_name.clone(), admin));
-        Self { routes, peers, auth, local, standby: None }
+        Self { routes, peers, auth, local, standby: None, config: Arc::default() }
     }
 
     /// The door of a slave that looks for messages in its own copy when its master does not.
     #[must_use]
     pub fn with_standby(mut self, broker_name: &str, reads: Arc<dyn Admin>) -> Self {
         self.standby = Some((broker_name.to_owned(), reads));
+        self
+    }
+
+    /// What operators are told of the node's configuration: `node` is what it is called, `values` come without secrets.
+    #[must_use]
+    pub fn with_config(mut self, node: String, values: Vec<(String, String)>) -> Self {
+        let value = |(key, value)| v1::ConfigValue { key, value };
+        let values = values.into_iter().map(value).collect();
+        self.config = Arc::new(v1::NodeConfig { node, status: Some(ok()), values });
         self
     }
 

@@ -139,6 +139,11 @@ fn load_with<T: DeserializeOwned + Serialize + Default>(
     Ok(Loaded { config, origins })
 }
 
+/// Keys and values of a configuration for an operator: of a [`Secret`](crate::secret::Secret) only whether it is set.
+pub fn shown<T: Serialize>(config: &T) -> Vec<(String, String)> {
+    table(config).expect("a configuration that was loaded is a flat table")
+}
+
 /// Keys and values of a configuration as text; a struct is a flat table of them.
 fn table<T: Serialize>(config: &T) -> Result<Vec<(String, String)>, ConfigError> {
     match serde_json::to_value(config) {

@@ -271,7 +271,8 @@ answers! {
     v1::RedriveDeadLettersResponse, v1::ExplainMessageResponse, v1::ListClientsResponse, v1::AskClientResponse,
     v1::ForgetSubscriptionResponse, v1::DescribeControllerResponse, v1::ElectResponse, v1::RemoveMemberResponse,
     v1::ChangeControllersResponse, v1::ListUsersResponse, v1::StoreUserResponse,
-    v1::DrainMemberResponse, v1::ListDelayedResponse, v1::RestoreMessagesResponse;
+    v1::DrainMemberResponse, v1::ListDelayedResponse, v1::RestoreMessagesResponse,
+    v1::DescribeConfigResponse;
     of brokers
     v1::CreateTopicResponse, v1::DeleteTopicResponse, v1::UpdateTopicResponse, v1::CreateGroupResponse,
     v1::UpdateGroupResponse, v1::ChangeUserResponse,

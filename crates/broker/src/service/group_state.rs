@@ -26,6 +26,14 @@ const LOOKED_AT_MAX: usize = 32;
 const QUEUES_MAX: usize = 10_000;
 const CLIENTS_MAX: usize = 10_000;
 
+/// What waits for a group in a topic, and what it had.
+#[derive(Default)]
+struct Sums {
+    ready: u64,
+    inflight: u64,
+    out: u64,
+}
+
 impl Broker {
     /// A group on this broker. One that is not here has no settings in the answer; its clients may be known all the same.
     pub fn describe_group(
@@ -121,7 +129,7 @@ impl Broker {
 
     /// Every group with each topic that it reads. The group that marks redriven letters is the broker's own business.
     pub fn group_summaries(&self) -> Vec<v1::GroupSummary> {
-        let mut topics: HashMap<u32, BTreeMap<String, (u64, u64)>> = HashMap::new();
+        let mut topics: HashMap<u32, BTreeMap<String, Sums>> = HashMap::new();
         for row in self.progress.all() {
             let (inflight, next) = row.run(|pop| pop.counts());
             let ranges = row.topic.queues.iter().map(|&queue| self.store.queue_range(QueueNumber(queue)));
@@ -130,7 +138,9 @@ impl Broker {
             let of_group = topics.entry(row.group).or_default();
             let sums = of_group.entry(row.topic.name().to_owned()).or_default();
             // Each client of a broadcasting group has all messages; the last of them counts.
-            *sums = (sums.0.max(ready.sum()), sums.1 + inflight as u64);
+            sums.ready = sums.ready.max(ready.sum());
+            sums.inflight += inflight as u64;
+            sums.out += row.delivered.traffic.counts().0;
         }
         for row in self.lite.all() {
             let cursors = row.run(|pop| pop.cursors());
@@ -142,22 +152,25 @@ impl Broker {
             // One of each lite topic at most is with a consumer, or waits for its retry.
             let inflight = cursors.iter().filter(|(_, cursor)| cursor.visible_at_ms > 0).count() as u64;
             let of_group = topics.entry(row.group).or_default();
-            of_group.insert(row.topic.name().to_owned(), (waits.saturating_sub(inflight), inflight));
+            let out = row.delivered.traffic.counts().0;
+            let sums = Sums { ready: waits.saturating_sub(inflight), inflight, out };
+            of_group.insert(row.topic.name().to_owned(), sums);
         }
         let mut summaries = Vec::new();
         for group in self.catalog.groups().iter().filter(|group| group.name() != REDRIVE_GROUP) {
-            let summary = |topic: String, (ready_count, inflight_count)| v1::GroupSummary {
+            let summary = |topic: String, sums: Sums| v1::GroupSummary {
                 group: Some(group.config.clone()),
                 broker_name: self.name.to_string(),
                 topic,
-                ready_count,
-                inflight_count,
+                ready_count: sums.ready,
+                inflight_count: sums.inflight,
+                messages_out: sums.out,
             };
             match topics.remove(&group.number) {
                 Some(of_group) => {
                     summaries.extend(of_group.into_iter().map(|(topic, sums)| summary(topic, sums)))
                 }
-                None => summaries.push(summary(String::new(), (0, 0))),
+                None => summaries.push(summary(String::new(), Sums::default())),
             }
         }
         summaries

@@ -10,6 +10,7 @@ use karman_remoting::admin_front::AdminFront;
 use karman_remoting::auth::Auth;
 use karman_remoting::between::Between;
 use karman_remoting::clients::ClientRegistry;
+use karman_remoting::config;
 use karman_remoting::front::{Front, Local};
 use karman_remoting::line::{RelayService, RelayedLines};
 use karman_remoting::proto::karman as v1;
@@ -223,7 +224,8 @@ fn open_for(
         peers.clone(),
         auth.clone(),
         Some((&local, Arc::new(AdminService(broker.clone())))),
-    );
+    )
+    .with_config(config.broker_name.clone(), config::shown(config));
     let front = Front::new(
         broker.routes.clone(),
         broker.clients.clone(),

@@ -10,6 +10,7 @@ use karman_remoting::auth::Auth;
 use karman_remoting::auth::users::Users;
 use karman_remoting::between::Between;
 use karman_remoting::clients::ClientRegistry;
+use karman_remoting::config;
 use karman_remoting::front::{Front, Standby};
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::karman::admin_server::AdminServer;
@@ -131,7 +132,9 @@ fn services(
 ) -> Routes {
     let peers = Peers::new(between.clone());
     let auth = Auth::new(config.auth(), users.clone());
-    let admin = AdminFront::new(routes.clone(), peers.clone(), auth.clone(), None);
+    let node = format!("{} {}", config.broker_name, config.broker_id);
+    let admin = AdminFront::new(routes.clone(), peers.clone(), auth.clone(), None)
+        .with_config(node, config::shown(config));
     let reads =
         config.slave_read_enable.then(|| Arc::new(SlaveReads::new(config, opened.clone(), stopping.clone())));
     let admin = match &reads {

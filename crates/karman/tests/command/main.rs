@@ -4,6 +4,7 @@
 
 mod backup;
 mod basics;
+mod bundle;
 mod config;
 mod context;
 mod doctor;
@@ -14,4 +15,5 @@ mod shell;
 mod startup;
 mod store;
 mod support;
+mod top;
 mod transcript;

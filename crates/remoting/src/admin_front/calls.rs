@@ -171,6 +171,29 @@ impl Admin for AdminFront {
         Ok(Response::new(v1::ForgetSubscriptionResponse { status: Some(status) }))
     }
 
+    async fn describe_config(
+        &self,
+        request: Request<v1::DescribeConfigRequest>,
+    ) -> Result<Response<v1::DescribeConfigResponse>, Status> {
+        self.admit(request.metadata(), request.extensions(), request.get_ref(), "describe_config")?;
+        let mut nodes = vec![self.config.as_ref().clone()];
+        if !metadata::is_relayed(request.metadata()) {
+            let (metadata, _, message) = request.into_parts();
+            let mut brokers = self.brokers();
+            brokers.retain(|broker| broker.broker_name != self.node_name());
+            let answers: Vec<Answered<v1::DescribeConfigResponse>> =
+                on_brokers!(self, brokers, describe_config, &metadata, message);
+            nodes.extend(answers.into_iter().flat_map(|(broker, answer)| match answer {
+                Ok(answer) => answer.nodes,
+                Err(status) => {
+                    let node = broker.broker_name;
+                    vec![v1::NodeConfig { node, status: Some(status), values: vec![] }]
+                }
+            }));
+        }
+        Ok(Response::new(v1::DescribeConfigResponse { status: Some(ok()), nodes }))
+    }
+
     async fn query_messages(
         &self,
         request: Request<v1::QueryMessagesRequest>,

@@ -177,6 +177,7 @@ of_cluster! {
     v1::ListClientsRequest: Actions::LIST;
     v1::ListUsersRequest: Actions::LIST;
     v1::DescribeClusterRequest: Actions::GET;
+    v1::DescribeConfigRequest: Actions::GET;
     v1::AskClientRequest: Actions::UPDATE;
     v1::VerifyStoreRequest: Actions::UPDATE;
     v1::ChangeUserRequest: Actions::UPDATE;
@@ -223,7 +224,7 @@ administers! {
         v2::PrintThreadStackTraceRequest;
     looks: v1::DescribeTopicRequest, v1::DescribeGroupRequest, v1::ExplainMessageRequest, v1::QueryMessagesRequest,
         v1::ListTopicsRequest, v1::ListGroupsRequest, v1::ListClientsRequest, v1::ListUsersRequest,
-        v1::DescribeClusterRequest, v1::ListDelayedRequest, v2::DescribeTopicStatusRequest, v2::ListSubscriptionRequest,
+        v1::DescribeClusterRequest, v1::ListDelayedRequest, v1::DescribeConfigRequest, v2::DescribeTopicStatusRequest, v2::ListSubscriptionRequest,
         v2::DescribeSubscriptionRequest, v2::DescribeGroupAccumulationRequest, v2::ListConsumerConnectionRequest,
         v2::ListMessageRequest, v2::GetConsumerRunningInfoRequest, v2::GetTopicRouteRequest, v2::QueryTimeSpanRequest,
         v2::GetProxyRuntimeStatsRequest;
