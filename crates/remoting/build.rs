@@ -32,6 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .extern_path(".apache.rocketmq.v2.PullMessageResponse", "crate::wire::PullMessageResponse")
         // `auth` says how it is shown.
         .skip_debug([".karman.v1.Secret"])
+        .codec_path("crate::codec::SmallBuffers")
         .generate_default_stubs(true)
         .compile_fds(descriptors)?;
     Ok(())

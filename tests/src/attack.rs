@@ -30,9 +30,14 @@ pub const END_STREAM: u8 = 1;
 /// Of HEADERS, CONTINUATION: the headers are whole.
 pub const END_HEADERS: u8 = 4;
 const ACK: u8 = 1;
+/// Bytes that may be sent unasked, of a stream and of a connection, until the node says something else.
+const WINDOW: usize = 65_535;
 
 /// The path of a call of clients.
 pub const SEND: &str = "/apache.rocketmq.v2.MessagingService/SendMessage";
+
+/// Where attacks come from: who means well has another address.
+pub const ELSEWHERE: &str = "127.0.0.2";
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A node that takes nothing for so long does not want any more.
@@ -144,7 +149,12 @@ impl Attacker {
 
     /// Connects and speaks HTTP/2.
     pub fn http2(address: &str) -> Attacker {
-        let mut attacker = Attacker::connect(address);
+        Attacker::connect(address).greeting()
+    }
+
+    /// It says what every HTTP/2 client says first.
+    pub fn greeting(self) -> Attacker {
+        let mut attacker = self;
         attacker.say(&[PREFACE, &frame(kind::SETTINGS, 0, 0, b"")].concat());
         attacker
     }
@@ -183,6 +193,53 @@ impl Attacker {
         })
     }
 
+    /// Why the node ended the connection: the code of its GOAWAY, and its words. `None`: it closed it without a word, or has not.
+    pub fn goodbye(&mut self) -> Option<(u32, String)> {
+        while let Some(frame) = self.hear() {
+            if frame.kind == kind::GOAWAY && frame.payload[4..8] != [0; 4] {
+                let code = u32::from_be_bytes(frame.payload[4..8].try_into().unwrap());
+                return Some((code, String::from_utf8_lossy(&frame.payload[8..]).into_owned()));
+            }
+        }
+        None
+    }
+
+    /// Sends a body as flow control allows; `false` when the node has ended the stream, or the connection.
+    pub fn upload(&mut self, stream: u32, body: &[u8]) -> bool {
+        let (mut of_connection, mut of_stream) = (WINDOW, WINDOW);
+        let mut rest = body;
+        while !rest.is_empty() {
+            let now = rest.len().min(16_000).min(of_connection.min(of_stream));
+            let (part, later) = rest.split_at(now);
+            if now > 0 {
+                let flags = if later.is_empty() { END_STREAM } else { 0 };
+                if !self.say(&frame(kind::DATA, flags, stream, part)) {
+                    return false;
+                }
+                (of_connection, of_stream, rest) = (of_connection - now, of_stream - now, later);
+                continue;
+            }
+            let Some(frame) = self.hear() else { return false };
+            match frame.kind {
+                kind::GOAWAY | kind::RST_STREAM => return false,
+                kind::HEADERS if frame.stream == stream => return false,
+                kind::WINDOW_UPDATE => {
+                    let more = u32::from_be_bytes(frame.payload[..4].try_into().unwrap()) as usize;
+                    let window = if frame.stream == 0 { &mut of_connection } else { &mut of_stream };
+                    *window += more;
+                }
+                kind::SETTINGS if frame.flags & ACK == 0 => {
+                    for setting in frame.payload.chunks_exact(6).filter(|setting| setting[..2] == [0, 4]) {
+                        of_stream += u32::from_be_bytes(setting[2..].try_into().unwrap()) as usize - WINDOW;
+                    }
+                    self.say(&self::frame(kind::SETTINGS, ACK, 0, b""));
+                }
+                _ => {}
+            }
+        }
+        true
+    }
+
     /// Whether the node has closed it. Whatever else came is left there.
     pub fn is_closed(&self) -> bool {
         self.stream.set_nonblocking(true).unwrap();
@@ -202,6 +259,29 @@ impl Attacker {
         self.stream.read_exact(&mut payload).ok()?;
         let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
         Some(Frame { kind: head[3], flags: head[4], stream, payload })
+    }
+
+    /// Whether nothing more comes: it was closed, or what came last says that the connection ends. What came is read.
+    pub fn is_over(&self) -> bool {
+        self.stream.set_nonblocking(true).unwrap();
+        let mut thrown_away = [0; 1 << 12];
+        let over = loop {
+            match (&self.stream).read(&mut thrown_away) {
+                Ok(0) => break true,
+                Ok(_) => {}
+                Err(error) => break error.kind() != ErrorKind::WouldBlock,
+            }
+        };
+        self.stream.set_nonblocking(false).unwrap();
+        over
+    }
+
+    /// [`Attacker::answer`], if it comes within this time.
+    pub fn answer_within(&mut self, stream: u32, patience: Duration) -> Option<Vec<u8>> {
+        self.stream.set_read_timeout(Some(patience)).unwrap();
+        let (said, is_open) = self.answer(stream);
+        self.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        is_open.then_some(said)
     }
 
     /// Answers pings and settings until a frame comes that ends `stream` or the connection: its headers as they are, which may have

@@ -6,9 +6,9 @@ use bytes::Bytes;
 use karman_remoting::auth::credentials::Credentials;
 use karman_remoting::proto::karman::admin_client::AdminClient;
 use karman_remoting::proto::karman::{
-    BrokerStatus, CreateGroupRequest, CreateTopicRequest, DescribeClusterRequest, ExplainMessageRequest,
-    GroupConfig, ListTopicsRequest, MessageTrace, QueryMessagesRequest, StoredMessage, TopicConfig,
-    TopicSummary, UpdateGroupRequest, UpdateTopicRequest,
+    BrokerStatus, CreateGroupRequest, CreateTopicRequest, DeleteTopicRequest, DescribeClusterRequest,
+    ExplainMessageRequest, GroupConfig, ListTopicsRequest, MessageTrace, QueryMessagesRequest, StoredMessage,
+    TopicConfig, TopicSummary, UpdateGroupRequest, UpdateTopicRequest,
 };
 use karman_remoting::proto::v2::messaging_service_client::MessagingServiceClient;
 use karman_remoting::proto::v2::{self, receive_message_response::Content};
@@ -183,6 +183,13 @@ impl Raw {
         let mut admin = self.admin.clone();
         let response = self.runtime.block_on(admin.create_topic(self.request(request))).unwrap().into_inner();
         response.status.expect("a status")
+    }
+
+    /// Deletes a topic on every broker; what the answer says on the whole.
+    pub fn delete_topic(&self, name: &str) -> v2::Status {
+        let mut admin = self.admin.clone();
+        let request = self.request(DeleteTopicRequest { name: name.to_owned() });
+        self.runtime.block_on(admin.delete_topic(request)).unwrap().into_inner().status.expect("a status")
     }
 
     /// Creates a group just as it is said.

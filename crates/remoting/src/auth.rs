@@ -16,7 +16,8 @@ pub mod users;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::AtomicUsize;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
@@ -29,6 +30,7 @@ use self::policy::{Kind, Right};
 pub use self::rights::{Administers, Needs};
 use self::signature::{AUTHORIZATION, Claim, DATE_TIME};
 use self::users::{Snapshot, User, Users};
+use crate::civil;
 use crate::config::Unusable;
 use crate::line::Line;
 use crate::metadata;
@@ -113,6 +115,8 @@ pub struct Peer {
     pub line: Line,
     /// It has shown the certificate of a node.
     is_node: bool,
+    /// What requests hold that came from the same address.
+    pub(crate) held_bytes: Arc<AtomicUsize>,
     verified: Arc<ArcSwapOption<Verified>>,
     /// Among the connections of the user who called last.
     place: Arc<Mutex<Option<Place>>>,
@@ -121,12 +125,18 @@ pub struct Peer {
 impl Peer {
     /// A connection that was just opened.
     pub fn new(address: Option<SocketAddr>, is_node: bool) -> Self {
-        Self { address, line: Line::default(), is_node, verified: Arc::default(), place: Arc::default() }
+        let (line, held_bytes) = (Line::default(), Arc::default());
+        Self { address, line, is_node, held_bytes, verified: Arc::default(), place: Arc::default() }
     }
 
     /// Whether the other side has shown a certificate that only nodes have.
     pub fn is_node(&self) -> bool {
         self.is_node
+    }
+
+    /// What its requests hold is counted there.
+    pub(crate) fn holding(self, held_bytes: Arc<AtomicUsize>) -> Self {
+        Self { held_bytes, ..self }
     }
 
     /// Counts the connection among those of `user`, if it is not yet.
@@ -305,7 +315,23 @@ impl Auth {
                 "this cluster has a secret (clusterSecret) and the call does not carry it",
             ));
         }
-        self.who(metadata, extensions)
+        let who = self.who(metadata, extensions)?;
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let date_time = metadata.get(DATE_TIME).and_then(|date_time| date_time.to_str().ok());
+        let now_ms = u64::try_from(since.as_millis()).unwrap_or_default();
+        match who {
+            // What somebody has read on its way, or in a log, is of no use to him later.
+            Who::User(user) if !signature::is_new(date_time.unwrap_or_default(), now_ms) => {
+                Err(unauthorized(format!(
+                    "User:{} signed this at {:?}, and it is {} here: an operator's call must be signed within {} s; set the clocks",
+                    user.name,
+                    crate::validate::shortened(date_time.unwrap_or_default()),
+                    civil::format_ms(now_ms),
+                    signature::OPERATOR_SKEW_MAX_MS / 1000
+                )))
+            }
+            who => Ok(who),
+        }
     }
 
     /// Who calls, where it has to be known.

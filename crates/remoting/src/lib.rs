@@ -8,6 +8,7 @@ pub mod between;
 pub mod channel;
 pub mod civil;
 pub mod clients;
+pub mod codec;
 pub mod config;
 pub mod front;
 pub mod line;

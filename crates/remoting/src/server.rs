@@ -8,7 +8,9 @@ mod accept;
 mod admission;
 mod authority;
 mod connection;
+mod framing;
 mod listener;
+mod pending;
 mod places;
 mod thread;
 
@@ -18,7 +20,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use schemars::JsonSchema;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -59,7 +60,7 @@ pub enum TlsMode {
 /// `maxConnections`, where nothing else is said.
 pub const MAX_CONNECTIONS: u32 = 16_384;
 /// `maxConnectionsPerAddress`, where nothing else is said: no address alone keeps all others out.
-pub const MAX_CONNECTIONS_PER_ADDRESS: u32 = MAX_CONNECTIONS / 2;
+pub const MAX_CONNECTIONS_PER_ADDRESS: u32 = MAX_CONNECTIONS / 4 * 3;
 
 /// Bounds of one server. A clone shares its [`Admission`]: give clones to all servers of a process.
 #[derive(Clone, Debug)]
@@ -70,7 +71,7 @@ pub struct Limits {
     pub max_connections_per_address: usize,
     /// Counts those that were closed at once.
     pub refused: RefusedConnections,
-    /// Connections that have not yet shown they speak HTTP/2; while there are so many, none is accepted.
+    /// Connections that have not yet shown they speak HTTP/2; when another comes, the oldest of them is closed.
     pub max_handshakes: usize,
     /// From accept to the end of the HTTP/2 preface, TLS handshake included.
     pub handshake_timeout: Duration,
@@ -105,11 +106,12 @@ impl Limits {
                 "maxConnections = {asked} is more than this process may have: raise its limit of open files (ulimit -n, LimitNOFILE)"
             );
         }
-        Self {
-            max_connections: usize::try_from(possible).unwrap_or(usize::MAX),
-            max_connections_per_address: max_connections_per_address as usize,
-            ..Self::default()
+        let max_connections = usize::try_from(possible).unwrap_or(usize::MAX);
+        let mut max_connections_per_address = max_connections_per_address as usize;
+        if possible < asked && max_connections_per_address > 0 {
+            max_connections_per_address = max_connections_per_address.min(max_connections / 4 * 3);
         }
+        Self { max_connections, max_connections_per_address, ..Self::default() }
     }
 }
 
@@ -214,7 +216,7 @@ impl Server {
             refusals: Refusals::default(),
             plaintext: options.tls_mode != TlsMode::Enforcing,
             places: places(&options.limits),
-            handshakes: Arc::new(Semaphore::new(options.limits.max_handshakes)),
+            handshakes: pending::Pending::new(options.limits.max_handshakes),
             handshake_timeout: options.limits.handshake_timeout,
         });
         // Made before the threads: when one of them fails to start, dropping it stops the others.

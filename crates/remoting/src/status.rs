@@ -81,6 +81,8 @@ pub enum Rejection {
         "client {client_id:?} has no telemetry stream to any broker: it is gone, or a moment ago it reconnected"
     )]
     ClientNotConnected { client_id: String },
+    #[error("the request did not arrive whole within {seconds} s")]
+    BodyTimeout { seconds: u64 },
     #[error("no answer from client {client_id:?}: {why}")]
     ClientSilent { client_id: String, why: String },
     #[error("{what} is not there")]
@@ -170,7 +172,7 @@ impl Rejection {
             Self::NotImplemented { .. } => Code::NotImplemented,
             Self::ClientNotConnected { .. } | Self::UserNotFound { .. } => Code::NotFound,
             Self::Unauthorized(_) => Code::Unauthorized,
-            Self::ClientSilent { .. } => Code::RequestTimeout,
+            Self::ClientSilent { .. } | Self::BodyTimeout { .. } => Code::RequestTimeout,
             Self::PeerTimeout { .. } => Code::ProxyTimeout,
             Self::PersistenceTimeout { .. } => Code::MasterPersistenceTimeout,
             Self::ReplicationTimeout { .. } => Code::SlavePersistenceTimeout,

@@ -58,7 +58,7 @@ impl Admin for AdminService {
             topic: Some(topic.config()),
             broker_name: broker.name.to_string(),
             message_count: broker.message_count(topic),
-            messages_in: topic.stored.counts().0,
+            messages_in: topic.stored.traffic.counts().0,
         };
         let topics = broker.catalog.topics().iter().map(summary).collect();
         Ok(Response::new(v1::ListTopicsResponse { status: Some(ok()), topics }))

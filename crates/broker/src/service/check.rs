@@ -15,6 +15,8 @@ use crate::ttl;
 
 /// Messages in one request.
 const BATCH_MAX: usize = 4096;
+const _: () =
+    assert!(BATCH_MAX < karman_remoting::wire::MESSAGES_DECODED_MAX, "what is not decoded is refused");
 /// `userPropertyMaxNum`
 const USER_PROPERTIES_MAX: usize = 128;
 /// `maxUserPropertySize`: keys and values of the user properties, tag and keys together.

@@ -2,11 +2,14 @@
 //!
 //! `authorization: MQv2-HMAC-SHA1 Credential=<access key>[/region/service], SignedHeaders=x-mq-date-time,
 //! Signature=<hex>`, the signature being HMAC-SHA1 over the value of `x-mq-date-time` with the secret. Nothing else is
-//! signed and the time is not checked, for the official clients write it in four forms and three time zones: who reads a
-//! call on its way can send it again. That is what TLS is for.
+//! signed and the time of a client's call is not checked, for the official clients write it in four forms and three time zones: who
+//! reads a call on its way can send it again. That is what TLS is for. Operators' calls come from our own programs, which write
+//! UTC in one form that no official client has: they must be new, and what a client signed is never one of them.
 
 use hmac::{Hmac, Mac as _};
 use sha1::Sha1;
+
+use crate::civil;
 
 /// The header with the signature.
 pub const AUTHORIZATION: &str = "authorization";
@@ -25,6 +28,14 @@ pub struct Claim<'a> {
     /// Who it claims to be: a user's name.
     pub access_key: &'a str,
     digest: [u8; DIGEST_BYTES],
+}
+
+/// How far the clock of an operator may be from that of the node, either way. Milliseconds.
+pub const OPERATOR_SKEW_MAX_MS: u64 = 300_000;
+
+/// Whether an operator signed this just now.
+pub fn is_new(date_time: &str, now_ms: u64) -> bool {
+    civil::parse_ms(date_time).is_some_and(|signed_ms| signed_ms.abs_diff(now_ms) <= OPERATOR_SKEW_MAX_MS)
 }
 
 /// A key from a secret.

@@ -3,6 +3,7 @@ use tonic::metadata::MetadataValue;
 use super::*;
 use crate::proto::karman as v1;
 use crate::proto::v2;
+use crate::quota::Refusals;
 
 const DATE: &str = "20261127T170000Z";
 
@@ -41,10 +42,14 @@ fn route(topic: &str) -> v2::QueryRouteRequest {
 }
 
 fn signed<T>(message: T, user: &str, secret: &str) -> Request<T> {
+    signed_at(message, user, secret, DATE)
+}
+
+fn signed_at<T>(message: T, user: &str, secret: &str, date: &str) -> Request<T> {
     let mut request = Request::new(message);
-    let header = signature::sign(user, &signature::key(secret), DATE);
+    let header = signature::sign(user, &signature::key(secret), date);
     request.metadata_mut().insert(AUTHORIZATION, MetadataValue::try_from(header).expect("ASCII"));
-    request.metadata_mut().insert(DATE_TIME, MetadataValue::from_static(DATE));
+    request.metadata_mut().insert(DATE_TIME, MetadataValue::try_from(date).expect("ASCII"));
     request.extensions_mut().insert(Peer::new("10.0.0.1:1".parse().ok(), false));
     request
 }
@@ -111,17 +116,86 @@ fn a_long_call_ends_with_the_rights_of_its_user() {
     assert!(still().is_err());
 }
 
+/// As an operator writes the time of so many seconds ago.
+fn ago(seconds: u64) -> String {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    civil::format_ms((since - seconds) * 1000)
+}
+
+#[test]
+fn an_operator_s_call_is_of_no_use_later_and_what_a_client_signs_is_none() {
+    let auth = auth([record("ann", &[("*", "All")])]);
+    let call = |date: &str| {
+        let list = signed_at(v1::ListTopicsRequest {}, "ann", "secret of ann", date);
+        auth.admit_operator(list.metadata(), list.extensions(), list.get_ref(), "list_topics", "c")
+    };
+    assert_eq!(call(&ago(0)), Ok(()));
+    assert_eq!(call(&ago(290)), Ok(()));
+    for date in [&*ago(310), DATE, "2026-11-27T17:00:00Z", ""] {
+        let refused = call(date).expect_err(date).to_string();
+        assert!(refused.contains("within 300 s"), "{refused}");
+    }
+    // A client's is taken: its clock and its way of writing are its own.
+    assert_eq!(auth.admit(&signed(route("orders"), "ann", "secret of ann")).map(drop), Ok(()));
+}
+
+fn send(bytes: &[usize]) -> v2::SendMessageRequest {
+    v2::SendMessageRequest { messages: bytes.iter().map(|&size| vec![0; size].into()).collect() }
+}
+
+#[test]
+fn what_a_user_has_of_its_quota_survives_changes_of_users() {
+    let quota = |version| v1::User { bytes_per_second: 1000, version, ..record("ann", &[("*", "All")]) };
+    let auth = auth([quota(1), record("bob", &[])]);
+    let who = |auth: &Auth| {
+        let request = signed(route("t"), "ann", "secret of ann");
+        auth.admit(&request).expect("let in")
+    };
+    assert_eq!(who(&auth).may_send(&send(&[500, 600]).messages), Ok(()));
+    // Another user changes, then this one: neither fills the bucket.
+    auth.users().merge([v1::User { version: 2, ..record("bob", &[]) }]);
+    auth.users().merge([quota(2)]);
+    let refused = who(&auth).may_send(&send(&[1]).messages).expect_err("used up").to_string();
+    assert!(refused.contains("user \"ann\"") && refused.contains("1000 bytes per second"), "{refused}");
+    assert_eq!(auth.users().refusals(), [("ann".to_owned(), Refusals { bytes: 1, ..Refusals::default() })]);
+    auth.users().merge([v1::User { version: 3, bytes_per_second: 0, ..quota(3) }]);
+    assert_eq!(who(&auth).may_send(&send(&[1_000_000]).messages), Ok(()));
+}
+
+#[test]
+fn a_connection_belongs_to_who_called_last() {
+    let one = |name: &str| v1::User { connections_max: 1, ..record(name, &[("*", "All")]) };
+    let auth = auth([one("ann"), one("bob")]);
+    let first = signed(route("t"), "ann", "secret of ann");
+    let call = |peer: &Request<v2::QueryRouteRequest>, user: &str, date: &str| {
+        let mut request = signed_at(route("t"), user, &format!("secret of {user}"), date);
+        let peer = peer.extensions().get::<Peer>().expect("a connection").clone();
+        request.extensions_mut().insert(peer);
+        auth.admit(&request).map(drop)
+    };
+    assert_eq!(call(&first, "ann", DATE), Ok(()));
+    assert_eq!(call(&first, "ann", "another time"), Ok(()), "it has its place already");
+    let second = signed(route("t"), "ann", "secret of ann");
+    assert!(matches!(call(&second, "ann", DATE), Err(Rejection::TooManyRequests(_))));
+    assert_eq!(call(&first, "bob", DATE), Ok(()), "it moves");
+    assert_eq!(call(&second, "ann", DATE), Ok(()), "and makes room");
+    assert!(call(&second, "bob", DATE).is_err());
+    drop((first, second));
+    assert_eq!(call(&signed(route("t"), "bob", "secret of bob"), "bob", DATE), Ok(()), "both are closed");
+}
+
 #[test]
 fn only_super_users_change_users() {
     let auth = auth([record("ann", &[("*", "All")])]);
     let change = |name: &str| {
-        let request = signed(v1::ChangeUserRequest::default(), name, &format!("secret of {name}"));
+        let request =
+            signed_at(v1::ChangeUserRequest::default(), name, &format!("secret of {name}"), &ago(0));
         let (metadata, extensions) = (request.metadata(), request.extensions());
         auth.admit_operator(metadata, extensions, request.get_ref(), "change_user", "c")
     };
     assert!(change("ann").expect_err("refused").to_string().contains("super user"));
     assert_eq!(change("root"), Ok(()));
-    let list = signed(v1::ListTopicsRequest {}, "ann", "secret of ann");
+    let list = signed_at(v1::ListTopicsRequest {}, "ann", "secret of ann", &ago(0));
     assert_eq!(
         auth.admit_operator(list.metadata(), list.extensions(), list.get_ref(), "list_topics", "c"),
         Ok(())

@@ -27,6 +27,8 @@ const USERS_MAX: usize = 10_000;
 const DELETED_MAX: usize = 10_000;
 /// All of them together: they fit into one message between nodes.
 const ALL_MAX_BYTES: usize = 16 * 1024 * 1024;
+/// One of them: it fits into a call, of which nodes read no more than a MiB before they know who makes it.
+const ONE_MAX_BYTES: usize = 512 * 1024;
 const SECRET_MIN_BYTES: usize = 8;
 const SECRET_MAX_BYTES: usize = 256;
 /// That of users from the configuration: whatever was stored is later.
@@ -239,6 +241,12 @@ impl Users {
         let based_on = known.map_or(0, |known| known.version);
         let version = now_ms.max(based_on.saturating_add(1));
         let changed = changed(known.filter(|known| !known.deleted), request)?;
+        if changed.encoded_len() > ONE_MAX_BYTES {
+            return Err(Rejection::BadRequest(format!(
+                "the policies of user {:?} would take more than {ONE_MAX_BYTES} bytes; say more with fewer policies",
+                changed.name
+            )));
+        }
         let others = state.records.values().map(|(record, _)| record.encoded_len()).sum::<usize>();
         if others + changed.encoded_len() > ALL_MAX_BYTES {
             return Err(Rejection::BadRequest(format!(

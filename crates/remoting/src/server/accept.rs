@@ -8,11 +8,12 @@ use std::time::Duration;
 use rustls::server::Acceptor;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{Connection, PREFACE};
+use super::pending::Pending;
 use super::places::{Place, Places};
 use crate::between::{Between, NODE_NAME};
 use crate::refused::Refusals;
@@ -38,7 +39,7 @@ pub(super) struct Gate {
     pub(super) refusals: Refusals,
     pub(super) plaintext: bool,
     pub(super) places: Arc<Places>,
-    pub(super) handshakes: Arc<Semaphore>,
+    pub(super) handshakes: Arc<Pending>,
     pub(super) handshake_timeout: Duration,
 }
 
@@ -59,8 +60,6 @@ async fn accept(
     stop: &CancellationToken,
 ) {
     loop {
-        let handshake_place =
-            gate.handshakes.clone().acquire_owned().await.expect("this semaphore is never closed");
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -76,10 +75,13 @@ async fn accept(
                 continue;
             }
         };
-        let (gate, opened, stop) = (gate.clone(), opened.clone(), stop.clone());
+        let (gate, opened) = (gate.clone(), opened.clone());
+        let pending = gate.handshakes.begin(stop);
         tokio::spawn(async move {
             let handshake = tokio::time::timeout(gate.handshake_timeout, gate.open(stream, place));
-            match stop.run_until_cancelled(handshake).await {
+            let opening = pending.run(handshake).await;
+            drop(pending);
+            match opening {
                 Some(Ok(Ok(connection))) => {
                     // Fails only when the server stops.
                     let _ = opened.send(connection).await;
@@ -88,7 +90,6 @@ async fn accept(
                 Some(Err(_)) => refused(peer, &io::ErrorKind::TimedOut.into()),
                 None => {}
             }
-            drop(handshake_place);
         });
     }
 }

@@ -1,31 +1,44 @@
 //! The bound on memory held by requests: bytes of request bodies in flight, counted as they arrive.
 //!
-//! Flow control bounds what a connection may send unasked, not what thousands of connections send together; this does.
-//! A client's call is refused with TOO_MANY_REQUESTS in the body: a gRPC error would make the client give up this node.
-//! Runs on the data threads as a tower layer around the routes; costs one atomic addition per data frame.
+//! Flow control bounds what a connection may send unasked, not what thousands of connections send together; this does, and no
+//! address alone takes all. A client's call is refused with TOO_MANY_REQUESTS in the body: a gRPC error would make the client
+//! give up this node. Runs on the data threads as a tower layer around the routes; costs two atomic additions per data frame.
+//!
+//! A call holds something too that sends nothing, or does not read its answer: [`CALL_BYTES`] and its headers, until its answer is
+//! out. A body that does not come to its end is given up after [`BODY_TIMEOUT`].
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Frame, SizeHint};
+use tokio::time::Sleep;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codec::{EncodeBody, SingleMessageCompressionOverride};
 use tonic_prost::ProstEncoder;
 use tower::{Layer, Service};
 
+use super::framing::Framing;
+use crate::auth::Peer;
 use crate::proto::v2;
 use crate::proto::v2::messaging_service_server;
 use crate::status::Rejection;
 
+/// What a call takes besides its body and headers: its stream, what it waits in, the first buffer of its decoder.
+const CALL_BYTES: usize = 8 * 1024;
+/// A body comes to its end in so long, or is refused: else a byte now and then would hold the call for ever. Streams that go on are
+/// answered before.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Counts the bytes of request bodies held by this process and refuses what goes over the limit. A clone is a handle.
 ///
-/// A request holds its bytes from their arrival until it is answered; a request that is answered with a stream, until
-/// the stream begins: afterwards HTTP/2 flow control bounds it.
+/// A request holds its body from its arrival until it is answered; a request that is answered with a stream, until the stream
+/// begins: afterwards HTTP/2 flow control bounds it. Of each the call itself is held until the end of its answer.
 #[derive(Clone, Debug)]
 pub struct Admission(Arc<Counter>);
 
@@ -73,16 +86,30 @@ impl<S: Service<Request<CountedBody>, Response = Response<Body>>> Service<Reques
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let share = Arc::new(Share {
-            admission: self.admission.clone(),
-            held_bytes: AtomicUsize::new(0),
-            answered: AtomicBool::new(false),
-            refused: OnceLock::new(),
-        });
         let service = request.uri().path().split('/').nth(1);
         let is_of_client = service == Some(messaging_service_server::SERVICE_NAME);
-        let request = request.map(|inner| CountedBody { inner, share: share.clone() });
-        CountedResponse { inner: self.inner.call(request), share, is_of_client }
+        let framing = Framing::of(request.uri().path());
+        let of_address = request.extensions().get::<Peer>().map(|peer| peer.held_bytes.clone());
+        let headers = request.headers().iter();
+        let headers: usize = headers.map(|(name, value)| name.as_str().len() + value.len()).sum();
+        let mut share = Share {
+            admission: self.admission.clone(),
+            of_address: of_address.unwrap_or_default(),
+            call_bytes: 0,
+            body_bytes: AtomicUsize::new(0),
+            answered: AtomicBool::new(false),
+            refused: OnceLock::new(),
+        };
+        let is_let_in = share.take(CALL_BYTES + headers).is_ok();
+        if is_let_in {
+            share.call_bytes = CALL_BYTES + headers;
+        }
+        let share = Arc::new(share);
+        let inner = is_let_in.then(|| {
+            let share = share.clone();
+            self.inner.call(request.map(|inner| CountedBody { inner, share, framing, end: None }))
+        });
+        CountedResponse { inner, share, is_of_client }
     }
 }
 
@@ -90,39 +117,64 @@ impl<S: Service<Request<CountedBody>, Response = Response<Body>>> Service<Reques
 #[derive(Debug)]
 struct Share {
     admission: Admission,
-    held_bytes: AtomicUsize,
+    /// What all connections from the same address hold.
+    of_address: Arc<AtomicUsize>,
+    call_bytes: usize,
+    body_bytes: AtomicUsize,
     answered: AtomicBool,
     refused: OnceLock<Rejection>,
 }
 
 impl Share {
+    fn add(&self, bytes: usize) -> (usize, usize) {
+        let held = &self.admission.0.held_bytes;
+        (held.fetch_add(bytes, Ordering::Relaxed), self.of_address.fetch_add(bytes, Ordering::Relaxed))
+    }
+
+    fn sub(&self, bytes: usize) {
+        self.admission.0.held_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.of_address.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
     fn take(&self, bytes: usize) -> Result<(), Status> {
-        if self.answered.load(Ordering::Relaxed) {
+        let limit_bytes = self.admission.0.limit_bytes;
+        let of_address_limit = limit_bytes / 4 * 3;
+        let (held, of_address) = self.add(bytes);
+        if held.saturating_add(bytes) <= limit_bytes && of_address.saturating_add(bytes) <= of_address_limit {
             return Ok(());
         }
-        let Counter { limit_bytes, held_bytes } = &*self.admission.0;
-        let held_before = held_bytes.fetch_add(bytes, Ordering::Relaxed);
-        if held_before.saturating_add(bytes) > *limit_bytes {
-            held_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            let why = format!(
-                "the node holds {held_before} bytes of requests and may hold {limit_bytes}; send again later, or send less at once"
-            );
-            let rejection = self.refused.get_or_init(|| Rejection::TooManyRequests(why));
-            return Err(Status::resource_exhausted(rejection.to_string()));
+        self.sub(bytes);
+        let why = match held.saturating_add(bytes) > limit_bytes {
+            true => format!("the node holds {held} bytes of requests and may hold {limit_bytes}"),
+            false => format!(
+                "the node holds {of_address} bytes of requests from this address and may hold {of_address_limit}"
+            ),
+        };
+        Err(self.refuse(Rejection::TooManyRequests(format!("{why}; send again later, or send less at once"))))
+    }
+
+    fn take_body(&self, bytes: usize) -> Result<(), Status> {
+        if !self.answered.load(Ordering::Relaxed) {
+            self.take(bytes)?;
+            self.body_bytes.fetch_add(bytes, Ordering::Relaxed);
         }
-        self.held_bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
     }
 
-    fn give_back(&self) {
-        let bytes = self.held_bytes.swap(0, Ordering::Relaxed);
-        self.admission.0.held_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    /// The call is refused, whatever its service makes of it.
+    fn refuse(&self, rejection: Rejection) -> Status {
+        Status::resource_exhausted(self.refused.get_or_init(|| rejection).to_string())
+    }
+
+    fn give_back_body(&self) {
+        self.sub(self.body_bytes.swap(0, Ordering::Relaxed));
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.give_back();
+        self.give_back_body();
+        self.sub(self.call_bytes);
     }
 }
 
@@ -131,6 +183,17 @@ impl Drop for Share {
 pub struct CountedBody {
     inner: Body,
     share: Arc<Share>,
+    framing: Option<Framing>,
+    /// When it is given up; made when it is waited for.
+    end: Option<Pin<Box<Sleep>>>,
+}
+
+impl CountedBody {
+    /// Whether it has been waited for long enough.
+    fn is_over(&mut self, context: &mut Context<'_>) -> bool {
+        let end = self.end.get_or_insert_with(|| Box::pin(tokio::time::sleep(BODY_TIMEOUT)));
+        end.as_mut().poll(context).is_ready() && !self.share.answered.load(Ordering::Relaxed)
+    }
 }
 
 impl http_body::Body for CountedBody {
@@ -141,12 +204,24 @@ impl http_body::Body for CountedBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let frame = ready!(Pin::new(&mut self.inner).poll_frame(context));
+        let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(context) else {
+            if self.share.answered.load(Ordering::Relaxed) || !self.is_over(context) {
+                return Poll::Pending;
+            }
+            let seconds = BODY_TIMEOUT.as_secs();
+            return Poll::Ready(Some(Err(self.share.refuse(Rejection::BodyTimeout { seconds }))));
+        };
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
-            && let Err(refused) = self.share.take(data.len())
         {
-            return Poll::Ready(Some(Err(refused)));
+            if let Err(refused) = self.share.take_body(data.len()) {
+                return Poll::Ready(Some(Err(refused)));
+            }
+            if let Some(framing) = &mut self.framing
+                && let Err(rejection) = framing.pass(data)
+            {
+                return Poll::Ready(Some(Err(self.share.refuse(rejection))));
+            }
         }
         Poll::Ready(frame)
     }
@@ -164,8 +239,9 @@ pin_project_lite::pin_project! {
     /// The answer to a counted request.
     #[derive(Debug)]
     pub struct CountedResponse<F> {
+        // There is none where the call was refused when it came.
         #[pin]
-        inner: F,
+        inner: Option<F>,
         share: Arc<Share>,
         is_of_client: bool,
     }
@@ -176,14 +252,50 @@ impl<E, F: Future<Output = Result<Response<Body>, E>>> Future for CountedRespons
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        let response = ready!(this.inner.poll(context));
+        let response = match this.inner.as_pin_mut() {
+            Some(inner) => ready!(inner.poll(context)),
+            None => {
+                let rejection = this.share.refused.get().map(ToString::to_string);
+                Ok(Status::resource_exhausted(rejection.unwrap_or_default()).into_http())
+            }
+        };
         this.share.answered.store(true, Ordering::Relaxed);
-        this.share.give_back();
-        match this.share.refused.get().filter(|_| *this.is_of_client) {
+        this.share.give_back_body();
+        let response = match this.share.refused.get().filter(|_| *this.is_of_client) {
             // What the service made of a body that broke off is an error of the transport.
-            Some(rejection) => Poll::Ready(response.map(|_| refusal(rejection))),
-            None => Poll::Ready(response),
-        }
+            Some(rejection) => response.map(|_| refusal(rejection)),
+            None => response,
+        };
+        let share = this.share.clone();
+        Poll::Ready(
+            response.map(|response| response.map(|inner| Body::new(HeldBody { inner, _share: share }))),
+        )
+    }
+}
+
+/// The body of an answer: the call holds its share until it is out.
+struct HeldBody {
+    inner: Body,
+    _share: Arc<Share>,
+}
+
+impl http_body::Body for HeldBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.inner).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
     }
 }
 

@@ -4,8 +4,10 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
 use tokio_util::sync::DropGuard;
 use tonic::transport::server::Connected;
 
@@ -17,12 +19,17 @@ use crate::transport::Transport;
 /// What an HTTP/2 client says first.
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// What is answered to who reads nothing is kept; not for longer than this.
+const STALLED_MAX: Duration = Duration::from_secs(30);
+
 /// Accepted, of known kind, and heard to speak HTTP/2. Holds its place among the connections until it is closed.
 pub(super) struct Connection {
     transport: Transport,
     /// How much of the preface was given again to the HTTP/2 library, which wants to read it too.
     replayed: usize,
     sieve: Sieve,
+    /// When it is given up because nothing goes out; made when nothing does.
+    stalled: Option<Pin<Box<Sleep>>>,
     peer: Peer,
     /// Says to whoever waits for what went out here that it is over.
     _line: DropGuard,
@@ -44,9 +51,33 @@ impl Connection {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "not HTTP/2"));
             }
         }
-        let peer = Peer::new(transport.peer_address(), transport.is_of_nodes());
+        let peer = Peer::new(transport.peer_address(), transport.is_of_nodes()).holding(place.held_bytes());
         let line = peer.line.open_until_dropped();
-        Ok(Self { transport, replayed: 0, sieve: Sieve::default(), peer, _line: line, _place: place })
+        Ok(Self {
+            transport,
+            replayed: 0,
+            sieve: Sieve::default(),
+            stalled: None,
+            peer,
+            _line: line,
+            _place: place,
+        })
+    }
+}
+
+impl Connection {
+    /// What became of a write, or the end of it when none went out for too long.
+    fn unless_stalled(
+        &mut self,
+        written: Poll<io::Result<usize>>,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(STALLED_MAX)));
+        stalled.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
@@ -86,7 +117,8 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.transport).poll_write(context, bytes)
+        let written = Pin::new(&mut self.transport).poll_write(context, bytes);
+        self.unless_stalled(written, context)
     }
 
     fn poll_write_vectored(
@@ -94,7 +126,8 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.transport).poll_write_vectored(context, slices)
+        let written = Pin::new(&mut self.transport).poll_write_vectored(context, slices);
+        self.unless_stalled(written, context)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -37,7 +37,15 @@ pub(super) struct Places {
 struct Taken {
     count: usize,
     /// Only those that have one: no more entries than places.
-    by_address: HashMap<IpAddr, usize>,
+    by_address: HashMap<IpAddr, OfAddress>,
+}
+
+/// What one address has.
+#[derive(Debug, Default)]
+struct OfAddress {
+    count: usize,
+    /// Bytes that its requests hold: counted where they are admitted.
+    held_bytes: Arc<AtomicUsize>,
 }
 
 /// A place of one connection; given back when it is dropped.
@@ -45,6 +53,7 @@ struct Taken {
 pub(super) struct Place {
     places: Arc<Places>,
     address: IpAddr,
+    held_bytes: Arc<AtomicUsize>,
 }
 
 impl Places {
@@ -62,13 +71,21 @@ impl Places {
             return Err("too many connections (maxConnections)");
         }
         let of_address = taken.by_address.entry(address).or_default();
-        if self.max_per_address > 0 && *of_address >= self.max_per_address {
+        if self.max_per_address > 0 && of_address.count >= self.max_per_address {
             one.fetch_add(1, Ordering::Relaxed);
             return Err("too many connections of one address (maxConnectionsPerAddress)");
         }
-        *of_address += 1;
+        of_address.count += 1;
+        let held_bytes = of_address.held_bytes.clone();
         taken.count += 1;
-        Ok(Place { places: self.clone(), address })
+        Ok(Place { places: self.clone(), address, held_bytes })
+    }
+}
+
+impl Place {
+    /// What requests hold that came from the same address.
+    pub(super) fn held_bytes(&self) -> Arc<AtomicUsize> {
+        self.held_bytes.clone()
     }
 }
 
@@ -77,8 +94,8 @@ impl Drop for Place {
         let mut taken = self.places.taken.lock();
         taken.count -= 1;
         if let Some(of_address) = taken.by_address.get_mut(&self.address) {
-            *of_address -= 1;
-            if *of_address == 0 {
+            of_address.count -= 1;
+            if of_address.count == 0 {
                 taken.by_address.remove(&self.address);
             }
         }

@@ -19,7 +19,8 @@ use super::accept::{self, Gate};
 const MAX_CONCURRENT_STREAMS: u32 = 10_000;
 const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
-const MAX_HEADER_LIST_BYTES: u32 = 64 * 1024;
+/// Clients send about one KiB. A call holds its headers for as long as it takes.
+const MAX_HEADER_LIST_BYTES: u32 = 16 * 1024;
 /// A dead client must not hold its long polls: pinged when nothing was heard for this long,
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 /// and closed when it does not answer for this long.
