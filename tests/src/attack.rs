@@ -43,7 +43,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A node that takes nothing for so long does not want any more.
 const STALLED: Duration = Duration::from_secs(2);
 /// What a client that means well waits for an answer beside an attack, at most. It is a debug build, on a machine that is shared.
-const SEND_MAX: Duration = Duration::from_secs(3);
+const SEND_MAX: Duration = Duration::from_secs(5);
 const MIB: u64 = 1 << 20;
 
 /// A frame. `payload` has less than 16 MiB.

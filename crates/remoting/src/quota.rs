@@ -1,6 +1,6 @@
 //! Quotas: how many messages and bytes a second a topic takes, or a user sends, and how many connections a user has.
 //!
-//! The core, [`Meter`], is pure: the time is an argument. Around it [`Sends`] and [`Places`] count for one topic or user; any
+//! The core, a bucket, is pure: the time is an argument. Around it [`Sends`] and [`Places`] count for one topic or user; any
 //! thread, and each lock is held for a few additions. Whoever has no quota comes by none of them. Why it is so: ADR 0029.
 
 use std::fmt;

@@ -250,7 +250,7 @@ mod tests {
 
     #[test]
     fn every_key_is_described_and_every_number_has_a_unit_or_counts() {
-        const COUNTS: [&str; 13] = [
+        const COUNTS: [&str; 15] = [
             "brokerElectionPriority",
             "brokerId",
             "controllerSelfId",
@@ -258,6 +258,8 @@ mod tests {
             "dedupMessagesMax",
             "defaultTopicQueueNums",
             "inSyncReplicas",
+            "maxConnections",
+            "maxConnectionsPerAddress",
             "maxLiteSubscriptionCount",
             "maxLiteTopics",
             "minInSyncReplicas",

@@ -27,7 +27,7 @@ const USERS_MAX: usize = 10_000;
 const DELETED_MAX: usize = 10_000;
 /// All of them together: they fit into one message between nodes.
 const ALL_MAX_BYTES: usize = 16 * 1024 * 1024;
-/// One of them: it fits into a call, of which nodes read no more than a MiB before they know who makes it.
+/// One of them: it fits into a call, of which nodes read no more than some MiB before they know who makes it.
 const ONE_MAX_BYTES: usize = 512 * 1024;
 const SECRET_MIN_BYTES: usize = 8;
 const SECRET_MAX_BYTES: usize = 256;

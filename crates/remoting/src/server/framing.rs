@@ -8,10 +8,10 @@ use crate::proto::karman::admin_server;
 use crate::proto::v2::{admin_server as public_admin_server, messaging_service_server};
 use crate::status::Rejection;
 
-/// The largest ones are acknowledgements of 4,096 messages, and a user with all the policies it may have.
+/// The largest ones are acknowledgements of 4,096 messages.
 const MESSAGE_MAX_BYTES: usize = 1024 * 1024;
-/// It has a call that sends a message.
-const PUBLIC_ADMIN_MAX_BYTES: usize = 8 * 1024 * 1024;
+/// Operators send messages, and users with many policies.
+const ADMIN_MAX_BYTES: usize = 8 * 1024 * 1024;
 const SEND_METHOD: &str = "SendMessage";
 /// Whether it is compressed, and its length.
 const PREFIX_BYTES: usize = 5;
@@ -31,8 +31,8 @@ impl Framing {
         let (service, method) = path.strip_prefix('/')?.split_once('/')?;
         let max_bytes = match service {
             messaging_service_server::SERVICE_NAME if method == SEND_METHOD => return None,
-            messaging_service_server::SERVICE_NAME | admin_server::SERVICE_NAME => MESSAGE_MAX_BYTES,
-            public_admin_server::SERVICE_NAME => PUBLIC_ADMIN_MAX_BYTES,
+            messaging_service_server::SERVICE_NAME => MESSAGE_MAX_BYTES,
+            admin_server::SERVICE_NAME | public_admin_server::SERVICE_NAME => ADMIN_MAX_BYTES,
             _ => return None,
         };
         Some(Self { max_bytes, prefix: [0; PREFIX_BYTES], filled: 0, left: 0 })
@@ -106,7 +106,7 @@ mod tests {
         ] {
             assert!(Framing::of(path).is_none(), "{path}");
         }
-        assert_eq!(framing("/apache.rocketmq.v2.Admin/SendMessage").max_bytes, PUBLIC_ADMIN_MAX_BYTES);
-        assert_eq!(framing("/karman.v1.Admin/ChangeUser").max_bytes, MESSAGE_MAX_BYTES);
+        assert_eq!(framing("/apache.rocketmq.v2.Admin/SendMessage").max_bytes, ADMIN_MAX_BYTES);
+        assert_eq!(framing("/karman.v1.Admin/ChangeUser").max_bytes, ADMIN_MAX_BYTES);
     }
 }
