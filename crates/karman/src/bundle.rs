@@ -35,13 +35,16 @@ logs where they run; no call gives them out.
 
 Example:
   karman bundle karman.tar.gz
-  karman bundle karman.tar.gz --log /var/log/karman/broker.log --metrics namesrv-1:5557";
+  karman bundle karman.tar.gz --log /var/log/karman/broker.log --node broker-b:8081";
 
 #[derive(Args, Debug)]
 pub(crate) struct BundleArgs {
     /// Where to; a file that is there is an error
     #[arg(value_name = "FILE.tar.gz", value_parser = archive)]
     file: PathBuf,
+    /// One more node to look at from here, as karman doctor does: a broker that is down is in no list of its cluster
+    #[arg(long, value_name = "HOST:PORT")]
+    node: Vec<String>,
     /// The metrics address of one more node; those that nodes are configured with are asked anyway
     #[arg(long, value_name = "HOST:PORT")]
     metrics: Vec<String>,
@@ -176,7 +179,9 @@ async fn collect(args: &BundleArgs, node: &Node) -> Collected {
     let users = user::list(node, "").await;
     let users = users.map(|users| users.into_iter().map(UserJson::of).collect::<Vec<_>>());
     collected.add("users.json", users);
-    collected.add("doctor.json", Ok(doctor::look(node, &[]).await));
+    let findings = doctor::look(node, &args.node).await;
+    collected.problems.extend(findings.iter().filter_map(doctor::Finding::error_text));
+    collected.add("doctor.json", Ok(findings));
     metrics(args, node, &configs, &mut collected);
     for path in &args.log {
         match end_of(path) {

@@ -76,6 +76,14 @@ impl Finding {
     }
 }
 
+impl Finding {
+    /// An error in one line.
+    pub(crate) fn error_text(&self) -> Option<String> {
+        let is_error = self.level == Level::Error;
+        is_error.then(|| format!("{} {}: {}", self.node, self.check, self.message))
+    }
+}
+
 #[derive(Serialize)]
 struct ReportJson {
     errors: usize,

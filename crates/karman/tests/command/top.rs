@@ -24,7 +24,7 @@ fn one_sample_tells_rates_and_what_waits() {
     let (rates, _) = std::thread::scope(|scope| {
         let rates = scope.spawn(|| node.done(&["top", "--every", "3s"]));
         let sent =
-            scope.spawn(|| node.done(&["bench", "produce", "orders", "--rate", "100", "--seconds", "2"]));
+            scope.spawn(|| node.done(&["bench", "produce", "orders", "--rate", "100", "--seconds", "4"]));
         (rates.join().unwrap(), sent.join().unwrap())
     });
     let number = |row: &serde_json::Value, name: &str| row[name].as_f64().unwrap();
@@ -39,7 +39,12 @@ fn one_sample_tells_rates_and_what_waits() {
 
     let received = std::thread::scope(|scope| {
         let rates = scope.spawn(|| node.done(&["top", "--every", "3s", "--sort", "out"]));
-        node.lines(&["message", "receive", "orders", "--group", "shipping", "--wait", "2", "--count", "100"]);
+        // As long as it counts, whenever it begins to.
+        while !rates.is_finished() {
+            node.lines(&[
+                "message", "receive", "orders", "--group", "shipping", "--wait", "1", "--count", "2",
+            ]);
+        }
         rates.join().unwrap()
     });
     assert!(number(&received["groups"][0], "out_per_second") > 1.0, "{received}");
