@@ -20,7 +20,7 @@ fn shells_complete_commands_and_options() {
         _karman karman "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
         echo "${COMPREPLY[@]}""#;
     for (line, expected) in [
-        (&["karman", "top"][..], "topic"),
+        (&["karman", "top"][..], "topic top"),
         (&["karman", "topic", "cre"], "create"),
         (&["karman", "topic", "create", "orders", "--ty"], "--type"),
         (&["karman", "topic", "create", "orders", "--type", "fi"], "fifo"),
