@@ -16,7 +16,7 @@ use prost::Message as _;
 use prost_types::Timestamp;
 use tokio::runtime::Runtime;
 use tokio_stream::StreamExt as _;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use crate::Cluster;
 
@@ -72,10 +72,23 @@ unary! {
 impl Raw {
     /// A client of `endpoint` (`HOST:PORT`), plaintext. It connects with its first call.
     pub fn connect(endpoint: &str) -> Raw {
+        Self::over(Endpoint::from_shared(format!("http://{endpoint}")).unwrap())
+    }
+
+    /// The same over TLS, to a node with the certificate `root`; `identity`: the own certificate and its key. All are PEM.
+    pub fn over_tls(endpoint: &str, root: &str, identity: Option<(&str, &str)>) -> Raw {
+        let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(root));
+        let tls = match identity {
+            Some((cert, key)) => tls.identity(Identity::from_pem(cert, key)),
+            None => tls,
+        };
+        Self::over(Endpoint::from_shared(format!("https://{endpoint}")).unwrap().tls_config(tls).unwrap())
+    }
+
+    fn over(address: Endpoint) -> Raw {
         const MAX_MESSAGE_BYTES: usize = 64 << 20;
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let address = Endpoint::from_shared(format!("http://{endpoint}")).unwrap();
         let channel = runtime.block_on(async { address.connect_lazy() });
         let admin = AdminClient::new(channel.clone());
         let client = MessagingServiceClient::new(channel)

@@ -166,8 +166,7 @@ fn certificate(config: &BrokerConfig) -> Result<Option<Tls>, TlsError> {
     let advertised = advertise::advertised(&config.advertised_address, listening);
     let host = advertised.rsplit_once(':').map_or("localhost", |(host, _)| host).to_owned();
     let directory = Path::new(&config.store_path_root_dir).join("tls");
-    let (cert, key) = (&config.tls_server_cert_path, &config.tls_server_key_path);
-    Tls::of_node(config.tls_server_mode, cert, key, &directory, &[host])
+    Tls::of_node(config.tls(), &directory, &[host])
 }
 
 /// Who this broker is to others.

@@ -10,7 +10,7 @@ use karman_remoting::secret::{SECRET_ALLOWED, Secret};
 use karman_remoting::server::{
     Limits, MAX_CONNECTIONS, MAX_CONNECTIONS_PER_ADDRESS, TlsMode, connection_rules,
 };
-use karman_remoting::tls::TlsError;
+use karman_remoting::tls::{ClientAuth, TlsError, TlsKeys};
 use karman_remoting::validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -54,6 +54,11 @@ pub struct NamesrvConfig {
     pub tls_server_cert_path: String,
     /// Private key of `tlsServerCertPath`, as PEM.
     pub tls_server_key_path: String,
+    /// `none`: clients are not asked for a certificate. `optional`: one that is shown says who calls where a call is not signed: the name of
+    /// its subject (CN) is the user's. `require`: who shows none is refused.
+    pub tls_server_need_client_auth: ClientAuth,
+    /// Certificates of the authority of clients' certificates, as PEM; not that of `internalTlsCaPath`. Read anew when it has changed.
+    pub tls_server_trust_cert_path: String,
     /// Certificates of the authority that makes nodes, as PEM: with it all traffic between nodes is TLS, and both sides must show a
     /// certificate of it. It must be for nodes alone: whoever has one is a node. Empty: plaintext. Read anew, like the next two,
     /// when one of the three has changed.
@@ -98,6 +103,8 @@ impl Default for NamesrvConfig {
             tls_server_mode: TlsMode::Permissive,
             tls_server_cert_path: String::new(),
             tls_server_key_path: String::new(),
+            tls_server_need_client_auth: ClientAuth::None,
+            tls_server_trust_cert_path: String::new(),
             internal_tls_ca_path: String::new(),
             internal_tls_cert_path: String::new(),
             internal_tls_key_path: String::new(),
@@ -157,15 +164,12 @@ impl NamesrvConfig {
         let registered = self.tls_server_mode != TlsMode::Enforcing || !internal[0];
         let allowed = "without internalTlsCaPath brokers register in plaintext on the same port: disabled or permissive is allowed";
         check("tlsServerMode", "enforcing", allowed, registered);
-        let both = self.tls_server_cert_path.is_empty() == self.tls_server_key_path.is_empty();
-        let together = "set both tlsServerCertPath and tlsServerKeyPath, or none";
-        check("tlsServerKeyPath", &self.tls_server_key_path, together, both);
         let secret = &self.cluster_secret;
         check("clusterSecret", secret.shown(), SECRET_ALLOWED, secret.is_header());
         if self.enable_controller_in_namesrv {
             self.check_controller(check);
         }
-        for (rule, good) in self.auth().rules() {
+        for (rule, good) in self.auth().rules().into_iter().chain(self.tls().rules()) {
             check(rule.key, &rule.value, rule.allowed, good);
         }
     }
@@ -196,6 +200,18 @@ impl NamesrvConfig {
             initial_user: self.init_authentication_user.clone(),
             cluster_secret: self.cluster_secret.clone(),
             nodes_have_tls: !self.internal_tls_ca_path.is_empty(),
+        }
+    }
+
+    /// What it is told of TLS with clients.
+    pub(crate) fn tls(&self) -> TlsKeys<'_> {
+        TlsKeys {
+            mode: self.tls_server_mode,
+            cert_path: &self.tls_server_cert_path,
+            key_path: &self.tls_server_key_path,
+            trust_cert_path: &self.tls_server_trust_cert_path,
+            need_client_auth: self.tls_server_need_client_auth,
+            internal_ca_path: &self.internal_tls_ca_path,
         }
     }
 

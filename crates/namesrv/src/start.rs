@@ -156,8 +156,7 @@ fn start_sweep(
 
 fn certificate(config: &NamesrvConfig) -> Result<Option<Tls>, TlsError> {
     let directory = Path::new(&config.store_path_root_dir).join("tls");
-    let (cert, key) = (&config.tls_server_cert_path, &config.tls_server_key_path);
-    Tls::of_node(config.tls_server_mode, cert, key, &directory, &[])
+    Tls::of_node(config.tls(), &directory, &[])
 }
 
 fn open_probe(

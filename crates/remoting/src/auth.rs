@@ -117,6 +117,8 @@ pub struct Peer {
     is_node: bool,
     /// What requests hold that came from the same address.
     pub(crate) held_bytes: Arc<AtomicUsize>,
+    /// The user that its certificate names, which was verified.
+    certified: Option<Arc<str>>,
     verified: Arc<ArcSwapOption<Verified>>,
     /// Among the connections of the user who called last.
     place: Arc<Mutex<Option<Place>>>,
@@ -124,9 +126,16 @@ pub struct Peer {
 
 impl Peer {
     /// A connection that was just opened.
-    pub fn new(address: Option<SocketAddr>, is_node: bool) -> Self {
-        let (line, held_bytes) = (Line::default(), Arc::default());
-        Self { address, line, is_node, held_bytes, verified: Arc::default(), place: Arc::default() }
+    pub fn new(address: Option<SocketAddr>, is_node: bool, certified: Option<String>) -> Self {
+        Self {
+            address,
+            line: Line::default(),
+            is_node,
+            held_bytes: Arc::default(),
+            certified: certified.map(Arc::from),
+            verified: Arc::default(),
+            place: Arc::default(),
+        }
     }
 
     /// Whether the other side has shown a certificate that only nodes have.
@@ -397,11 +406,11 @@ impl Auth {
     }
 
     fn authenticate(&self, metadata: &MetadataMap, peer: Option<&Peer>) -> Result<Arc<User>, Rejection> {
-        let authorization = metadata.get(AUTHORIZATION).ok_or_else(|| {
-            unauthorized("the call has no authorization header; give the client credentials")
-        })?;
-        let date_time = metadata.get(DATE_TIME);
         let users = self.0.users.snapshot();
+        let Some(authorization) = metadata.get(AUTHORIZATION) else {
+            return certified(&users, peer);
+        };
+        let date_time = metadata.get(DATE_TIME);
         let last = peer.map(|peer| peer.verified.load());
         if let Some(last) = last.as_ref().and_then(|last| (**last).as_ref())
             && last.authorization == *authorization
@@ -418,6 +427,17 @@ impl Auth {
         }
         Ok(user)
     }
+}
+
+/// Who calls by the certificate of the connection, where the call itself does not say it.
+fn certified(users: &Snapshot, peer: Option<&Peer>) -> Result<Arc<User>, Rejection> {
+    let name = peer
+        .and_then(|peer| peer.certified.as_deref())
+        .ok_or_else(|| unauthorized("the call has no authorization header; give the client credentials"))?;
+    users.get(name).cloned().ok_or_else(|| {
+        let name = crate::validate::shortened(name);
+        unauthorized(format!("Username is not matched: {name:?}, as the certificate of the client says"))
+    })
 }
 
 fn verify(

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use rustls::client::danger::ServerCertVerifier;
 use tokio::runtime::{self, Handle};
 use tokio_util::task::AbortOnDropHandle;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use self::connector::Connector;
 use crate::between::Between;
@@ -47,6 +47,15 @@ pub enum ClientTls {
     TrustAll,
     /// They must lead to one of these certificates (PEM) and name the host of the address.
     Roots(Vec<u8>),
+    /// The same, and a certificate is shown, which says who calls where a call is not signed.
+    Mutual {
+        /// As in [`ClientTls::Roots`].
+        roots: Vec<u8>,
+        /// The client's certificate and those it leads to, PEM.
+        cert: Vec<u8>,
+        /// The private key of it, PEM.
+        key: Vec<u8>,
+    },
 }
 
 /// The verifier of [`ClientTls::TrustAll`], for a look at what a server shows.
@@ -63,8 +72,8 @@ pub enum ChannelError {
         /// What was given.
         address: String,
     },
-    /// [`ClientTls::Roots`] are not PEM certificates.
-    #[error("use the trusted certificates: {0}")]
+    /// What [`ClientTls`] holds is no PEM, or does not fit together.
+    #[error("use the certificates: {0}")]
     Roots(#[source] tonic::transport::Error),
     /// Called from a thread that runs no tokio runtime.
     #[error("a channel can be made on a tokio runtime only")]
@@ -198,6 +207,10 @@ impl Pool {
             Some(ClientTls::Roots(pem)) => {
                 endpoint.tls_config(config.ca_certificate(Certificate::from_pem(pem)))
             }
+            Some(ClientTls::Mutual { roots, cert, key }) => {
+                let config = config.ca_certificate(Certificate::from_pem(roots));
+                endpoint.tls_config(config.identity(Identity::from_pem(cert, key)))
+            }
         }
         .map_err(ChannelError::Roots)?;
         Ok(endpoint.connect_with_connector_lazy(Connector::new(address, self.between.clone())))
@@ -209,6 +222,7 @@ impl fmt::Debug for ClientTls {
         formatter.write_str(match self {
             Self::TrustAll => "TrustAll",
             Self::Roots(_) => "Roots(..)",
+            Self::Mutual { .. } => "Mutual(..)",
         })
     }
 }

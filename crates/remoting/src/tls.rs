@@ -5,6 +5,7 @@
 
 mod nodes;
 mod renewed;
+mod subject;
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
@@ -15,11 +16,16 @@ use std::sync::Arc;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{RootCertStore, ServerConfig};
+use schemars::JsonSchema;
 
 pub(crate) use self::nodes::NodeTls;
 use self::renewed::Renewed;
+pub(crate) use self::subject::common_name;
+use crate::config::Unusable;
 use crate::server::TlsMode;
 
 /// gRPC clients insist on it.
@@ -27,7 +33,81 @@ const ALPN_H2: &[u8] = b"h2";
 
 /// A certificate with its key, ready to serve; ALPN is `h2`. A clone shares it.
 #[derive(Clone, Debug)]
-pub struct Tls(Arc<Renewed<ServerConfig, 2>>);
+pub struct Tls(Arc<Renewed<ServerConfig, 3>>);
+
+/// What is asked of clients: RocketMQ's `tls.server.need.client.auth`, in its words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum ClientAuth {
+    /// No certificate.
+    #[default]
+    None,
+    /// A client may show one; one that is shown has to be good.
+    Optional,
+    /// None is taken without one.
+    Require,
+}
+
+/// What a node is told of TLS with clients: keys of its configuration, empty where it is told nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct TlsKeys<'a> {
+    /// `tlsServerMode`
+    pub mode: TlsMode,
+    /// `tlsServerCertPath`
+    pub cert_path: &'a str,
+    /// `tlsServerKeyPath`
+    pub key_path: &'a str,
+    /// `tlsServerTrustCertPath`
+    pub trust_cert_path: &'a str,
+    /// `tlsServerNeedClientAuth`
+    pub need_client_auth: ClientAuth,
+    /// `internalTlsCaPath`
+    pub internal_ca_path: &'a str,
+}
+
+impl TlsKeys<'_> {
+    /// What is asked of each value, and whether it is so.
+    pub fn rules(&self) -> [(Unusable, bool); 3] {
+        let need = match self.need_client_auth {
+            ClientAuth::None => "none",
+            ClientAuth::Optional => "optional",
+            ClientAuth::Require => "require",
+        };
+        let rule =
+            |key, value: &str, allowed, good| (Unusable { key, value: value.to_owned(), allowed }, good);
+        let (key, trust) = (self.key_path, self.trust_cert_path);
+        [
+            rule(
+                "tlsServerKeyPath",
+                key,
+                "set both tlsServerCertPath and tlsServerKeyPath, or none",
+                self.cert_path.is_empty() == key.is_empty(),
+            ),
+            rule(
+                "tlsServerNeedClientAuth",
+                need,
+                "optional needs tlsServerTrustCertPath and TLS, and require tlsServerMode = \"enforcing\" as well: who comes in plaintext shows nothing",
+                match self.need_client_auth {
+                    ClientAuth::None => true,
+                    ClientAuth::Optional => !trust.is_empty() && self.mode != TlsMode::Disabled,
+                    ClientAuth::Require => !trust.is_empty() && self.mode == TlsMode::Enforcing,
+                },
+            ),
+            rule(
+                "tlsServerTrustCertPath",
+                trust,
+                "another authority than internalTlsCaPath is needed: whoever has a certificate of that one is a node",
+                trust.is_empty() || trust != self.internal_ca_path,
+            ),
+        ]
+    }
+
+    fn clients(&self) -> Option<(PathBuf, bool)> {
+        let is_asked = self.need_client_auth != ClientAuth::None;
+        is_asked.then(|| (self.trust_cert_path.into(), self.need_client_auth == ClientAuth::Require))
+    }
+}
 
 /// Why there is no usable certificate.
 #[derive(Debug, thiserror::Error)]
@@ -97,23 +177,28 @@ pub enum TlsError {
 impl Tls {
     /// Reads a certificate chain (leaf first) and its private key, both PEM. They are read anew when they have changed.
     pub fn from_pem(cert: &Path, key: &Path) -> Result<Self, TlsError> {
-        Renewed::open([cert.to_owned(), key.to_owned()], serving).map(|config| Self(Arc::new(config)))
+        Self::open(cert, key, None)
+    }
+
+    /// `clients`: who signs their certificates, and whether they have to show one.
+    fn open(cert: &Path, key: &Path, clients: Option<(PathBuf, bool)>) -> Result<Self, TlsError> {
+        let (trust, required) = clients.unwrap_or_default();
+        let files = [cert.to_owned(), key.to_owned(), trust];
+        Renewed::open(files, move |files| serving(files, required)).map(|config| Self(Arc::new(config)))
     }
 
     /// The certificate of a node: the PEM files where they are configured, else a self-signed one that is kept in
     /// `dir`; none where TLS is switched off.
-    pub fn of_node(
-        mode: TlsMode,
-        cert_path: &str,
-        key_path: &str,
-        dir: &Path,
-        names: &[String],
-    ) -> Result<Option<Self>, TlsError> {
-        match (mode, cert_path) {
-            (TlsMode::Disabled, _) => Ok(None),
-            (_, "") => Self::self_signed(dir, names).map(Some),
-            (_, cert_path) => Self::from_pem(Path::new(cert_path), Path::new(key_path)).map(Some),
-        }
+    pub fn of_node(keys: TlsKeys<'_>, dir: &Path, names: &[String]) -> Result<Option<Self>, TlsError> {
+        let tls = match (keys.mode, keys.cert_path) {
+            (TlsMode::Disabled, _) => return Ok(None),
+            (_, "") => {
+                let [cert, key] = kept(dir, names)?;
+                Self::open(&cert, &key, keys.clients())
+            }
+            (_, cert) => Self::open(Path::new(cert), Path::new(keys.key_path), keys.clients()),
+        };
+        tls.map(Some)
     }
 
     /// Uses `cert.pem` and `key.pem` in `dir`; makes them first when there is no `cert.pem`.
@@ -121,11 +206,7 @@ impl Tls {
     /// The certificate made is self-signed, for `names` (host names or IP addresses), `localhost` and `127.0.0.1`.
     /// The key file is readable by its owner only.
     pub fn self_signed(dir: &Path, names: &[String]) -> Result<Self, TlsError> {
-        let (cert, key) = (dir.join("cert.pem"), dir.join("key.pem"));
-        let missing = fs::metadata(&cert).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
-        if missing {
-            make(dir, &cert, &key, names)?;
-        }
+        let [cert, key] = kept(dir, names)?;
         Self::from_pem(&cert, &key)
     }
 
@@ -135,14 +216,17 @@ impl Tls {
     }
 }
 
-/// For clients, who show no certificate.
-fn serving([cert, key]: &[PathBuf; 2]) -> Result<ServerConfig, TlsError> {
+/// For clients, who are asked for a certificate where there is an authority for them.
+fn serving([cert, key, trust]: &[PathBuf; 3], required: bool) -> Result<ServerConfig, TlsError> {
     let certificate = certified(cert, key)?;
-    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
-        .map_err(|source| TlsError::Unusable { cert: cert.clone(), key: key.clone(), source })?
-        .with_no_client_auth()
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(certificate)));
+        .map_err(|source| TlsError::Unusable { cert: cert.clone(), key: key.clone(), source })?;
+    let config = match trust.as_os_str().is_empty() {
+        true => config.with_no_client_auth(),
+        false => config.with_client_cert_verifier(verifier(trust, Arc::new(authority(trust)?), required)?),
+    };
+    let mut config = config.with_cert_resolver(Arc::new(SingleCertAndKey::from(certificate)));
     config.alpn_protocols = vec![ALPN_H2.to_vec()];
     Ok(config)
 }
@@ -166,6 +250,21 @@ fn authority(path: &Path) -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
+/// Of whoever comes: its certificate, if it shows one, has to lead to `roots`, which are those of the file.
+fn verifier(
+    path: &Path,
+    roots: Arc<RootCertStore>,
+    required: bool,
+) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let provider = Arc::new(ring::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
+    let verifier = if required { verifier } else { verifier.allow_unauthenticated() };
+    verifier.build().map_err(|error| {
+        let source = rustls::Error::General(error.to_string());
+        TlsError::Authority { path: path.to_owned(), source }
+    })
+}
+
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     PrivateKeyDer::from_pem_file(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })
 }
@@ -175,6 +274,16 @@ fn certified(cert: &Path, key: &Path) -> Result<CertifiedKey, TlsError> {
     let (chain, private_key) = (certificates(cert)?, private_key(key)?);
     CertifiedKey::from_der(chain, private_key, &ring::default_provider())
         .map_err(|source| TlsError::Unusable { cert: cert.to_owned(), key: key.to_owned(), source })
+}
+
+/// `cert.pem` and `key.pem` of `dir`, which are made if they are not there.
+fn kept(dir: &Path, names: &[String]) -> Result<[PathBuf; 2], TlsError> {
+    let (cert, key) = (dir.join("cert.pem"), dir.join("key.pem"));
+    let missing = fs::metadata(&cert).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    if missing {
+        make(dir, &cert, &key, names)?;
+    }
+    Ok([cert, key])
 }
 
 fn make(dir: &Path, cert: &Path, key: &Path, names: &[String]) -> Result<(), TlsError> {

@@ -10,6 +10,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
+use crate::tls::common_name;
+
 /// See the module's comment.
 pub(crate) enum Transport {
     Plain(TcpStream),
@@ -25,6 +27,12 @@ impl Transport {
             Self::Plain(stream) => stream.peer_addr().ok(),
             Self::Tls(stream) | Self::Nodes(stream) => stream.get_ref().0.peer_addr().ok(),
         }
+    }
+
+    /// Who the client is by the certificate it has shown, which was verified.
+    pub(crate) fn client_name(&self) -> Option<String> {
+        let Self::Tls(stream) = self else { return None };
+        common_name(stream.get_ref().1.peer_certificates()?.first()?)
     }
 
     pub(crate) fn is_of_nodes(&self) -> bool {

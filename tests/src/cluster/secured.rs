@@ -24,6 +24,15 @@ impl Builder {
         self
     }
 
+    /// Clients may show certificates of `authority`.
+    pub fn client_certificates(mut self, authority: &Authority) -> Self {
+        let path = self.directory.path().join("clients.pem");
+        std::fs::write(&path, authority.pem()).unwrap();
+        self.of_all.push(format!("tlsServerTrustCertPath={}", path.display()));
+        self.of_all.push("tlsServerNeedClientAuth=optional".to_owned());
+        self
+    }
+
     /// All traffic between nodes is TLS with certificates of `authority`, which are in [`Cluster::node_tls`].
     pub fn internal_tls(mut self, authority: &Authority) -> Self {
         authority.write(&self.directory.path().join(NODE_TLS), "a node");

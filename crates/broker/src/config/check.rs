@@ -65,7 +65,7 @@ impl BrokerConfig {
         self.check_retention(check);
         self.check_held(check);
         self.check_limits(check);
-        for (rule, good) in self.auth().rules() {
+        for (rule, good) in self.auth().rules().into_iter().chain(self.tls().rules()) {
             check(rule.key, rule.value, rule.allowed, good);
         }
     }
@@ -118,13 +118,6 @@ impl BrokerConfig {
         ] {
             check(key, count.to_string(), "0 to 10000000 are allowed", count <= 10_000_000);
         }
-        let both = self.tls_server_cert_path.is_empty() == self.tls_server_key_path.is_empty();
-        check(
-            "tlsServerKeyPath",
-            self.tls_server_key_path.clone(),
-            "set both tlsServerCertPath and tlsServerKeyPath, or none",
-            both,
-        );
         let internal = self.internal_tls_paths().map(str::is_empty);
         let path = self.internal_tls_ca_path.clone();
         check(

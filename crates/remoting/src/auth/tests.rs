@@ -50,7 +50,7 @@ fn signed_at<T>(message: T, user: &str, secret: &str, date: &str) -> Request<T> 
     let header = signature::sign(user, &signature::key(secret), date);
     request.metadata_mut().insert(AUTHORIZATION, MetadataValue::try_from(header).expect("ASCII"));
     request.metadata_mut().insert(DATE_TIME, MetadataValue::try_from(date).expect("ASCII"));
-    request.extensions_mut().insert(Peer::new("10.0.0.1:1".parse().ok(), false));
+    request.extensions_mut().insert(Peer::new("10.0.0.1:1".parse().ok(), false, None));
     request
 }
 

@@ -51,7 +51,8 @@ impl Connection {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "not HTTP/2"));
             }
         }
-        let peer = Peer::new(transport.peer_address(), transport.is_of_nodes()).holding(place.held_bytes());
+        let (address, name) = (transport.peer_address(), transport.client_name());
+        let peer = Peer::new(address, transport.is_of_nodes(), name).holding(place.held_bytes());
         let line = peer.line.open_until_dropped();
         Ok(Self {
             transport,

@@ -13,8 +13,8 @@ use rustls::client::{
 };
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
 use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::sign::SingleCertAndKey;
 use rustls::version::TLS13;
 use rustls::{
@@ -27,7 +27,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::renewed::Renewed;
-use super::{ALPN_H2, TlsError, authority, certificates, certified, private_key};
+use super::{ALPN_H2, TlsError, authority, certificates, certified, private_key, verifier};
 use crate::between::NODE_NAME;
 
 /// One node's files: `internalTlsCaPath`, `internalTlsCertPath`, `internalTlsKeyPath`.
@@ -105,12 +105,8 @@ fn configs([ca, cert, key]: &[PathBuf; 3]) -> Result<NodeConfigs, TlsError> {
         (of_key("internalTlsCaPath"), of_key("internalTlsCertPath"), of_key("internalTlsKeyPath"));
     let roots = Arc::new(authority(ca).map_err(of_ca)?);
     let chain = certificates(cert).map_err(of_cert)?;
+    let clients = verifier(ca, roots.clone(), true).map_err(of_ca)?;
     let provider = Arc::new(ring::default_provider());
-    let clients = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build();
-    let clients = clients.map_err(|error| {
-        let source = Error::General(error.to_string());
-        of_ca(TlsError::Authority { path: ca.clone(), source })
-    })?;
     let servers = Arc::new(Servers { roots, provider: provider.clone() });
     check_own(&chain, &servers, &*clients)
         .map_err(|source| of_cert(TlsError::Strange { cert: cert.clone(), ca: ca.clone(), source }))?;

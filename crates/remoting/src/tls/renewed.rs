@@ -4,11 +4,11 @@
 //! Several files belong together: where one does not fit the others, or cannot be read, what was stays in force, and is
 //! looked at again when one of them changes.
 
-use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use std::{fmt, fs};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -18,11 +18,13 @@ use super::TlsError;
 /// Between two looks at the files.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// See the module's comment. `N` files; `T` is what is made of them.
-#[derive(Debug)]
+/// Makes it of the files.
+type Read<T, const N: usize> = Box<dyn Fn(&[PathBuf; N]) -> Result<T, TlsError> + Send + Sync>;
+
+/// See the module's comment. `N` files, of which some may be unnamed; `T` is what is made of them.
 pub(crate) struct Renewed<T, const N: usize> {
     files: [PathBuf; N],
-    read: fn(&[PathBuf; N]) -> Result<T, TlsError>,
+    read: Read<T, N>,
     current: ArcSwap<T>,
     looked: Mutex<Looked<N>>,
 }
@@ -36,16 +38,27 @@ struct Looked<const N: usize> {
 /// Of a file, what changes with its content: length, time of the last change, inode.
 type Stamp = (u64, i64, i64, u64);
 
+impl<T, const N: usize> fmt::Debug for Renewed<T, N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Renewed").field("files", &self.files).finish_non_exhaustive()
+    }
+}
+
 impl<T, const N: usize> Renewed<T, N> {
     /// Reads all files.
     pub(super) fn open(
         files: [PathBuf; N],
-        read: fn(&[PathBuf; N]) -> Result<T, TlsError>,
+        read: impl Fn(&[PathBuf; N]) -> Result<T, TlsError> + Send + Sync + 'static,
     ) -> Result<Self, TlsError> {
         // Before they are read: what changes in between is seen.
         let found = files.each_ref().map(stamp);
         let current = ArcSwap::from_pointee(read(&files)?);
-        Ok(Self { files, read, current, looked: Mutex::new(Looked { at: Instant::now(), found }) })
+        Ok(Self {
+            files,
+            read: Box::new(read),
+            current,
+            looked: Mutex::new(Looked { at: Instant::now(), found }),
+        })
     }
 
     /// What is in force now.

@@ -11,6 +11,7 @@ use karman_remoting::proto::v2::messaging_service_client::MessagingServiceClient
 use karman_remoting::proto::v2::{QueryRouteRequest, TelemetryCommand};
 use karman_remoting::secret::Secret;
 use karman_remoting::server::{Server, ServerOptions, TlsMode};
+use karman_remoting::tls::{ClientAuth, Tls, TlsKeys};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
 };
@@ -223,6 +224,69 @@ async fn certificates_and_authorities_change_without_a_connection_less() {
     call(channel).await.expect("served");
     is_alive().await;
     server.shutdown().await;
+}
+
+#[tokio::test]
+async fn where_clients_have_to_show_a_certificate_nobody_comes_in_without() {
+    let (authority, strange) = (Authority::new(), Authority::new());
+    let directory = tempfile::tempdir().expect("directory");
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    let read = |name: &str| std::fs::read(directory.path().join(name)).expect("read");
+    let keys = TlsKeys {
+        mode: TlsMode::Enforcing,
+        cert_path: "",
+        key_path: "",
+        trust_cert_path: &path("ca.pem"),
+        need_client_auth: ClientAuth::Require,
+        internal_ca_path: "",
+    };
+    authority.write(directory.path(), &[]);
+    let tls = Tls::of_node(keys, &directory.path().join("own"), &[]).expect("usable");
+    let options =
+        ServerOptions { tls, tls_mode: TlsMode::Enforcing, shutdown_grace: Duration::ZERO, ..options() };
+    let (server, _) = start(options);
+    let address = server.local_addr().to_string();
+    let roots = read("own/cert.pem");
+    let mutual = || ClientTls::Mutual { roots: roots.clone(), cert: read("cert.pem"), key: read("key.pem") };
+    let reach = async |tls| call(ChannelPool::with_tls(tls).get(&address).expect("an address")).await;
+    reach(mutual()).await.expect("it shows one");
+    reach(ClientTls::Roots(roots.clone())).await.expect_err("it shows none");
+    // The authority of clients changes too.
+    let former = mutual();
+    strange.write(directory.path(), &[]);
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    reach(mutual()).await.expect("of the new one");
+    reach(former).await.expect_err("of the one before");
+    server.shutdown().await;
+}
+
+#[test]
+fn what_is_told_of_clients_certificates_must_fit_together() {
+    let told = |mode, need_client_auth, trust_cert_path, internal_ca_path| {
+        let keys = TlsKeys {
+            mode,
+            cert_path: "",
+            key_path: "",
+            trust_cert_path,
+            need_client_auth,
+            internal_ca_path,
+        };
+        let refused = keys.rules().into_iter().filter(|(_, good)| !good);
+        refused.map(|(rule, _)| rule.key).collect::<Vec<_>>()
+    };
+    use ClientAuth::{None, Optional, Require};
+    use TlsMode::{Disabled, Enforcing, Permissive};
+    assert!(told(Permissive, None, "", "").is_empty() && told(Permissive, Optional, "c", "n").is_empty());
+    assert!(told(Enforcing, Require, "c", "").is_empty());
+    for (mode, need, trust) in [
+        (Permissive, Optional, ""),
+        (Disabled, Optional, "c"),
+        (Enforcing, Require, ""),
+        (Permissive, Require, "c"),
+    ] {
+        assert_eq!(told(mode, need, trust, ""), ["tlsServerNeedClientAuth"], "{mode:?} {need:?} {trust}");
+    }
+    assert_eq!(told(Permissive, Optional, "one", "one"), ["tlsServerTrustCertPath"]);
 }
 
 #[test]
