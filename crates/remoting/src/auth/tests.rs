@@ -102,6 +102,48 @@ fn a_call_between_nodes_is_believed_by_the_secret_only() {
 }
 
 #[test]
+fn a_certificate_says_who_calls_where_nothing_is_signed_and_makes_no_node() {
+    let auth = auth([record("ann", &[("Topic:t", "Sub")])]);
+    let came = |certified: &str, message| {
+        let mut request = Request::new(message);
+        request.extensions_mut().insert(Peer::new(None, false, Some(certified.to_owned())));
+        request
+    };
+    assert_eq!(auth.admit(&came("ann", route("t"))), Ok(()));
+    assert!(refused(&auth, &came("ann", route("other"))).contains("User:ann has no permission"));
+    assert!(refused(&auth, &came("bob", route("t"))).contains("as the certificate of the client says"));
+    // A signature counts more, also one that is wrong.
+    let mut both = signed(route("other"), "root", "secret of root");
+    both.extensions_mut().insert(Peer::new(None, false, Some("ann".to_owned())));
+    assert_eq!(auth.admit(&both), Ok(()));
+    let mut wrong = signed(route("t"), "ann", "a guess");
+    wrong.extensions_mut().insert(Peer::new(None, false, Some("ann".to_owned())));
+    assert!(refused(&auth, &wrong).contains("Check signature failed"));
+    let mut relayed = came("ann", route("t"));
+    *relayed.metadata_mut() = metadata::for_relay(relayed.metadata());
+    assert!(refused(&auth, &relayed).contains("secret of the cluster"));
+}
+
+#[test]
+fn where_nodes_have_certificates_the_secret_alone_makes_none() {
+    let config = AuthConfig {
+        authentication: true,
+        cluster_secret: "open sesame".into(),
+        nodes_have_tls: true,
+        ..AuthConfig::default()
+    };
+    let auth = Auth::new(config, Users::default());
+    let mut request = Request::new(route("t"));
+    metadata::add_secret(request.metadata_mut(), &"open sesame".into());
+    assert_eq!(auth.admit(&request), Ok(()), "an operator");
+    *request.metadata_mut() = metadata::for_relay(request.metadata());
+    for (is_node, expected) in [(false, false), (true, true)] {
+        request.extensions_mut().insert(Peer::new(None, is_node, None));
+        assert_eq!(auth.admit(&request).is_ok(), expected, "as a node: {is_node}");
+    }
+}
+
+#[test]
 fn a_long_call_ends_with_the_rights_of_its_user() {
     let auth = auth([record("ann", &[("Topic:t", "Sub")])]);
     let request = signed(route("t"), "ann", "secret of ann");
