@@ -27,7 +27,7 @@ pub(crate) struct NodeConfigJson {
     code: &'static str,
     /// Why there are no values.
     message: String,
-    /// Of a secret that is set: <hidden>
+    /// Of a secret only whether it is set.
     pub(crate) config: BTreeMap<String, String>,
 }
 
