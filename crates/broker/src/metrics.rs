@@ -1,4 +1,4 @@
-//! What `/metrics` shows, in the OpenMetrics text format: [`rocketmq`] has what RocketMQ shows too, by its names; what it does
+//! What `/metrics` shows, in the OpenMetrics text format: `rocketmq` has what RocketMQ shows too, by its names; what it does
 //! not have is here. Runs on the probe's thread.
 
 mod rocketmq;
