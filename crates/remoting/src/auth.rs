@@ -330,7 +330,10 @@ impl Auth {
         let now_ms = u64::try_from(since.as_millis()).unwrap_or_default();
         match who {
             // What somebody has read on its way, or in a log, is of no use to him later.
-            Who::User(user) if !signature::is_new(date_time.unwrap_or_default(), now_ms) => {
+            Who::User(user)
+                if metadata.contains_key(AUTHORIZATION)
+                    && !signature::is_new(date_time.unwrap_or_default(), now_ms) =>
+            {
                 Err(unauthorized(format!(
                     "User:{} signed this at {:?}, and it is {} here: an operator's call must be signed within {} s; set the clocks",
                     user.name,
@@ -408,7 +411,9 @@ impl Auth {
     fn authenticate(&self, metadata: &MetadataMap, peer: Option<&Peer>) -> Result<Arc<User>, Rejection> {
         let users = self.0.users.snapshot();
         let Some(authorization) = metadata.get(AUTHORIZATION) else {
-            return certified(&users, peer);
+            let user = certified(&users, peer)?;
+            peer.map_or(Ok(()), |peer| peer.belongs_to(&user))?;
+            return Ok(user);
         };
         let date_time = metadata.get(DATE_TIME);
         let last = peer.map(|peer| peer.verified.load());

@@ -43,6 +43,8 @@ const ANSWER_AHEAD: Duration = Duration::from_secs(1);
 /// Kept back from the deadline of a client that does not say how long to poll.
 const ANSWER_AHEAD_UNSAID: Duration = Duration::from_millis(1500);
 
+/// What was taken is given so soon, or put back: its invisible time runs.
+const GIVEN_WITHIN: Duration = Duration::from_secs(1);
 /// A master without a lease looks again after this.
 pub const NO_LEASE_MS: u64 = 100;
 
@@ -218,11 +220,16 @@ pub async fn receive(
         };
         // Made before anything is awaited: what it holds is put back if this call is dropped.
         let mut batch = Batch::new(broker.clone(), row.clone(), round.messages);
+        let took = Instant::now();
         dead_letter::bury_all(broker, &row, &round.dead).await;
-        if !batch.waiting.is_empty() {
+        // That takes as long as replicas do. Meanwhile another may have become the master, and the time runs for which the
+        // messages are this consumer's: then they are put back.
+        let is_late = took.elapsed() > GIVEN_WITHIN || !broker.store.may_answer();
+        if !batch.waiting.is_empty() && !is_late {
             batch.contradiction = contradiction;
             return Ok(Box::pin(batch));
         }
+        drop(batch);
         if over {
             let why = if group.config.suspended { SUSPENDED } else { NO_MESSAGE };
             return Ok(no_message(contradiction.as_deref().unwrap_or(why)));

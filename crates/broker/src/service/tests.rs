@@ -310,6 +310,68 @@ async fn a_message_that_is_found_dead_again_while_its_copy_is_on_its_way_is_copi
     node.stop().await;
 }
 
+/// The dead letter waits for a slave that does not come, until the broker is not the master any more.
+#[tokio::test]
+async fn what_was_taken_before_a_master_lost_its_lease_is_not_given_after_it() {
+    let sync = BrokerConfig {
+        broker_role: "SYNC_MASTER".to_owned(),
+        in_sync_replicas: 2,
+        default_durability: "disk".to_owned(),
+        ..BrokerConfig::default()
+    };
+    let node = Node::start_with(Arc::new(tempfile::tempdir().unwrap()), sync).await;
+    let topic = node.topic(topic_named("a", 1)).await;
+    let replicated = v1::Durability::Replicated.into();
+    node.topic(v1::TopicConfig { durability: replicated, ..topic_named("%DLQ%g", 1) }).await;
+    let group = v1::GroupConfig { name: "g".to_owned(), retry_max_times: Some(0), ..Default::default() };
+    node.broker.catalog_writer.group(group).await.unwrap();
+    node.send(&topic, "1").await;
+    let handle = node.receive(&topic, "g", false).await.system_properties.unwrap().receipt_handle.unwrap();
+    let back = v2::ChangeInvisibleDurationRequest {
+        group: Some(resource("g")),
+        topic: Some(resource("a")),
+        receipt_handle: handle,
+        invisible_duration: Some(prost_types::Duration::default()),
+        message_id: "1".to_owned(),
+        ..Default::default()
+    };
+    node.broker.change_invisible_duration(&caller(), back).await.unwrap();
+    node.send(&topic, "2").await;
+    let broker = node.broker.clone();
+    let receiving = tokio::spawn(async move {
+        let request = v2::ReceiveMessageRequest {
+            group: Some(resource("g")),
+            message_queue: Some(v2::MessageQueue { topic: Some(resource("a")), ..Default::default() }),
+            batch_size: 2,
+            auto_renew: true,
+            ..Default::default()
+        };
+        let mut stream = receive::receive(&broker, &caller(), Line::default(), request).await.unwrap();
+        let mut got = Vec::new();
+        while let Some(response) = stream.next().await {
+            if let Some(Content::Message(message)) = response.unwrap().content {
+                got.push(v2::Message::decode(message).unwrap().system_properties.unwrap().message_id);
+            }
+        }
+        got
+    });
+    // It is on its way, and the second message with the receiver.
+    let group = node.broker.catalog.group("g").unwrap().number;
+    let row = node.broker.progress.get(group, topic.number, None).unwrap();
+    let both_are_taken = async {
+        while row.run(|pop| pop.queue_state(0).unwrap().next) < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), both_are_taken).await.expect("it receives");
+    node.broker.store.answer_until(Some(std::time::Instant::now()));
+    node.broker.stopping.cancel();
+    drop(row);
+    node.running.shutdown().await.unwrap();
+    drop(node.broker);
+    assert_eq!(receiving.await.unwrap(), Vec::<String>::new());
+}
+
 #[tokio::test]
 async fn what_went_back_before_a_redrive_failed_is_told() {
     let node = Node::start().await;

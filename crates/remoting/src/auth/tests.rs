@@ -109,13 +109,13 @@ fn a_certificate_says_who_calls_where_nothing_is_signed_and_makes_no_node() {
         request.extensions_mut().insert(Peer::new(None, false, Some(certified.to_owned())));
         request
     };
-    assert_eq!(auth.admit(&came("ann", route("t"))), Ok(()));
+    assert_eq!(auth.admit(&came("ann", route("t"))).map(drop), Ok(()));
     assert!(refused(&auth, &came("ann", route("other"))).contains("User:ann has no permission"));
     assert!(refused(&auth, &came("bob", route("t"))).contains("as the certificate of the client says"));
     // A signature counts more, also one that is wrong.
     let mut both = signed(route("other"), "root", "secret of root");
     both.extensions_mut().insert(Peer::new(None, false, Some("ann".to_owned())));
-    assert_eq!(auth.admit(&both), Ok(()));
+    assert_eq!(auth.admit(&both).map(drop), Ok(()));
     let mut wrong = signed(route("t"), "ann", "a guess");
     wrong.extensions_mut().insert(Peer::new(None, false, Some("ann".to_owned())));
     assert!(refused(&auth, &wrong).contains("Check signature failed"));
@@ -135,7 +135,7 @@ fn where_nodes_have_certificates_the_secret_alone_makes_none() {
     let auth = Auth::new(config, Users::default());
     let mut request = Request::new(route("t"));
     metadata::add_secret(request.metadata_mut(), &"open sesame".into());
-    assert_eq!(auth.admit(&request), Ok(()), "an operator");
+    assert_eq!(auth.admit(&request).map(drop), Ok(()), "an operator");
     *request.metadata_mut() = metadata::for_relay(request.metadata());
     for (is_node, expected) in [(false, false), (true, true)] {
         request.extensions_mut().insert(Peer::new(None, is_node, None));
