@@ -9,7 +9,7 @@ use karman_remoting::proto::karman::{Durability, TopicConfig};
 use karman_remoting::proto::v2::{self, Code};
 use karman_tests::cluster::Node;
 use karman_tests::files::segments;
-use karman_tests::raw::{message, receive_request};
+use karman_tests::raw::{message, receive_request, resource};
 use karman_tests::replicas::{listed, wait_whole};
 use karman_tests::{Cluster, Raw, until};
 
@@ -139,6 +139,42 @@ fn a_slave_that_stands_still_does_not_stop_its_master_for_longer_than_it_may() {
     assert_eq!(ids_of(&raw, "t", "g", 3), ["1", "2", "3"]);
     cluster.slaves[0].resume();
     wait_whole(&cluster, 2, DEADLINE);
+}
+
+/// Or a failover would take it back.
+#[test]
+fn an_acknowledgement_is_answered_when_the_slave_has_it() {
+    let builder = Cluster::builder().namesrvs(1).brokers(1).slaves(1).set("brokerRole", "SYNC_MASTER");
+    let mut cluster = builder.set("haMaxTimeSlaveNotCatchup", "60000").start();
+    wait_whole(&cluster, 1, DEADLINE);
+    cluster.create_topic("t");
+    let raw = Raw::connect(&cluster.brokers[0].endpoint());
+    assert_eq!(send(&raw, "t", "1", 10), Code::Ok);
+    let (_, messages) = raw.receive(receive_request("t", "g", "broker-a"));
+    let held = messages[0].system_properties.clone().unwrap();
+    wait_whole(&cluster, 1, DEADLINE);
+    // Nothing else is on its way.
+    cluster.slaves[0].pause();
+    let answered = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let entry = v2::AckMessageEntry {
+                message_id: held.message_id.clone(),
+                receipt_handle: held.receipt_handle.clone().unwrap(),
+                ..Default::default()
+            };
+            let request =
+                v2::AckMessageRequest { group: resource("g"), topic: resource("t"), entries: vec![entry] };
+            let raw = Raw::connect(&cluster.brokers[0].endpoint());
+            let response = raw.ack_message(request);
+            assert_eq!(response.status.unwrap().code(), Code::Ok);
+            answered.store(true, std::sync::atomic::Ordering::SeqCst);
+        });
+        std::thread::sleep(Duration::from_millis(700));
+        assert!(!answered.load(std::sync::atomic::Ordering::SeqCst), "no slave has it");
+        cluster.slaves[0].resume();
+    });
+    assert!(answered.into_inner());
 }
 
 #[test]

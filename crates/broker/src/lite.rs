@@ -106,25 +106,27 @@ impl LiteGroup {
     fn run_recorded<T>(
         &self,
         store: &Store,
+        durability: Durability,
         command: impl FnOnce(&mut LitePop) -> (T, Vec<QueueProgress>),
     ) -> (T, Result<Option<Append>, Rejection>) {
         self.run(|pop| {
             let (result, queues) = command(pop);
             let append = (!queues.is_empty()).then(|| {
                 // It never waits: the log writer has an inbox.
-                store.append(vec![self.new_record(queues)], Durability::Memory).map_err(refuse::append)
+                store.append(vec![self.new_record(queues)], durability).map_err(refuse::append)
             });
             (result, append.transpose())
         })
     }
 
-    /// Runs one command; answered when the kernel has its record, so that it survives the end of this process.
+    /// Runs one command; answered when its record is as durable as `durability`.
     pub async fn commit<T>(
         &self,
         store: &Store,
+        durability: Durability,
         command: impl FnOnce(&mut LitePop) -> (T, Vec<QueueProgress>),
     ) -> Result<T, Rejection> {
-        let (result, append) = self.run_recorded(store, command);
+        let (result, append) = self.run_recorded(store, durability, command);
         if let Some(append) = append? {
             append.await.map_err(refuse::append)?;
         }
@@ -137,7 +139,7 @@ impl LiteGroup {
         store: &Store,
         command: impl FnOnce(&mut LitePop) -> (T, Vec<QueueProgress>),
     ) -> T {
-        let (result, append) = self.run_recorded(store, command);
+        let (result, append) = self.run_recorded(store, Durability::Memory, command);
         if let Err(error) = append {
             tracing::debug!(%error, "progress was not recorded");
         }

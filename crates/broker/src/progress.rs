@@ -134,13 +134,14 @@ impl GroupTopic {
         })
     }
 
-    /// Runs one command; answered when the kernel has its record, so that it survives the end of this process.
+    /// Runs one command; answered when its record is as durable as `durability`.
     pub async fn commit<T>(
         &self,
         store: &Store,
+        durability: Durability,
         command: impl FnOnce(&mut Pop) -> (T, Vec<QueueProgress>),
     ) -> Result<T, Rejection> {
-        let (result, append) = self.run_recorded(store, Durability::Memory, command);
+        let (result, append) = self.run_recorded(store, durability, command);
         if let Some(append) = append.map_err(refuse::append)? {
             append.await.map_err(refuse::append)?;
         }
@@ -320,7 +321,7 @@ impl ProgressTable {
         }
         match append {
             Some(append) => drop(append.await.map_err(refuse::append)?),
-            None => row.commit(store, |pop| ((), pop.floors())).await?,
+            None => row.commit(store, Durability::Memory, |pop| ((), pop.floors())).await?,
         }
         row.is_recorded.store(true, Ordering::Release);
         Ok(row)
@@ -423,15 +424,15 @@ pub fn starts(store: &Store, group: &GroupRecord, topic: &Topic) -> Result<Vec<u
     topic.queues.iter().map(start).collect()
 }
 
-/// Moves a row: everything in front of each new offset counts as done, and nothing else. Answered like
-/// [`GroupTopic::commit`].
+/// Moves a row: all in front of each new offset counts as done, and nothing else. Answered like [`GroupTopic::commit`].
 pub async fn reset(
     store: &Store,
+    durability: Durability,
     row: &GroupTopic,
     moves: &[(u32, u64)],
     revision_base: u32,
 ) -> Result<(), Rejection> {
-    let reset = row.commit(store, |pop| {
+    let reset = row.commit(store, durability, |pop| {
         let moved = moves.iter().flat_map(|&(queue_id, offset)| pop.reset(queue_id, offset, revision_base));
         ((), moved.collect())
     });

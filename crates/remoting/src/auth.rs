@@ -8,6 +8,7 @@
 //! connection.
 
 pub mod credentials;
+mod peer;
 pub mod policy;
 mod rights;
 pub mod signature;
@@ -16,25 +17,22 @@ pub mod users;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use parking_lot::Mutex;
 use serde::Deserialize;
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::{Extensions, Request};
 
+pub use self::peer::Peer;
+use self::peer::Verified;
 use self::policy::{Kind, Right};
 pub use self::rights::{Administers, Needs};
 use self::signature::{AUTHORIZATION, Claim, DATE_TIME};
 use self::users::{Snapshot, User, Users};
 use crate::civil;
 use crate::config::Unusable;
-use crate::line::Line;
 use crate::metadata;
-use crate::quota::Place;
 use crate::secret::Secret;
 use crate::status::Rejection;
 
@@ -104,74 +102,6 @@ fn initial_user(text: &str) -> Option<(String, String)> {
         false => text.split_once(':').map(|(name, secret)| (name.to_owned(), secret.to_owned()))?,
     };
     users::is_usable(&name, &secret).then_some((name, secret))
-}
-
-/// What a connection keeps for its calls: who is on the other side, and the signature that was verified last.
-#[derive(Clone, Debug)]
-pub struct Peer {
-    /// Its address, as the socket says it.
-    pub address: Option<SocketAddr>,
-    /// Whether it still exists.
-    pub line: Line,
-    /// It has shown the certificate of a node.
-    is_node: bool,
-    /// What requests hold that came from the same address.
-    pub(crate) held_bytes: Arc<AtomicUsize>,
-    /// The user that its certificate names, which was verified.
-    certified: Option<Arc<str>>,
-    verified: Arc<ArcSwapOption<Verified>>,
-    /// Among the connections of the user who called last.
-    place: Arc<Mutex<Option<Place>>>,
-}
-
-impl Peer {
-    /// A connection that was just opened.
-    pub fn new(address: Option<SocketAddr>, is_node: bool, certified: Option<String>) -> Self {
-        Self {
-            address,
-            line: Line::default(),
-            is_node,
-            held_bytes: Arc::default(),
-            certified: certified.map(Arc::from),
-            verified: Arc::default(),
-            place: Arc::default(),
-        }
-    }
-
-    /// Whether the other side has shown a certificate that only nodes have.
-    pub fn is_node(&self) -> bool {
-        self.is_node
-    }
-
-    /// What its requests hold is counted there.
-    pub(crate) fn holding(self, held_bytes: Arc<AtomicUsize>) -> Self {
-        Self { held_bytes, ..self }
-    }
-
-    /// Counts the connection among those of `user`, if it is not yet.
-    fn belongs_to(&self, user: &User) -> Result<(), Rejection> {
-        let (mut place, places) = (self.place.lock(), &user.used.connections);
-        if place.as_ref().is_some_and(|place| place.is_of(places)) {
-            return Ok(());
-        }
-        let taken = places.take(user.connections_max).ok_or_else(|| {
-            let (name, max) = (&user.name, user.connections_max);
-            Rejection::TooManyRequests(format!(
-                "user {name:?} has {max} connections to this node, its quota; close one, or raise it: karman user update {name} --max-connections N"
-            ))
-        })?;
-        *place = Some(taken);
-        Ok(())
-    }
-}
-
-/// A signature that was right.
-#[derive(Debug)]
-struct Verified {
-    authorization: AsciiMetadataValue,
-    date_time: Option<AsciiMetadataValue>,
-    /// Of which user, as it was known then.
-    user: Arc<User>,
 }
 
 /// Marks a call that this node makes of itself for one that may be made: it cannot come over a socket.

@@ -70,7 +70,10 @@ impl Broker {
         // Before the lock: each is a signature to verify.
         let held = |entry: &v2::AckMessageEntry| self.held(row.group, &row.topic, &entry.receipt_handle);
         let held: Vec<Result<Held, Rejection>> = request.entries.iter().map(held).collect();
-        row.commit(&self.store, |pop| self.finish(pop, &row.arrived, held)).await
+        row.commit(&self.store, self.progress_durability(&row.topic), |pop| {
+            self.finish(pop, &row.arrived, held)
+        })
+        .await
     }
 
     /// Finishes what the handles speak for; the result of each, and the record of all.
@@ -115,7 +118,7 @@ impl Broker {
         let held = self.held(row.group, &row.topic, &request.receipt_handle)?;
         let visible_at_ms = self.clock.now_ms() + invisible_ms;
         let later = Later { offset: held.position.offset, visible_at_ms, attempt: held.attempt };
-        let changed = row.commit(&self.store, |pop| {
+        let changed = row.commit(&self.store, self.progress_durability(&row.topic), |pop| {
             let alive = |client: &str| self.clients.is_alive(client);
             if let Err(void) = pop.check(self.clock.now_ms(), &held, &alive) {
                 return (Err(refused(void)), Vec::new());

@@ -128,7 +128,7 @@ impl Broker {
             (true, true) => Claim::Yield,
         };
         let (now_ms, base) = (self.clock.now_ms(), self.revision_base);
-        let commit = sync.row.commit(&self.store, |pop| {
+        let commit = sync.row.commit(&self.store, self.progress_durability(&sync.row.topic), |pop| {
             if !pop.subscriptions.synced(&sync.client, now_ms) {
                 let why = format!("group {:?} has too many clients", sync.group.name());
                 return (Err(Rejection::TooManyRequests(why)), Vec::new());
@@ -307,7 +307,7 @@ impl Broker {
         let held = |entry: &v2::AckMessageEntry| self.held(row.group, &row.topic, &entry.receipt_handle);
         let held: Vec<Result<Held, Rejection>> = entries.iter().map(held).collect();
         let now_ms = self.clock.now_ms();
-        let commit = row.commit(&self.store, |pop| {
+        let commit = row.commit(&self.store, self.progress_durability(&row.topic), |pop| {
             let mut touched = BTreeSet::new();
             let finish = |held: Result<Held, Rejection>| {
                 let held = held?;
@@ -339,7 +339,7 @@ impl Broker {
         let held = self.held(row.group, &row.topic, &request.receipt_handle)?;
         let (now_ms, counts) = (self.clock.now_ms(), !request.suspend());
         let visible_at_ms = now_ms + invisible_ms;
-        let commit = row.commit(&self.store, |pop| {
+        let commit = row.commit(&self.store, self.progress_durability(&row.topic), |pop| {
             match pop.check(now_ms, &held, &|client| self.clients.is_alive(client)) {
                 Ok(()) => {
                     let revision = pop.change(&held, visible_at_ms, counts);

@@ -53,7 +53,8 @@ impl Broker {
         let mut moves = Vec::with_capacity(rows.len() * targets.len());
         for row in &rows {
             moves.extend(self.moves_of(row, &targets));
-            progress::reset(&self.store, row, &targets, self.revision_base).await?;
+            let durability = self.progress_durability(&row.topic);
+            progress::reset(&self.store, durability, row, &targets, self.revision_base).await?;
         }
         tracing::info!(group = group.name(), topic = topic.name(), "group was moved");
         Ok(v1::ResetOffsetResponse { status: Some(ok()), moves })

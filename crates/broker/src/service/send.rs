@@ -234,6 +234,15 @@ impl Broker {
         topic.durability().unwrap_or(self.durability)
     }
 
+    /// When an acknowledgement, or what else a consumer says of messages of the topic, is answered: with the replicas where sends are,
+    /// so that no failover takes it back; else when the kernel has it, so that it survives the end of this process.
+    pub fn progress_durability(&self, topic: &Topic) -> Durability {
+        match self.durability_of(topic) {
+            replicated if replicated >= Durability::Replicated => replicated,
+            _ => Durability::Memory,
+        }
+    }
+
     /// How long a send may take to be so durable.
     pub fn timeout_of(&self, durability: Durability) -> Duration {
         if durability < Durability::Replicated { self.flush_timeout } else { self.slave_timeout }
