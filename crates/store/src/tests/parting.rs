@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::fault_disk::FaultDisk;
-use super::replica::{all_of, feed, master, replica_of};
+use super::replica::{all_of, feed, fill, master, replica_of};
 use super::support::*;
 use crate::*;
 
@@ -55,6 +55,50 @@ fn masters_that_took_one_epoch_at_one_place_are_told_apart() {
         assert_eq!(old.epochs(), new.epochs());
         assert!(all_of(&new) == all_of(&old));
         assert_eq!(read_all(&old, QUEUE), ["both have it", "the other's"]);
+    }
+}
+
+#[test]
+fn a_deposed_master_gives_up_what_nobody_followed() {
+    let mut random = Random::seeded(82);
+    for _ in 0..10 {
+        let (here, there) = (scratch(), scratch());
+        let (old, _) = master(here.path());
+        old.lead(1, Durability::Disk).unwrap().wait().unwrap();
+        let (new, seen) = replica_of(&old, there.path());
+        fill(&old, 1 + random.below(100), random.below(1000));
+        feed(&old, &new, 100_000, Durability::Disk);
+        let parted = new.watermarks().written;
+        new.lead(2, Durability::Disk).unwrap().wait().unwrap();
+        fill(&old, 1 + random.below(100), random.below(1000));
+        fill(&new, 1 + random.below(100), random.below(1000));
+        let end = old.watermarks().written;
+        if random.below(2) == 0 {
+            old.close().unwrap();
+        }
+        drop(old);
+
+        // It comes back, and hears where they part.
+        let (mut old, _) = replica_of(&new, here.path());
+        assert_eq!(old.watermarks().written, end);
+        assert_eq!(new.common_end(&old.epochs(), end), Some(parted));
+        drop(old);
+        offline::Offline::open(here.path()).unwrap().cut(parted..end).unwrap();
+        let reopened = replica_of(&new, here.path());
+        old = reopened.0;
+        assert_eq!(old.watermarks().written, parted);
+        feed(&new, &old, 100_000, Durability::Disk);
+        assert!(all_of(&new) == all_of(&old));
+        assert_eq!(reopened.1.list(), seen.list());
+        for queue in (0..8).map(QueueNumber) {
+            assert_eq!(read_all(&new, queue), read_all(&old, queue));
+        }
+        // What was cut is kept aside.
+        let kept: u64 = std::fs::read_dir(here.path().join("quarantine"))
+            .unwrap()
+            .map(|file| file.unwrap().metadata().unwrap().len())
+            .sum();
+        assert_eq!(kept, end - parted);
     }
 }
 
