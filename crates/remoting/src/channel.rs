@@ -5,7 +5,6 @@
 //! to a peer, and its relays never leave the thread. The pool itself may be used from any thread that runs a runtime.
 
 mod connector;
-mod trust;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -21,6 +20,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity
 use self::connector::Connector;
 use crate::between::Between;
 use crate::proto::v2::Endpoints;
+use crate::tls::AnyName;
 
 /// For calls made without a deadline: how long the answer may take to begin.
 ///
@@ -60,7 +60,7 @@ pub enum ClientTls {
 
 /// The verifier of [`ClientTls::TrustAll`], for a look at what a server shows.
 pub fn trusting_all() -> Arc<dyn ServerCertVerifier> {
-    trust::all()
+    AnyName::all()
 }
 
 /// Why there is no channel.
@@ -203,7 +203,7 @@ impl Pool {
         let config = ClientTlsConfig::new().timeout(CONNECT_TIMEOUT);
         let endpoint = match &self.tls {
             None => Ok(endpoint),
-            Some(ClientTls::TrustAll) => endpoint.tls_config_with_verifier(config, trust::all()),
+            Some(ClientTls::TrustAll) => endpoint.tls_config_with_verifier(config, AnyName::all()),
             Some(ClientTls::Roots(pem)) => {
                 endpoint.tls_config(config.ca_certificate(Certificate::from_pem(pem)))
             }

@@ -3,6 +3,7 @@
 //!
 //! rustls works with the ring provider named here, so that no process-wide default has to be installed.
 
+mod any_name;
 mod nodes;
 mod renewed;
 mod subject;
@@ -22,6 +23,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{RootCertStore, ServerConfig};
 use schemars::JsonSchema;
 
+pub(crate) use self::any_name::AnyName;
 pub(crate) use self::nodes::NodeTls;
 use self::renewed::Renewed;
 pub(crate) use self::subject::common_name;

@@ -220,11 +220,14 @@ pub async fn receive(
         };
         // Made before anything is awaited: what it holds is put back if this call is dropped.
         let mut batch = Batch::new(broker.clone(), row.clone(), round.messages);
-        let took = Instant::now();
-        dead_letter::bury_all(broker, &row, &round.dead).await;
-        // That takes as long as replicas do. Meanwhile another may have become the master, and the time runs for which the
-        // messages are this consumer's: then they are put back.
-        let is_late = took.elapsed() > GIVEN_WITHIN || !broker.store.may_answer();
+        let mut is_late = false;
+        if !round.dead.is_empty() {
+            let took = Instant::now();
+            dead_letter::bury_all(broker, &row, &round.dead).await;
+            // That takes as long as replicas do. Meanwhile another may have become the master, and the time runs for which the
+            // messages are this consumer's: then they are put back.
+            is_late = took.elapsed() > GIVEN_WITHIN || !broker.store.may_answer();
+        }
         if !batch.waiting.is_empty() && !is_late {
             batch.contradiction = contradiction;
             return Ok(Box::pin(batch));

@@ -6,26 +6,20 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{
-    ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue,
-    verify_server_cert_signed_by_trust_anchor,
-};
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::client::{ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue};
+use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::ParsedCertificate;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::SingleCertAndKey;
 use rustls::version::TLS13;
-use rustls::{
-    ClientConfig, DigitallySignedStruct, Error, NamedGroup, RootCertStore, ServerConfig, SignatureScheme,
-};
+use rustls::{ClientConfig, Error, NamedGroup, ServerConfig};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::any_name::AnyName;
 use super::renewed::Renewed;
 use super::{ALPN_H2, TlsError, authority, certificates, certified, private_key, verifier};
 use crate::between::NODE_NAME;
@@ -107,7 +101,7 @@ fn configs([ca, cert, key]: &[PathBuf; 3]) -> Result<NodeConfigs, TlsError> {
     let chain = certificates(cert).map_err(of_cert)?;
     let clients = verifier(ca, roots.clone(), true).map_err(of_ca)?;
     let provider = Arc::new(ring::default_provider());
-    let servers = Arc::new(Servers { roots, provider: provider.clone() });
+    let servers = AnyName::under(roots);
     check_own(&chain, &servers, &*clients)
         .map_err(|source| of_cert(TlsError::Strange { cert: cert.clone(), ca: ca.clone(), source }))?;
     // By itself first: what is wrong with the one file is not said of the other.
@@ -134,7 +128,7 @@ fn configs([ca, cert, key]: &[PathBuf; 3]) -> Result<NodeConfigs, TlsError> {
 /// Both ways, for a node is both.
 fn check_own(
     chain: &[CertificateDer<'_>],
-    servers: &Servers,
+    servers: &AnyName,
     clients: &dyn ClientCertVerifier,
 ) -> Result<(), Error> {
     let (now, [leaf, rest @ ..]) = (UnixTime::now(), chain) else {
@@ -142,61 +136,4 @@ fn check_own(
     };
     servers.verify(leaf, rest, now)?;
     clients.verify_client_cert(leaf, rest, now).map(drop)
-}
-
-/// Takes the certificates of nodes, whatever name is in them.
-#[derive(Debug)]
-struct Servers {
-    roots: Arc<RootCertStore>,
-    provider: Arc<CryptoProvider>,
-}
-
-impl Servers {
-    fn verify(
-        &self,
-        leaf: &CertificateDer<'_>,
-        rest: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<(), Error> {
-        let leaf = ParsedCertificate::try_from(leaf)?;
-        let algorithms = self.provider.signature_verification_algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(&leaf, &self.roots, rest, now, algorithms)
-    }
-}
-
-impl ServerCertVerifier for Servers {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        rest: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        self.verify(leaf, rest, now).map(|()| ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
 }
