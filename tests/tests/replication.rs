@@ -143,31 +143,45 @@ fn a_slave_that_stands_still_does_not_stop_its_master_for_longer_than_it_may() {
 
 /// Or a failover would take it back.
 #[test]
-fn an_acknowledgement_is_answered_when_the_slave_has_it() {
+fn what_a_consumer_is_told_is_with_the_slave() {
     let builder = Cluster::builder().namesrvs(1).brokers(1).slaves(1).set("brokerRole", "SYNC_MASTER");
     let mut cluster = builder.set("haMaxTimeSlaveNotCatchup", "60000").start();
     wait_whole(&cluster, 1, DEADLINE);
     cluster.create_topic("t");
+    cluster.create_topic("u");
     let raw = Raw::connect(&cluster.brokers[0].endpoint());
     assert_eq!(send(&raw, "t", "1", 10), Code::Ok);
+    assert_eq!(send(&raw, "u", "2", 10), Code::Ok);
     let (_, messages) = raw.receive(receive_request("t", "g", "broker-a"));
     let held = messages[0].system_properties.clone().unwrap();
     wait_whole(&cluster, 1, DEADLINE);
-    // Nothing else is on its way.
+    // An acknowledgement.
+    answered_with_the_slave(&mut cluster, |raw| {
+        let entry = v2::AckMessageEntry {
+            message_id: held.message_id.clone(),
+            receipt_handle: held.receipt_handle.clone().unwrap(),
+            ..Default::default()
+        };
+        let request =
+            v2::AckMessageRequest { group: resource("g"), topic: resource("t"), entries: vec![entry] };
+        let response = raw.ack_message(request);
+        assert_eq!(response.status.unwrap().code(), Code::Ok);
+    });
+    // Where a group begins.
+    answered_with_the_slave(&mut cluster, |raw| {
+        let (_, messages) = raw.receive(receive_request("u", "g", "broker-a"));
+        assert_eq!(messages.len(), 1);
+    });
+}
+
+/// Makes a call to the master while its slave stands still: nothing else is on its way.
+fn answered_with_the_slave(cluster: &mut Cluster, call: impl Fn(&Raw) + Sync) {
     cluster.slaves[0].pause();
+    let endpoint = cluster.brokers[0].endpoint();
     let answered = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            let entry = v2::AckMessageEntry {
-                message_id: held.message_id.clone(),
-                receipt_handle: held.receipt_handle.clone().unwrap(),
-                ..Default::default()
-            };
-            let request =
-                v2::AckMessageRequest { group: resource("g"), topic: resource("t"), entries: vec![entry] };
-            let raw = Raw::connect(&cluster.brokers[0].endpoint());
-            let response = raw.ack_message(request);
-            assert_eq!(response.status.unwrap().code(), Code::Ok);
+            call(&Raw::connect(&endpoint));
             answered.store(true, std::sync::atomic::Ordering::SeqCst);
         });
         std::thread::sleep(Duration::from_millis(700));
@@ -175,6 +189,7 @@ fn an_acknowledgement_is_answered_when_the_slave_has_it() {
         cluster.slaves[0].resume();
     });
     assert!(answered.into_inner());
+    wait_whole(cluster, 1, DEADLINE);
 }
 
 #[test]

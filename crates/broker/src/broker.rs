@@ -27,7 +27,7 @@ use crate::latency::Latencies;
 use crate::lite::LiteTable;
 use crate::lite::writer::LiteWriter;
 use crate::mark::Mark;
-use crate::progress::ProgressTable;
+use crate::progress::{GroupTopic, ProgressTable};
 use crate::records::{GroupRecord, message_of};
 use crate::replication::Followers;
 use crate::service::dead_letter::Burials;
@@ -199,5 +199,15 @@ impl Broker {
         }
         let group = v1::GroupConfig { name: name.to_owned(), ..Default::default() };
         Ok(self.catalog_writer.group(group).await?.0)
+    }
+
+    /// A group on a topic, of a broadcasting one a client of it; where it begins is fixed if it is its first time.
+    pub async fn progress_of(
+        &self,
+        group: &GroupRecord,
+        topic: &Arc<Topic>,
+        client: Option<&str>,
+    ) -> Result<Arc<GroupTopic>, Rejection> {
+        self.progress.open(&self.store, self.progress_durability(topic), group, topic, client).await
     }
 }

@@ -4,7 +4,8 @@
 //! progress records are not applied again. In recovery the same records rebuild it. Used from every data thread and by the log
 //! writer; a lock is held for one command of one group on one topic, and the log writer does not wait for it.
 
-use std::collections::HashMap;
+mod rows;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -23,6 +24,8 @@ use crate::pop::{Pop, Position, QueueState};
 use crate::records::{Change, GroupRecord, Metadata, Origin, Progress, QueueProgress};
 use crate::refuse;
 use crate::traffic::Delivered;
+
+use self::rows::{RowKey, Rows};
 
 /// Groups on topics, and clients of broadcasting ones.
 const ROWS_MAX: usize = 1_000_000;
@@ -210,57 +213,6 @@ fn record_of(progress: &Progress) -> NewRecord {
     }
 }
 
-/// Whose progress it is, by numbers.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct RowKey {
-    group: u32,
-    topic: u32,
-    client: Option<Arc<str>>,
-}
-
-/// The rows of a group, by topic and client.
-type GroupRows = HashMap<(u32, Option<Arc<str>>), Arc<GroupTopic>>;
-
-#[derive(Debug, Default)]
-struct Rows {
-    of_group: HashMap<u32, GroupRows>,
-    count: usize,
-}
-
-impl Rows {
-    fn get(&self, key: &RowKey) -> Option<&Arc<GroupTopic>> {
-        self.of_group.get(&key.group)?.get(&(key.topic, key.client.clone()))
-    }
-
-    /// The key is free.
-    fn insert(&mut self, key: RowKey, row: Arc<GroupTopic>) {
-        self.of_group.entry(key.group).or_default().insert((key.topic, key.client), row);
-        self.count += 1;
-    }
-
-    fn remove(&mut self, key: &RowKey) -> Option<Arc<GroupTopic>> {
-        let of_group = self.of_group.get_mut(&key.group)?;
-        let removed = of_group.remove(&(key.topic, key.client.clone()))?;
-        if of_group.is_empty() {
-            self.of_group.remove(&key.group);
-        }
-        self.count -= 1;
-        Some(removed)
-    }
-
-    fn remove_topic(&mut self, topic: u32) {
-        self.of_group.retain(|_, rows| {
-            rows.retain(|(own, _), _| *own != topic);
-            !rows.is_empty()
-        });
-        self.count = self.of_group.values().map(HashMap::len).sum();
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &Arc<GroupTopic>> {
-        self.of_group.values().flat_map(HashMap::values)
-    }
-}
-
 /// All groups on all topics.
 #[derive(Debug)]
 pub struct ProgressTable {
@@ -299,29 +251,30 @@ impl ProgressTable {
 
     /// A group on all its topics, with all its clients.
     pub fn of_group(&self, group: u32) -> Vec<Arc<GroupTopic>> {
-        self.rows.read().of_group.get(&group).map_or_else(Vec::new, |rows| rows.values().cloned().collect())
+        self.rows.read().of_group(group).cloned().collect()
     }
 
-    /// A group on a topic; of a broadcasting group, one of its clients. At the first contact its start is fixed by a
-    /// record, which lies in the log in front of every other of this row. Whoever comes while the log does not have that,
-    /// or after the store refused it, records it once more.
+    /// A group on a topic; of a broadcasting group, one of its clients. At the first contact its start is fixed by a record
+    /// in front of every other of this row, as durable as `durability`: without it a next master would begin elsewhere. Whoever
+    /// comes while the log does not have that, or after the store refused it, records it once more.
     pub async fn open(
         &self,
         store: &Store,
+        durability: Durability,
         group: &GroupRecord,
         topic: &Arc<Topic>,
         client: Option<&str>,
     ) -> Result<Arc<GroupTopic>, Rejection> {
         let (row, append) = match self.get(group.number, topic.number, client) {
             Some(row) => (row, None),
-            None => self.begin(store, group, topic, client)?,
+            None => self.begin(store, durability, group, topic, client)?,
         };
         if row.is_recorded.load(Ordering::Acquire) {
             return Ok(row);
         }
         match append {
             Some(append) => drop(append.await.map_err(refuse::append)?),
-            None => row.commit(store, Durability::Memory, |pop| ((), pop.floors())).await?,
+            None => row.commit(store, durability, |pop| ((), pop.floors())).await?,
         }
         row.is_recorded.store(true, Ordering::Release);
         Ok(row)
@@ -331,6 +284,7 @@ impl ProgressTable {
     fn begin(
         &self,
         store: &Store,
+        durability: Durability,
         group: &GroupRecord,
         topic: &Arc<Topic>,
         client: Option<&str>,
@@ -341,14 +295,14 @@ impl ProgressTable {
         if let Some(row) = rows.get(&key) {
             return Ok((row.clone(), None));
         }
-        if rows.count >= ROWS_MAX {
+        if rows.count() >= ROWS_MAX {
             return Err(Rejection::TooManyRequests(format!(
                 "this broker keeps {ROWS_MAX} progresses of groups on topics, the most it can"
             )));
         }
         let row = GroupTopic::new(key.clone(), topic.clone(), &starts);
         let first = row.record(row.run(|pop| pop.floors()));
-        let append = store.append(vec![first], Durability::Memory).map_err(refuse::append)?;
+        let append = store.append(vec![first], durability).map_err(refuse::append)?;
         rows.insert(key, row.clone());
         Ok((row, Some(append)))
     }

@@ -101,7 +101,7 @@ async fn a_beginning_that_could_not_be_recorded_is_not_taken_for_one() {
     let table = ProgressTable::new(catalog);
     let group = GroupRecord { number: 1, ..GroupRecord::default() };
     for _ in 0..2 {
-        let opened = table.open(&store, &group, &topic, None).await;
+        let opened = table.open(&store, Durability::Memory, &group, &topic, None).await;
         assert!(opened.is_err(), "what it reads from here on would begin elsewhere after a restart");
     }
 }

@@ -200,7 +200,7 @@ impl Broker {
         let offset = self.checked_offset(queue, request.offset)?;
         let group = self.group(name).await?;
         let client = group.config.broadcast.then_some(caller.client_id.as_str());
-        let row = self.progress.open(&self.store, &group, &topic, client).await?;
+        let row = self.progress_of(&group, &topic, client).await?;
         let durability = self.progress_durability(&row.topic);
         progress::reset(&self.store, durability, &row, &[(queue_id, offset)], self.revision_base).await?;
         Ok(v2::UpdateOffsetResponse { status: Some(ok()) })

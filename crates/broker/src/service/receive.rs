@@ -194,7 +194,7 @@ pub async fn receive(
     let mut group = broker.group(group_name).await?;
     lite::refuse_bound(&group)?;
     let client = group.config.broadcast.then_some(caller.client_id.as_str());
-    let row = broker.progress.open(&broker.store, &group, &topic, client).await?;
+    let row = broker.progress_of(&group, &topic, client).await?;
     row.seen(broker.clock.now_ms());
     // Each receive goes by its own filter; that the members do not agree is said to each of them.
     let contradiction = broker.clients.contradicts(group_name, topic_name, &caller.client_id);

@@ -83,7 +83,7 @@ impl Broker {
         } else {
             let group = v1::GroupConfig { name: REDRIVE_GROUP.to_owned(), ..Default::default() };
             let (group, _) = self.catalog_writer.group(group).await?;
-            Some(self.progress.open(&self.store, &group, &letters, None).await?)
+            Some(self.progress_of(&group, &letters, None).await?)
         };
         let turn = Turn::take(self)?;
         let redriven = tokio::task::spawn_blocking(move || {

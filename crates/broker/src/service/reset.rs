@@ -48,7 +48,7 @@ impl Broker {
         let group = group.ok_or(Rejection::GroupNotFound { group: request.group })?;
         let mut rows = self.rows_of(&group, &topic);
         if rows.is_empty() && !group.config.broadcast {
-            rows.push(self.progress.open(&self.store, &group, &topic, None).await?);
+            rows.push(self.progress_of(&group, &topic, None).await?);
         }
         let mut moves = Vec::with_capacity(rows.len() * targets.len());
         for row in &rows {
