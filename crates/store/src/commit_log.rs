@@ -18,6 +18,7 @@ use crate::disk::{self, Disk};
 use crate::epochs::Epochs;
 use crate::error::AppendError;
 use crate::fence::Fence;
+use crate::gather::Gathered;
 use crate::inbox::{Inbox, Request, Work};
 use crate::index::QueueIndex;
 use crate::maintenance::Wishes;
@@ -133,7 +134,7 @@ impl CommitLog {
     ) -> Result<Append, AppendError> {
         let (reply, answer) = oneshot::channel();
         self.inbox.push(Request { work, bytes, durability, arrived: Instant::now(), reply })?;
-        Ok(Append { answer })
+        Ok(Append { answer: Gathered::new(answer) })
     }
 
     pub(crate) fn follows(&self) -> bool {

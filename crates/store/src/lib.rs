@@ -47,6 +47,7 @@ mod error;
 mod fence;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+mod gather;
 mod inbox;
 mod index;
 mod maintenance;
@@ -87,6 +88,7 @@ pub use damage::Damage;
 pub use directory::LogId;
 pub use epochs::EpochStart;
 pub use error::{AppendError, CloseError, MendError, OpenError, ReadError};
+pub use gather::Gathered;
 pub use index::Entry;
 pub use mend::Mended;
 pub use query::SegmentInfo;
@@ -195,18 +197,18 @@ impl Listener for Silent {
 #[derive(Debug)]
 #[must_use = "an append is confirmed only when this says so"]
 pub struct Append {
-    answer: oneshot::Receiver<Answer>,
+    answer: Gathered<oneshot::Receiver<Answer>>,
 }
 
 impl Append {
     /// Blocks the thread until the answer is there. Not for async code.
     pub fn wait(self) -> Result<Appended, AppendError> {
-        result_of(self.answer.blocking_recv())
+        result_of(self.answer.into_inner().blocking_recv())
     }
 
     /// The answer, if it is there; `None`: it comes later.
     pub fn answered(&mut self) -> Option<Result<Appended, AppendError>> {
-        match self.answer.try_recv() {
+        match self.answer.get_mut().try_recv() {
             Err(TryRecvError::Empty) => None,
             answer => Some(result_of(answer)),
         }

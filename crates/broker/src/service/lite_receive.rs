@@ -11,7 +11,7 @@ use std::time::Duration;
 use karman_remoting::metadata::Caller;
 use karman_remoting::proto::v2;
 use karman_remoting::status::Rejection;
-use karman_store::{QueueNumber, QueueOffset, ReadError, Record};
+use karman_store::{Gathered, QueueNumber, QueueOffset, ReadError, Record};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tonic::codegen::BoxStream;
@@ -88,7 +88,7 @@ pub async fn receive(
             continue;
         }
         tokio::select! {
-            () = &mut arrived => {}
+            () = Gathered::new(&mut arrived) => {}
             () = tokio::time::sleep_until(deadline) => {}
             () = tokio::time::sleep(Duration::from_millis(receive::NO_LEASE_MS)), if !has_lease => {}
             () = broker.stopping.cancelled() => return Ok(receive::no_message(receive::NO_MESSAGE)),

@@ -17,7 +17,7 @@ use karman_remoting::proto::v2::{self, MessageType};
 use karman_remoting::settings::{LONG_POLLING_MAX, RECEIVE_BATCH_SIZE_MAX};
 use karman_remoting::status::Rejection;
 use karman_remoting::validate;
-use karman_store::{Entry, QueueOffset, ReadError, Record, key_hash};
+use karman_store::{Entry, Gathered, QueueOffset, ReadError, Record, key_hash};
 use tokio::time::Instant;
 use tonic::Status;
 use tonic::codegen::BoxStream;
@@ -243,7 +243,7 @@ pub async fn receive(
         }
         let until = |at_ms| deadline.min(Instant::now() + broker.clock.until(at_ms));
         tokio::select! {
-            () = &mut arrived => {}
+            () = Gathered::new(&mut arrived) => {}
             () = tokio::time::sleep_until(round.next_due_ms.map_or(deadline, until)) => {}
             () = broker.stopping.cancelled() => return Ok(no_message(NO_MESSAGE)),
         }

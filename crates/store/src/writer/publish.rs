@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use super::LogWriter;
 use crate::commit_log::CommitLog;
 use crate::error::AppendError;
+use crate::gather;
 use crate::inbox::{Answer, Reply};
 use crate::index::Entry;
 use crate::record::{self, NewRecord, PhysicalOffset, Place, RecordKind};
@@ -65,17 +66,18 @@ impl LogWriter {
             None => return Ok(0),
         };
         progress.advance_confirmed(end);
-        for placed in self.placed.iter().take(count) {
-            publish_entries(&self.log, placed);
-            publish_to_projections(&self.log, placed);
-        }
-        progress.advance_applied(end);
-        // Nothing else in between: whoever is woken by the first answer finds the next ones there when it is done.
-        for placed in self.placed.drain(..count) {
-            self.placed_bytes -= placed.bytes;
-            let appended = placed.appended;
-            placed.answer(Ok(appended));
-        }
+        gather::together(|| {
+            for placed in self.placed.iter().take(count) {
+                publish_entries(&self.log, placed);
+                publish_to_projections(&self.log, placed);
+            }
+            progress.advance_applied(end);
+            for placed in self.placed.drain(..count) {
+                self.placed_bytes -= placed.bytes;
+                let appended = placed.appended;
+                placed.answer(Ok(appended));
+            }
+        });
         if count > 0 {
             self.log.tell_followers();
         }
@@ -89,12 +91,14 @@ impl LogWriter {
             return;
         }
         let new = self.placed.iter_mut().skip(former);
-        for placed in new.filter(|placed| placed.durability <= reached) {
-            if placed.may_be_answered_before_it_is_seen() {
-                // Its records are not published, so they cannot be given away yet.
-                send(placed.reply.take(), Ok(placed.appended), Vec::new());
+        gather::together(|| {
+            for placed in new.filter(|placed| placed.durability <= reached) {
+                if placed.may_be_answered_before_it_is_seen() {
+                    // Its records are not published, so they cannot be given away yet.
+                    send(placed.reply.take(), Ok(placed.appended), Vec::new());
+                }
             }
-        }
+        });
     }
 
     /// Tells everybody who waits that it will not come about.
