@@ -1,7 +1,7 @@
 //! The gRPC server of every node: one port for TLS and plaintext, one `current_thread` runtime per data thread.
 //!
-//! Owns the data threads `<name>-0`, `<name>-1`, ...; each has its own SO_REUSEPORT listener and serves, on its own
-//! runtime, the connections the kernel gives it: no request ever changes threads. Started and stopped by whoever
+//! Owns the data threads `<name>-0`, `<name>-1`, ...; each has its own SO_REUSEPORT listener, gives what it accepts to the
+//! thread with the fewest connections, and serves its own on its own runtime: no request ever changes threads. Started and stopped by whoever
 //! assembles the node; the services behind the routes run on the data threads and must not block them.
 
 mod accept;
@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use schemars::JsonSchema;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -39,6 +40,9 @@ use crate::tls::Tls;
 /// messages in one request. 32 MiB is also the C++ client's sending limit (16 MiB) with room. How much all requests
 /// together may hold is bounded by [`Admission`].
 pub const MAX_DECODING_SIZE_BYTES: usize = 32 * 1024 * 1024;
+
+/// Connections that one data thread has accepted for another, and that this one has not seen yet.
+const HANDED_QUEUE: usize = 1024;
 
 /// How much longer than the grace [`Server::shutdown`] waits for a thread before it gives it up.
 const JOIN_SLACK: Duration = Duration::from_secs(2);
@@ -210,12 +214,15 @@ impl Server {
             .local_addr()
             .map_err(|source| ServerError::Bind { address: options.listen, source })?;
         let tls = options.tls.filter(|_| options.tls_mode != TlsMode::Disabled);
+        let (threads, handed): (Vec<_>, Vec<_>) =
+            listeners.iter().map(|_| mpsc::channel(HANDED_QUEUE)).unzip();
         let gate = Arc::new(accept::Gate {
             tls,
             nodes: options.nodes,
             refusals: Refusals::default(),
             plaintext: options.tls_mode != TlsMode::Enforcing,
-            places: places(&options.limits),
+            places: places(&options.limits, threads.len()),
+            threads,
             handshakes: pending::Pending::new(options.limits.max_handshakes),
             handshake_timeout: options.limits.handshake_timeout,
         });
@@ -226,10 +233,12 @@ impl Server {
             stop: CancellationToken::new(),
             threads: Vec::with_capacity(options.threads),
         };
-        for (number, listener) in listeners.into_iter().enumerate() {
+        for (number, (listener, handed)) in listeners.into_iter().zip(handed).enumerate() {
             let name = format!("{}-{number}", options.name);
             let thread = thread::DataThread {
+                number,
                 gate: gate.clone(),
+                handed,
                 routes: routes.clone(),
                 admission: options.limits.admission.clone(),
                 stop: server.stop.clone(),
@@ -266,9 +275,9 @@ impl Server {
     }
 }
 
-fn places(limits: &Limits) -> Arc<places::Places> {
+fn places(limits: &Limits, threads: usize) -> Arc<places::Places> {
     let Limits { max_connections, max_connections_per_address, refused, .. } = limits;
-    places::Places::new(*max_connections, *max_connections_per_address, refused.clone())
+    places::Places::new(*max_connections, *max_connections_per_address, threads, refused.clone())
 }
 
 impl Drop for Server {

@@ -39,44 +39,76 @@ pub(super) struct Gate {
     pub(super) refusals: Refusals,
     pub(super) plaintext: bool,
     pub(super) places: Arc<Places>,
+    /// To each data thread: what another has accepted for it.
+    pub(super) threads: Vec<mpsc::Sender<Accepted>>,
     pub(super) handshakes: Arc<Pending>,
     pub(super) handshake_timeout: Duration,
 }
 
-/// Accepts until `stop`, and sends what passed its handshake to `opened`.
-pub(super) async fn run(
-    listener: TcpListener,
-    gate: Arc<Gate>,
-    opened: mpsc::Sender<Connection>,
-    stop: CancellationToken,
-) {
-    stop.run_until_cancelled(accept(listener, gate, opened, &stop)).await;
+/// A connection of which nothing was read yet, with its place.
+pub(super) type Accepted = (std::net::TcpStream, Place);
+
+/// What one data thread lets in.
+pub(super) struct Entrance {
+    /// Number of the thread.
+    pub(super) thread: usize,
+    pub(super) gate: Arc<Gate>,
+    /// What passed its handshake.
+    pub(super) opened: mpsc::Sender<Connection>,
+    pub(super) stop: CancellationToken,
 }
 
-async fn accept(
-    listener: TcpListener,
-    gate: Arc<Gate>,
-    opened: mpsc::Sender<Connection>,
-    stop: &CancellationToken,
-) {
-    loop {
-        let (stream, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, "accept failed");
-                tokio::time::sleep(ACCEPT_ERROR_PAUSE).await;
-                continue;
+impl Entrance {
+    /// Accepts until `stop`, also what others have accepted for this thread, and sends on what passed its handshake.
+    pub(super) async fn run(self, listener: TcpListener, mut handed: mpsc::Receiver<Accepted>) {
+        let accept = async {
+            loop {
+                tokio::select! {
+                    accepted = listener.accept() => match accepted {
+                        Ok((stream, peer)) => self.place(stream, peer),
+                        Err(error) => {
+                            tracing::warn!(%error, "accept failed");
+                            tokio::time::sleep(ACCEPT_ERROR_PAUSE).await;
+                        }
+                    },
+                    // The gate keeps the other end.
+                    Some((stream, place)) = handed.recv() => self.begin(TcpStream::from_std(stream), place),
+                }
             }
         };
-        let place = match gate.places.take(peer.ip()) {
+        self.stop.run_until_cancelled(accept).await;
+    }
+
+    /// Gives a connection to the thread that has the fewest.
+    fn place(&self, stream: TcpStream, peer: SocketAddr) {
+        let place = match self.gate.places.take(peer.ip(), self.thread) {
             Ok(place) => place,
-            Err(why) => {
-                tracing::debug!(%peer, why, "closed");
-                continue;
-            }
+            Err(why) => return tracing::debug!(%peer, why, "closed"),
         };
-        let (gate, opened) = (gate.clone(), opened.clone());
-        let pending = gate.handshakes.begin(stop);
+        if place.thread() == self.thread {
+            return self.begin(Ok(stream), place);
+        }
+        let other = &self.gate.threads[place.thread()];
+        match stream.into_std() {
+            Ok(stream) => {
+                // One that is so far behind would not serve it either.
+                if other.try_send((stream, place)).is_err() {
+                    tracing::debug!(%peer, "closed: its data thread takes no more at the moment");
+                }
+            }
+            Err(error) => refused(Some(peer), &error),
+        }
+    }
+
+    /// The handshake, in a task of its own.
+    fn begin(&self, stream: io::Result<TcpStream>, place: Place) {
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(error) => return refused(None, &error),
+        };
+        let peer = stream.peer_addr().ok();
+        let (gate, opened) = (self.gate.clone(), self.opened.clone());
+        let pending = gate.handshakes.begin(&self.stop);
         tokio::spawn(async move {
             let handshake = tokio::time::timeout(gate.handshake_timeout, gate.open(stream, place));
             let opening = pending.run(handshake).await;
@@ -94,8 +126,8 @@ async fn accept(
     }
 }
 
-fn refused(peer: SocketAddr, error: &io::Error) {
-    tracing::debug!(%peer, %error, "handshake failed");
+fn refused(peer: Option<SocketAddr>, error: &io::Error) {
+    tracing::debug!(?peer, %error, "handshake failed");
 }
 
 impl Gate {

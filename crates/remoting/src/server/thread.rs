@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use super::Admission;
-use super::accept::{self, Gate};
+use super::accept::{Accepted, Entrance, Gate};
 
 /// Each long poll holds a stream, and some clients put all of a process on one connection.
 const MAX_CONCURRENT_STREAMS: u32 = 10_000;
@@ -25,12 +25,18 @@ const MAX_HEADER_LIST_BYTES: u32 = 16 * 1024;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 /// and closed when it does not answer for this long.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// tokio tells a runtime's driver of a timer that is due before all others, by a system call, even if the driver is not asleep;
+/// a call with a deadline makes one or two. There is always one that is due sooner.
+const SOONEST_TIMER: Duration = Duration::from_secs(1);
 /// Connections that passed the handshake and wait for the next turn of the serving task.
 const OPENED_QUEUE: usize = 16;
 
 /// What one data thread serves.
 pub(super) struct DataThread {
+    pub(super) number: usize,
     pub(super) gate: Arc<Gate>,
+    /// What others have accepted for this one.
+    pub(super) handed: mpsc::Receiver<Accepted>,
     pub(super) routes: Routes,
     pub(super) admission: Admission,
     pub(super) stop: CancellationToken,
@@ -41,9 +47,16 @@ impl DataThread {
     /// Serves until `stop`, then for as long as requests are in flight and the grace allows. What it leaves is cut off
     /// when its runtime ends.
     pub(super) async fn serve(self, listener: TcpListener) {
-        let Self { gate, routes, admission, stop, shutdown_grace } = self;
+        let Self { number, gate, handed, routes, admission, stop, shutdown_grace } = self;
         let (opened, incoming) = mpsc::channel(OPENED_QUEUE);
-        tokio::spawn(accept::run(listener, gate, opened, stop.clone()));
+        let entrance = Entrance { thread: number, gate, opened, stop: stop.clone() };
+        tokio::spawn(entrance.run(listener, handed));
+        tokio::spawn(async {
+            let mut sooner = tokio::time::interval(SOONEST_TIMER);
+            loop {
+                sooner.tick().await;
+            }
+        });
         let serving = tonic::transport::Server::builder()
             .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
