@@ -6,9 +6,11 @@ mod ceiling;
 mod consume;
 mod dev_node;
 mod disk;
+mod idle;
 mod latency;
 mod load;
 mod produce;
+mod queues;
 mod report;
 mod scale;
 mod template;
@@ -58,10 +60,21 @@ of the time from a send to its arrival at a consumer, on one clock.\n{KEYS}\n  k
     #[command(after_help = "Example:\n  karman bench report --rounds 5 --seconds 5")]
     Report(report::ReportArgs),
     /// What a delivered message costs the server with few and many queues, with little and much in flight
-    #[command(after_help = format!("\
-With -o json: one object with rounds, messages, and rows of name, server_cpu_us_per_message, ratio.\n
-Example:\n  karman bench scale --rounds 5"))]
+    #[command(after_help = "\
+With -o json: one object with rounds, messages, and rows of name, server_cpu_us_per_message, ratio.\n\n\
+Example:\n  karman bench scale --rounds 5")]
     Scale(scale::ScaleArgs),
+    /// What consumers cost that wait and have nothing to receive
+    #[command(after_help = "\
+With -o json: consumers, seconds, cpu_percent (of one processor), bytes_per_consumer, errors. Each consumer has a
+connection: ulimit -n must allow them.\n\n\
+Example:\n  karman bench idle --consumers 5000 --seconds 60")]
+    Idle(idle::IdleArgs),
+    /// Very many queues on one broker: making them, their memory, a start after kill -9
+    #[command(after_help = "\
+With -o json: queues, create_seconds, resident_mb, anonymous_mb, restart_ms, restarted_resident_mb.\n\n\
+Example:\n  karman bench queues --topics 1000")]
+    Queues(queues::QueuesArgs),
     /// The server of `ceiling`: prints its address, ends with its stdin
     #[command(hide = true)]
     Echo,
@@ -220,6 +233,8 @@ pub(crate) async fn run(command: BenchCommand, node: &Node, format: Format) -> a
         BenchCommand::Latency(args) => latency::run(args, node, format).await,
         BenchCommand::Report(args) => report::run(args, format).await,
         BenchCommand::Scale(args) => scale::run(args, format).await,
+        BenchCommand::Idle(args) => idle::run(args, format).await,
+        BenchCommand::Queues(args) => queues::run(args, format).await,
         BenchCommand::Echo => ceiling::echo().await,
     }
 }

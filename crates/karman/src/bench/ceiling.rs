@@ -67,7 +67,7 @@ pub(crate) fn value_of(line: &str, key: &str) -> anyhow::Result<String> {
 }
 
 /// User and system time, from /proc.
-fn cpu_micros(child: &Child) -> Option<u64> {
+pub(super) fn cpu_micros(child: &Child) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id()?)).ok()?;
     ticks_of(&stat).map(|ticks| ticks * 1_000_000 / rustix::param::clock_ticks_per_second())
 }

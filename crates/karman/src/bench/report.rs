@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
-use super::dev_node::{DevNode, directory};
+use super::dev_node::{DevNode, Memory, directory};
 use super::latency::LatencyFigures;
 use super::{Figures, columns, disk, micros, rounded};
 use crate::node::Node;
@@ -27,6 +27,9 @@ const LATENCY_TOPIC: &str = "latency";
 const FIFO_TOPIC: &str = "ordered";
 const MESSAGE_GROUPS: &str = "100000";
 const BATCH: &str = "32";
+const LARGE_BATCH: &str = "256";
+/// Requests in flight on each connection with those: as many messages as with the others would be 64 MiB.
+const LARGE_INFLIGHT: &str = "8";
 /// Messages of a receive where batches are small.
 const SMALL_BATCH: &str = "8";
 /// What 64 requests of 32 messages of 1 KiB bring to the disk while one fdatasync takes its time.
@@ -58,10 +61,16 @@ struct Round {
     disk_mb_per_second: f64,
     /// What `produce_batch` sent.
     consume_batch: Figures,
+    ceiling_large: Figures,
+    produce_large: Figures,
     produce_fifo: Figures,
     /// What `produce_fifo` sent.
     consume_fifo: Figures,
     latency: LatencyFigures,
+    /// Of the node, before it did anything.
+    idle: Memory,
+    /// After all of it.
+    used: Memory,
 }
 
 /// One row of the report: medians over the rounds.
@@ -85,8 +94,12 @@ struct ReportJson {
     rows: Vec<Row>,
     send_p50_us: u64,
     send_p99_us: u64,
+    send_p999_us: u64,
     receive_p50_us: u64,
     receive_p99_us: u64,
+    idle_resident_mb: f64,
+    peak_resident_mb: f64,
+    used_anonymous_mb: f64,
 }
 
 pub(crate) async fn run(args: ReportArgs, format: Format) -> anyhow::Result<()> {
@@ -112,6 +125,7 @@ async fn round(args: &ReportArgs, stop: &CancellationToken) -> anyhow::Result<Op
     let topics = [TOPIC.to_owned(), LATENCY_TOPIC.to_owned(), format!("{FIFO_TOPIC}:fifo")];
     let node = DevNode::start(dir.path(), &topics).await?;
     let endpoint = Some(node.endpoint.as_str());
+    let idle = node.memory()?;
     let produce: Figures = bench(&["produce", TOPIC, "--seconds", &seconds], endpoint).await?;
     let consume = bench(&["consume", TOPIC, "--batch", SMALL_BATCH, "--seconds", &seconds], endpoint).await?;
     let ceiling_batch: Figures = bench(&["ceiling", "--batch", BATCH, "--seconds", &seconds], None).await?;
@@ -124,6 +138,9 @@ async fn round(args: &ReportArgs, stop: &CancellationToken) -> anyhow::Result<Op
     let disk = disk::bytes_per_second(dir.path(), DISK_CHUNK_BYTES, Duration::from_secs(args.seconds));
     let disk_mb_per_second = disk.context("measure the disk")? / 1e6;
     let consume_batch = bench(&["consume", TOPIC, "--batch", BATCH, "--seconds", &seconds], endpoint).await?;
+    let large = ["--batch", LARGE_BATCH, "--inflight", LARGE_INFLIGHT, "--seconds", &seconds];
+    let ceiling_large: Figures = bench(&[&["ceiling"], &large[..]].concat(), None).await?;
+    let produce_large: Figures = bench(&[&["produce", TOPIC], &large[..]].concat(), endpoint).await?;
     let ordered = ["--message-groups", MESSAGE_GROUPS];
     let produce_fifo: Figures = bench(
         &["produce", FIFO_TOPIC, ordered[0], ordered[1], "--batch", BATCH, "--seconds", &seconds],
@@ -134,6 +151,7 @@ async fn round(args: &ReportArgs, stop: &CancellationToken) -> anyhow::Result<Op
         bench(&["consume", FIFO_TOPIC, "--batch", BATCH, "--seconds", &seconds], endpoint).await?;
     let latency: LatencyFigures =
         bench(&["latency", LATENCY_TOPIC, "--rate", "2000", "--seconds", &seconds], endpoint).await?;
+    let used = node.memory()?;
     node.stop().await?;
     if stop.is_cancelled() {
         return Ok(None);
@@ -147,9 +165,13 @@ async fn round(args: &ReportArgs, stop: &CancellationToken) -> anyhow::Result<Op
         log_mb_per_second,
         disk_mb_per_second,
         consume_batch,
+        ceiling_large,
+        produce_large,
         produce_fifo,
         consume_fifo,
         latency,
+        idle,
+        used,
     }))
 }
 
@@ -209,11 +231,14 @@ fn summary(args: &ReportArgs, rounds: &[Round]) -> ReportJson {
     let unary = |round: &Round| round.produce.messages_per_second / round.ceiling.messages_per_second;
     let batch =
         |round: &Round| round.produce_batch.messages_per_second / round.ceiling_batch.messages_per_second;
+    let large =
+        |round: &Round| round.produce_large.messages_per_second / round.ceiling_large.messages_per_second;
     let rate = |figures: &Figures| figures.messages_per_second;
     let consume = |round: &Round| rate(&round.consume) / rate(&round.produce);
     let produce_fifo = |round: &Round| rate(&round.produce_fifo) / rate(&round.produce_batch);
     let consume_fifo = |round: &Round| rate(&round.consume_fifo) / rate(&round.consume_batch);
     let micros = |value: &dyn Fn(&LatencyFigures) -> u64| pick(&|round| value(&round.latency) as f64) as u64;
+    let mb = |value: &dyn Fn(&Round) -> u64| rounded(pick(&|round| value(round) as f64 / 1e6));
     ReportJson {
         rounds: rounds.len(),
         seconds: args.seconds,
@@ -225,13 +250,19 @@ fn summary(args: &ReportArgs, rounds: &[Round]) -> ReportJson {
             row("produce, batch 32", &|round| &round.produce_batch, Some(&batch)),
             disk,
             row("consume, batch 32", &|round| &round.consume_batch, None),
+            row("ceiling, batch 256", &|round| &round.ceiling_large, None),
+            row("produce, batch 256", &|round| &round.produce_large, Some(&large)),
             row("produce, fifo, batch 32", &|round| &round.produce_fifo, Some(&produce_fifo)),
             row("consume, fifo, batch 32", &|round| &round.consume_fifo, Some(&consume_fifo)),
         ],
         send_p50_us: micros(&|latency| latency.send.p50_us),
         send_p99_us: micros(&|latency| latency.send.p99_us),
+        send_p999_us: micros(&|latency| latency.send.p999_us),
         receive_p50_us: micros(&|latency| latency.receive_p50_us),
         receive_p99_us: micros(&|latency| latency.receive_p99_us),
+        idle_resident_mb: mb(&|round| round.idle.resident_bytes),
+        peak_resident_mb: mb(&|round| round.used.peak_bytes),
+        used_anonymous_mb: mb(&|round| round.used.anonymous_bytes),
     }
 }
 
@@ -252,11 +283,16 @@ fn print(report: &ReportJson) -> anyhow::Result<()> {
     output::table(&columns("MEDIANS", names), report.rows.iter().map(cells).collect())?;
     output::line("")?;
     output::line(&format!(
-        "at 2,000/s: send p50 {}, p99 {}; send to receive p50 {}, p99 {}",
+        "at 2,000/s: send p50 {}, p99 {}, p99.9 {}; send to receive p50 {}, p99 {}",
         micros(report.send_p50_us),
         micros(report.send_p99_us),
+        micros(report.send_p999_us),
         micros(report.receive_p50_us),
         micros(report.receive_p99_us)
+    ))?;
+    output::line(&format!(
+        "memory: {:.0} MB idle, {:.0} MB at most with mapped files, {:.0} MB after it without",
+        report.idle_resident_mb, report.peak_resident_mb, report.used_anonymous_mb
     ))?;
     output::line(&format!(
         "{} rounds of {} s; fifo: {MESSAGE_GROUPS} message groups. Ratios: of produce to its",

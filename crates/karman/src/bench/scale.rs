@@ -160,7 +160,7 @@ async fn measure(case: &Case, args: &ScaleArgs) -> anyhow::Result<f64> {
 }
 
 /// Sends `count` messages, one a request, to the topics in turns.
-async fn fill(address: &str, topics: &[String], count: u64) -> anyhow::Result<()> {
+pub(super) async fn fill(address: &str, topics: &[String], count: u64) -> anyhow::Result<()> {
     let template = |topic: &String| Template::new(topic, BODY_BYTES, 0, Run::new());
     let templates: Arc<Vec<Template>> = Arc::new(topics.iter().map(template).collect());
     let (next, caller) = (Arc::new(AtomicU64::new(0)), Caller::nobody("producer"));
