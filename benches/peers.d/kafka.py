@@ -64,7 +64,7 @@ class Kafka(Peer):
         return figures
 
     def batch(self, seconds):
-        return self.send(max(20_000, int(self.rate * 2 * seconds)))
+        return self.send(max(5_000, int(self.rate * 2 * seconds)))
 
     def latency(self, seconds):
         # No tool of its own tells the time to a consumer at a rate: the send alone, without a consumer.

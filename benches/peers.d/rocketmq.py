@@ -38,6 +38,9 @@ class RocketMq(Karman):
                  "order": False, "attributes": {"message.type": "NORMAL"}}
         table = {name: {"topicName": name, **topic} for name in ("bench", "latency")}
         (config / "topics.json").write_text(json.dumps({"topicConfigTable": table}))
+        # LOCAL mode refuses a consumer whose group is not there, although auto-creation is on.
+        groups = {name: {"groupName": name} for name in ("bench", "bench-latency")}
+        (config / "subscriptionGroup.json").write_text(json.dumps({"subscriptionGroupTable": groups}))
         conf = self.dir / "conf"
         conf.mkdir()
         flush = {"page cache": "ASYNC_FLUSH", "disk": "SYNC_FLUSH"}[durability]
