@@ -122,7 +122,7 @@ class Peer:
                     raise Failed(f"{self.name} accepted no send within 90 s: {error}") from None
                 if any(server.poll() is not None for server in self.servers):
                     raise Failed(f"{self.name}: a server ended by itself; see {self.raw}") from None
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     def spawn(self, command, **environment):
         """A server in a session of its own, so that all it starts can be counted and stopped."""

@@ -12,13 +12,16 @@ use hdrhistogram::Histogram;
 use karman_remoting::proto::v2;
 use karman_remoting::proto::v2::messaging_service_client::MessagingServiceClient;
 use karman_remoting::proto::v2::receive_message_response::Content;
+use karman_remoting::proto::v2::settings::PubSub;
+use karman_remoting::proto::v2::telemetry_command::Command;
 use parking_lot::Mutex;
 use prost::Message as _;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::Request;
 use tonic::transport::Channel;
+use tonic::{Request, Streaming};
 
 use super::load::{connect, print_progress};
 use super::{Figures, Outcome, judge, masters_of, new_histogram, server_cpu_micros, used_since};
@@ -105,9 +108,11 @@ impl Plan {
         tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
             let connections = self.args.connections as usize;
             let tasks = TaskTracker::new();
+            let mut introduced = Vec::new();
             for index in (number..connections).step_by(self.threads()) {
                 let broker = &self.brokers[index % self.brokers.len()];
-                let service = connect(&broker.address).await?;
+                let mut service = connect(&broker.address).await?;
+                introduced.push(introduce(&mut service, &self.caller, &self.args.group).await?);
                 for _ in 0..self.args.inflight {
                     let (topic, group) = (&self.args.topic, &self.args.group);
                     let reads = Reads { caller: &self.caller, topic, group, batch: self.args.batch };
@@ -120,6 +125,31 @@ impl Plan {
             Ok(())
         })
     }
+}
+
+/// Says who reads, as every client does: Apache RocketMQ answers no receive before. Holds while both ends are kept.
+pub(crate) async fn introduce(
+    service: &mut MessagingServiceClient<Channel>,
+    caller: &Caller,
+    group: &str,
+) -> anyhow::Result<(mpsc::Sender<v2::TelemetryCommand>, Streaming<v2::TelemetryCommand>)> {
+    let group = v2::Resource { resource_namespace: String::new(), name: group.to_owned() };
+    let settings = v2::Settings {
+        client_type: Some(v2::ClientType::SimpleConsumer.into()),
+        pub_sub: Some(PubSub::Subscription(v2::Subscription { group: Some(group), ..Default::default() })),
+        user_agent: Some(v2::Ua { language: v2::Language::Rust.into(), ..Default::default() }),
+        ..Default::default()
+    };
+    let (says, said) = mpsc::channel(1);
+    let command = Some(Command::Settings(settings));
+    says.send(v2::TelemetryCommand { status: None, command }).await.context("say who reads")?;
+    let answered = async {
+        let request = caller.request(ReceiverStream::new(said));
+        let mut hears = service.telemetry(request).await?.into_inner();
+        hears.message().await.map(|_| hears)
+    };
+    let hears = tokio::time::timeout(CALL_TIMEOUT, answered).await.context("no answer to who reads")?;
+    Ok((says, hears.map_err(|status| anyhow::anyhow!(told(&status))).context("say who reads")?))
 }
 
 /// Prints a line each second until the time is over or `stop`.

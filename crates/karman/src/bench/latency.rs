@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::consume::{Reader, Reads, Shared};
+use super::consume::{Reader, Reads, Shared, introduce};
 use super::load::{self, Load, connect};
 use super::template::Run;
 use super::{
@@ -205,8 +205,10 @@ fn consume(
 ) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let tasks = TaskTracker::new();
+        let mut introduced = Vec::new();
         for broker in brokers {
-            let service = connect(&broker.address).await?;
+            let mut service = connect(&broker.address).await?;
+            introduced.push(introduce(&mut service, caller, &args.group).await?);
             for _ in 0..READERS {
                 let reads = Reads { caller, topic: &args.topic, group: &args.group, batch: 32 };
                 let reader = Reader::new(service.clone(), broker, &reads, &counted.shared);
