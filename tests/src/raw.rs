@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use karman_remoting::auth::credentials::Credentials;
+use karman_remoting::channel::{ChannelPool, ClientTls};
 use karman_remoting::proto::karman::admin_client::AdminClient;
 use karman_remoting::proto::karman::{
     BrokerStatus, CreateGroupRequest, CreateTopicRequest, DeleteTopicRequest, DescribeClusterRequest,
@@ -31,6 +32,16 @@ pub struct Raw {
     admin: AdminClient<Channel>,
     client_id: Option<&'static str>,
     credentials: Option<Credentials>,
+    headers: Headers,
+}
+
+/// What a replayed client says of itself with each call.
+#[derive(Clone, Debug, Default)]
+pub struct Headers {
+    /// Names and values.
+    pub metadata: Vec<(&'static str, String)>,
+    /// `grpc-timeout` of a telemetry stream.
+    pub of_stream: Option<&'static str>,
 }
 
 /// Makes a blocking method for a unary call. A gRPC error is a failure of the test: business errors travel in the body.
@@ -85,16 +96,28 @@ impl Raw {
         Self::over(Endpoint::from_shared(format!("https://{endpoint}")).unwrap().tls_config(tls).unwrap())
     }
 
+    /// The same over TLS, to whoever answers, with what a replayed client says of itself.
+    pub fn replayed(endpoint: &str, headers: Headers) -> Raw {
+        let pool = ChannelPool::with_tls(ClientTls::TrustAll);
+        let raw = Self::through(|| pool.get(endpoint).unwrap());
+        Raw { headers, client_id: None, ..raw }
+    }
+
     fn over(address: Endpoint) -> Raw {
+        Self::through(|| address.connect_lazy())
+    }
+
+    fn through(channel: impl FnOnce() -> Channel) -> Raw {
         const MAX_MESSAGE_BYTES: usize = 64 << 20;
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let channel = runtime.block_on(async { address.connect_lazy() });
+        let channel = runtime.block_on(async { channel() });
         let admin = AdminClient::new(channel.clone());
         let client = MessagingServiceClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        Raw { runtime, client, admin, client_id: Some(CLIENT_ID), credentials: None }
+        let headers = Headers::default();
+        Raw { runtime, client, admin, client_id: Some(CLIENT_ID), credentials: None, headers }
     }
 
     /// The same as another client.
@@ -121,8 +144,21 @@ impl Raw {
         if let Some(id) = self.client_id {
             request.metadata_mut().insert("x-mq-client-id", id.parse().unwrap());
         }
+        for (name, value) in &self.headers.metadata {
+            request.metadata_mut().insert(*name, value.parse().unwrap());
+        }
         if let Some(credentials) = &self.credentials {
             credentials.sign(request.metadata_mut());
+        }
+        request
+    }
+
+    /// A stream, which has no deadline but that of a replayed client.
+    fn stream_request<T>(&self, messages: T) -> tonic::Request<T> {
+        let mut request = self.request(messages);
+        request.metadata_mut().remove("grpc-timeout");
+        if let Some(timeout) = self.headers.of_stream {
+            request.metadata_mut().insert("grpc-timeout", timeout.parse().unwrap());
         }
         request
     }
@@ -133,7 +169,7 @@ impl Raw {
         self.send_message(v2::SendMessageRequest { messages })
     }
 
-    /// The status of the call, which must be there exactly once, and the messages.
+    /// The status of the call, which must come first and only once, and the messages.
     pub fn receive(&self, request: v2::ReceiveMessageRequest) -> (v2::Status, Vec<v2::Message>) {
         let mut client = self.client.clone();
         let mut statuses = Vec::new();
@@ -143,7 +179,10 @@ impl Raw {
             while let Some(frame) = frames.next().await {
                 match frame.unwrap().content {
                     Some(Content::Status(status)) => statuses.push(status),
-                    Some(Content::Message(bytes)) => messages.push(v2::Message::decode(bytes).unwrap()),
+                    Some(Content::Message(bytes)) => {
+                        assert!(!statuses.is_empty(), "some clients take what comes first for the status");
+                        messages.push(v2::Message::decode(bytes).unwrap());
+                    }
                     Some(Content::DeliveryTimestamp(_)) | None => {}
                 }
             }
@@ -282,8 +321,7 @@ impl Raw {
         let first = v2::TelemetryCommand { status: None, command: Some(Command::Settings(settings)) };
         outbound.try_send(first).unwrap();
         let mut client = self.client.clone();
-        let mut request = self.request(tokio_stream::wrappers::ReceiverStream::new(outgoing));
-        request.metadata_mut().remove("grpc-timeout");
+        let request = self.stream_request(tokio_stream::wrappers::ReceiverStream::new(outgoing));
         let mut stream = self.runtime.block_on(client.telemetry(request))?.into_inner();
         self.runtime.block_on(stream.message())?;
         meanwhile();
@@ -296,6 +334,12 @@ impl Raw {
         let mut admin = self.admin.clone();
         let answer = self.runtime.block_on(admin.describe_cluster(self.request(DescribeClusterRequest {})));
         answer.map_or(0, |response| response.into_inner().brokers.len())
+    }
+
+    /// Whether the caller may not know the route of `topic`.
+    pub fn is_refused(&self, topic: &str) -> bool {
+        let answer = self.query_route(v2::QueryRouteRequest { topic: resource(topic), endpoints: None });
+        answer.status.is_some_and(|status| status.code() == v2::Code::Unauthorized)
     }
 
     /// The names of the brokers in the route of `topic`, sorted; none while the node is away or does not know it.
@@ -316,6 +360,8 @@ impl Raw {
 /// A telemetry stream that stays open until this is dropped.
 #[derive(Debug)]
 pub struct Telemetry {
+    /// What the server answered first.
+    pub settings: v2::Settings,
     outbound: tokio::sync::mpsc::Sender<v2::TelemetryCommand>,
     commands: std::sync::mpsc::Receiver<v2::telemetry_command::Command>,
 }
@@ -348,8 +394,7 @@ impl Raw {
         let first = v2::TelemetryCommand { status: None, command: Some(Command::Settings(settings)) };
         outbound.try_send(first).unwrap();
         let mut client = self.client.clone();
-        let mut request = self.request(tokio_stream::wrappers::ReceiverStream::new(outgoing));
-        request.metadata_mut().remove("grpc-timeout");
+        let request = self.stream_request(tokio_stream::wrappers::ReceiverStream::new(outgoing));
         self.runtime.spawn(async move {
             let mut stream = client.telemetry(request).await.unwrap().into_inner();
             while let Some(Ok(command)) = stream.next().await {
@@ -360,10 +405,9 @@ impl Raw {
                 }
             }
         });
-        let telemetry = Telemetry { outbound, commands };
-        let answer = telemetry.next(CALL_DEADLINE);
-        assert!(matches!(answer, Command::Settings(_)), "{answer:?}");
-        telemetry
+        let answer = commands.recv_timeout(CALL_DEADLINE).unwrap_or_else(|error| panic!("settings: {error}"));
+        let Command::Settings(settings) = answer else { panic!("not settings: {answer:?}") };
+        Telemetry { settings, outbound, commands }
     }
 }
 
@@ -392,8 +436,13 @@ pub fn ids(messages: &[v2::Message]) -> Vec<String> {
 
 /// What a group is given of a topic of the first broker, without waiting.
 pub fn take(raw: &Raw, topic: &str, group: &str) -> Vec<v2::Message> {
+    take_of(raw, topic, group, "broker-a")
+}
+
+/// The same of another broker.
+pub fn take_of(raw: &Raw, topic: &str, group: &str, broker: &str) -> Vec<v2::Message> {
     let long_polling_timeout = Some(seconds(0));
-    let request = receive_request(topic, group, "broker-a");
+    let request = receive_request(topic, group, broker);
     raw.receive(v2::ReceiveMessageRequest { long_polling_timeout, ..request }).1
 }
 
