@@ -275,6 +275,13 @@ impl Cluster {
         broker_in("broker-a", own, &namesrvs.join(";"), &settings, self.path())
     }
 
+    /// One more broker of a set of its own.
+    pub fn add_broker(&mut self) {
+        let namesrvs: Vec<String> = self.namesrvs.iter().map(Node::endpoint).collect();
+        self.brokers.push(broker(self.brokers.len(), &namesrvs.join(";"), &self.of_all, self.path()));
+        self.wait_whole();
+    }
+
     /// Where the servers and drivers of this cluster keep their files.
     pub fn path(&self) -> &Path {
         self.directory.path()
@@ -307,11 +314,7 @@ impl Cluster {
     pub fn example(&self, name: &str) -> String {
         let mut command = Command::new(program(name));
         command.arg(self.brokers[0].endpoint());
-        let mut process = Process::start(name, command, self.path());
-        let status = process.wait_end(EXAMPLE_DEADLINE);
-        let printed = process.lines(0).join("\n");
-        assert!(status.success(), "{name} ended with {status}:\n{printed}\n{}", process.log());
-        printed
+        Process::printed(name, command, self.path(), EXAMPLE_DEADLINE)
     }
 
     /// Waits until every node knows every broker: a topic is made where the asked node knows a broker.

@@ -15,6 +15,7 @@ use crate::process::Process;
 const START_DEADLINE: Duration = Duration::from_secs(60);
 /// The Java client ends its long polls and background services one by one.
 const STOP_DEADLINE: Duration = Duration::from_secs(90);
+const EXAMPLE_DEADLINE: Duration = Duration::from_secs(150);
 
 /// Which official client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,12 +105,17 @@ impl Driver {
     /// Starts a driver and waits until its client has started.
     pub fn start_ready(plan: &Plan<'_>, directory: &Path) -> Driver {
         let driver = Driver::start(plan, directory);
-        driver.process.wait_line("ready event", START_DEADLINE, |line| {
+        driver.wait_ready();
+        driver
+    }
+
+    /// Waits until its client has started.
+    pub fn wait_ready(&self) {
+        self.process.wait_line("ready event", START_DEADLINE, |line| {
             let event = parse(line);
             assert!(event.event != "fatal", "the client did not start: {line}");
             (event.event == "ready").then_some(())
         });
-        driver
     }
 
     /// Runs a driver until it ends by itself; what it reported.
@@ -172,6 +178,46 @@ impl Language {
     /// All of them.
     pub const ALL: [Language; 5] =
         [Language::Java, Language::Python, Language::Go, Language::Node, Language::Rust];
+
+    /// The version that `tests/clients/setup` installs.
+    pub fn version(self) -> &'static str {
+        match self {
+            Language::Java => "5.2.0",
+            Language::Python => "5.1.2",
+            Language::Go => "5.1.4",
+            Language::Node => "1.0.8",
+            Language::Rust => "5.0.0",
+        }
+    }
+
+    /// The program under `examples/` that uses this client, started in `home`; what it has printed when it has ended well.
+    pub fn example(self, endpoint: &str, home: &Path) -> String {
+        let (clients, examples) = (root().join("target/clients"), root().join("examples"));
+        let mut command = match self {
+            Language::Python => {
+                let mut command = Command::new(clients.join("python/bin/python"));
+                command.arg("-B").arg(examples.join("python/orders.py"));
+                command
+            }
+            Language::Java => {
+                let mut command = Command::new("java");
+                command.arg(format!("-Duser.home={}", home.display()));
+                command.arg("-cp").arg(clients.join("java/lib/*")).arg(examples.join("java/Orders.java"));
+                command
+            }
+            Language::Go => Command::new(clients.join("go/orders")),
+            Language::Node => {
+                let mut command = Command::new("node");
+                command
+                    .arg(examples.join("node/orders.js"))
+                    .env("NODE_PATH", clients.join("node/node_modules"));
+                command
+            }
+            Language::Rust => panic!("the Rust examples use the SDK"),
+        };
+        command.arg(endpoint).current_dir(home).env("HOME", home);
+        Process::printed(&format!("{self:?}-example"), command, home, EXAMPLE_DEADLINE)
+    }
 
     fn command(self, home: &Path) -> Command {
         let (clients, sources) = (root().join("target/clients"), root().join("tests/clients"));

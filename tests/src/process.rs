@@ -53,6 +53,15 @@ impl Process {
         Process { name: name.to_owned(), child, output, log }
     }
 
+    /// Runs `command` to its end; what it has printed. Panics when it fails.
+    pub fn printed(name: &str, command: Command, directory: &Path, deadline: Duration) -> String {
+        let mut process = Process::start(name, command, directory);
+        let status = process.wait_end(deadline);
+        let printed = process.lines(0).join("\n");
+        assert!(status.success(), "{name} ended with {status}:\n{printed}\n{}", process.log());
+        printed
+    }
+
     /// The lines on stdout so far, from number `from`.
     pub fn lines(&self, from: usize) -> Vec<String> {
         self.locked().0.get(from..).unwrap_or_default().to_vec()
