@@ -16,10 +16,11 @@ pub fn tag_of(index: u64) -> &'static str {
     COLOURS[usize::try_from(index % 3).unwrap()]
 }
 
-/// Length and SHA-256 of the body that the drivers make for message `index` of `seed`.
-fn body_of(seed: &str, index: u64) -> (usize, String) {
+/// Length and SHA-256 of the body that the drivers make for message `index` of `seed`, of `size` bytes unless that is 0.
+fn body_of(seed: &str, index: u64, size: usize) -> (usize, String) {
     let root = Sha256::digest(format!("{seed}:{index}"));
-    let length = 1 + usize::from(u16::from_be_bytes([root[0], root[1]])) % 2048;
+    let own = 1 + usize::from(u16::from_be_bytes([root[0], root[1]])) % 2048;
+    let length = if size > 0 { size } else { own };
     let mut body = Vec::with_capacity(length + 32);
     for block in 0u32.. {
         if body.len() >= length {
@@ -32,10 +33,15 @@ fn body_of(seed: &str, index: u64) -> (usize, String) {
     (length, sha256)
 }
 
+/// SHA-256 of the body that the drivers make for message `index` of `seed` with this `size`.
+pub fn sha256_of(seed: &str, index: u64, size: usize) -> String {
+    body_of(seed, index, size).1
+}
+
 /// Panics unless a delivered message is in every field what the drivers send as `index` of `seed`.
 pub fn check_content(event: &Event, topic: &str, seed: &str) {
     let index: u64 = event.properties["index"].parse().unwrap();
-    let (length, sha256) = body_of(seed, index);
+    let (length, sha256) = body_of(seed, index, 0);
     assert_eq!((event.length, &event.sha256), (length, &sha256), "body of {event:?}");
     assert_eq!(event.topic, topic);
     assert_eq!(event.tag.as_deref(), Some(tag_of(index)));

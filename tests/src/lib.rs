@@ -16,6 +16,7 @@ pub mod files;
 pub mod ledger;
 pub mod load;
 pub mod loop_device;
+pub mod matrix;
 pub mod mixed_load;
 pub mod process;
 pub mod raw;

@@ -74,7 +74,12 @@ pub fn two_brokers() -> Cluster {
 
 /// The same, with settings of the brokers.
 pub fn two_brokers_with(settings: &[(&str, &str)]) -> Cluster {
-    let builder = Cluster::builder().namesrvs(1).brokers(2);
+    cluster_with(1, settings)
+}
+
+/// Two brokers with these settings, and so many namesrvs.
+pub fn cluster_with(namesrvs: usize, settings: &[(&str, &str)]) -> Cluster {
+    let builder = Cluster::builder().namesrvs(namesrvs).brokers(2);
     settings.iter().fold(builder, |builder, (key, value)| builder.set(key, value)).start()
 }
 
@@ -91,9 +96,17 @@ fn rows(cluster: &Cluster, arguments: &[&str]) -> Vec<Value> {
 
 /// Panics unless every broker has messages of `topic`.
 pub fn assert_on_all_brokers(cluster: &Cluster, topic: &str) {
+    assert_eq!(
+        brokers_with(cluster, topic),
+        cluster.brokers.len(),
+        "not every broker has messages of {topic}"
+    );
+}
+
+/// How many brokers have messages of `topic`.
+pub fn brokers_with(cluster: &Cluster, topic: &str) -> usize {
     let topics = rows(cluster, &["topic", "list"]);
-    let held = topics.iter().filter(|row| row["topic"] == topic && row["messages"].as_u64().unwrap() > 0);
-    assert_eq!(held.count(), cluster.brokers.len(), "{topics:?}");
+    topics.iter().filter(|row| row["topic"] == topic && row["messages"].as_u64().unwrap() > 0).count()
 }
 
 /// What `/metrics` of all brokers say of this counter, together.

@@ -6,13 +6,11 @@ use std::time::{Duration, Instant};
 use karman_remoting::proto::v2::{self, Code};
 use karman_tests::cluster::{Cluster, Node, program};
 use karman_tests::raw::{is_ok, message, receive_request, resource, seconds};
-use karman_tests::{Driver, Event, Language, Raw, Stage, until};
+use karman_tests::{Raw, until};
 
 /// A change holds on every node after so long.
 const EFFECTIVE: Duration = Duration::from_secs(1);
 const DEADLINE: Duration = Duration::from_secs(10);
-/// Start of a JVM, and the tries of a client.
-const CLIENT_DEADLINE: Duration = Duration::from_secs(90);
 const SECRET: &str = "secret of the shop";
 
 fn code(status: Option<v2::Status>) -> Code {
@@ -358,40 +356,6 @@ fn the_sdk_and_the_command_sign_their_calls() {
     cluster.karman(&["message", "send", "orders", "--body", "a book"]);
     let received = cluster.karman(&["message", "receive", "orders", "--group", "shop-1"]);
     assert!(received.contains("a book"), "{received}");
-}
-
-/// A producer and a consumer of the official client: with the right secret all goes as ever, with another, or without the right, it sends nothing.
-fn an_official_client_signs_its_calls(language: Language) {
-    let cluster = cluster();
-    let stage = Stage::through_namesrv(&cluster, language);
-    let shop = [("access-key", "shop"), ("secret-key", SECRET), ("count", "20")];
-    let produced = stage.produce("orders", &shop);
-    assert_eq!(produced.iter().filter(|event| event.event == "sent").count(), 20);
-    let consumer = [("access-key", "shop"), ("secret-key", SECRET), ("count", "20"), ("group", "shop-1")];
-    let consumed = stage.run("consume-simple", "orders", &consumer);
-    assert!(consumed.iter().filter(|event| event.event == "acked").count() >= 20, "{consumed:?}");
-    // Why it is refused stands in the log of the client.
-    for (access_key, secret_key, topic) in
-        [("shop", "another secret", "orders"), ("other", SECRET, "orders"), ("shop", SECRET, "bills")]
-    {
-        let options = [("access-key", access_key), ("secret-key", secret_key), ("count", "1")];
-        let driver = Driver::start(&stage.plan("produce", topic, &options), cluster.path());
-        until("the client is refused", CLIENT_DEADLINE, || {
-            let is_refused = |event: &Event| event.event == "fatal" || event.event == "failed";
-            driver.events().iter().any(is_refused).then_some(())
-        });
-        assert_eq!(driver.count("sent"), 0, "{access_key} on {topic}");
-    }
-}
-
-#[test]
-fn the_java_client_signs_its_calls() {
-    an_official_client_signs_its_calls(Language::Java);
-}
-
-#[test]
-fn the_python_client_signs_its_calls() {
-    an_official_client_signs_its_calls(Language::Python);
 }
 
 #[test]

@@ -47,7 +47,9 @@ func (o options) seconds(name string, fallback int64) time.Duration {
 
 func (o options) config() *rmq.Config {
 	// The client insists on credentials; a server without access control does not read them.
-	keys := &credentials.SessionCredentials{AccessKey: "none", AccessSecret: "none"}
+	keys := &credentials.SessionCredentials{
+		AccessKey: o.text("access-key", "none"), AccessSecret: o.text("secret-key", "none"),
+	}
 	return &rmq.Config{Endpoint: o["endpoint"], ConsumerGroup: o["group"], Credentials: keys}
 }
 

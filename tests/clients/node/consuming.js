@@ -6,12 +6,13 @@ const {
 } = require('rocketmq-client-nodejs');
 const { FilterType } = require('rocketmq-client-nodejs/proto/apache/rocketmq/v2/definition_pb');
 const { Countdown, emit, failure, pause, sleep, state, stopped } = require('./events');
+const { reached } = require('./producing');
 const { report } = require('./messages');
 
 const LONG_POLL_MS = 20_000;
 
 function configuration(options) {
-  return { endpoints: options.text('endpoint'), namespace: '', consumerGroup: options.text('group') };
+  return { ...reached(options), namespace: '', consumerGroup: options.text('group') };
 }
 
 function subscriptions(options) {

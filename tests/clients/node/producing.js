@@ -13,8 +13,14 @@ const RESOLUTIONS = {
   unknown: TransactionResolution.TRANSACTION_RESOLUTION_UNSPECIFIED,
 };
 
+/** What clients of each kind are told: where the servers are, and in whose name to call. */
+function reached(options) {
+  const keys = { accessKey: options.text('access-key', ''), accessSecret: options.text('secret-key', '') };
+  return { endpoints: options.text('endpoint'), ...(keys.accessKey && { sessionCredentials: keys }) };
+}
+
 async function startedProducer(options, more = {}) {
-  const producer = new Producer({ endpoints: options.text('endpoint'), topic: options.text('topic'), ...more });
+  const producer = new Producer({ ...reached(options), topic: options.text('topic'), ...more });
   await producer.startup();
   emit('ready');
   return producer;
@@ -152,4 +158,4 @@ async function recall(options) {
   });
 }
 
-module.exports = { produce, recall, transaction };
+module.exports = { produce, reached, recall, transaction };

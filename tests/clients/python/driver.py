@@ -9,6 +9,7 @@ client has the feature, and answer the event `unsupported` otherwise; `tests/src
 Scenarios and what they report, beside `ready` (the client has started), `done`, and `fatal` (it could not start):
 
   produce         `sent` or `failed` for each try. `failed` is tried again, with a new message id.
+  produce-batch   the same with `--batch` messages in each call; `failed` is not tried again.
   transaction     `sent`; `ended` or `end-failed` for each commit and rollback; `checked` when the server asks back.
                   Answers the questions of the server until stdin ends, or for `--linger` seconds after the last send.
   recall          `sent`, then `recalled` with the outcome `accepted` or `refused`.
@@ -36,15 +37,16 @@ from producing import produce, recall, send_raw, transaction
 
 SCENARIOS = {"produce": produce, "transaction": transaction, "recall": recall, "consume-simple": consume_simple,
              "consume-push": consume_push, "consume-lite": consume_lite, "send-raw": send_raw, "bad-input": bad_input}
+UNSUPPORTED = ["produce-batch"]
 
 
 def parse():
     parser = argparse.ArgumentParser()
-    parser.add_argument("scenario", choices=SCENARIOS)
+    parser.add_argument("scenario", choices=[*SCENARIOS, *UNSUPPORTED])
     parser.add_argument("--endpoint", required=True)
     parser.add_argument("--topic", required=True)
     parser.add_argument("--group", help="the consumer group")
-    parser.add_argument("--access-key", default="", help="signs every call, with the next one; Python and Java")
+    parser.add_argument("--access-key", default="", help="signs every call, with the next one")
     parser.add_argument("--secret-key", default="")
     parser.add_argument("--count", type=int, default=0, help="messages; 0: until stdin ends")
     parser.add_argument("--threads", type=int, default=4)
@@ -63,7 +65,7 @@ def parse():
     parser.add_argument("--recall-wait", type=int, default=0, help="milliseconds from the send to the recall")
     parser.add_argument("--recall-twice", type=int, default=0, help="1: a second recall with the same handle")
 
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=32, help="messages in one call")
     parser.add_argument("--invisible", type=int, default=30, help="seconds")
     parser.add_argument("--filter", default="*")
     parser.add_argument("--filter-type", choices=("tag", "sql"), default="tag")
@@ -79,6 +81,9 @@ def parse():
 
 def main():
     options = parse()
+    if options.scenario in UNSUPPORTED:
+        emit("unsupported", name=options.scenario)
+        return
     threading.Thread(target=watch_stdin, daemon=True).start()
     try:
         SCENARIOS[options.scenario](options)

@@ -1,40 +1,16 @@
-//! What a group gets, with the official clients on two brokers: what its filters select, the most important first; what
-//! it is told when its members contradict one another, and when it is moved while it runs.
+//! What a group gets, with the official clients on two brokers: the most important first; what it is told when its members
+//! contradict one another, and when it is moved while it runs.
 
-use karman_tests::ledger::tag_of;
-use karman_tests::stage::{
-    DEADLINE, MANY_THREADS, create_topic, deliveries, ids, named, sent_ids, two_brokers,
-};
+use karman_tests::stage::{DEADLINE, create_topic, deliveries, ids, named, two_brokers};
 use karman_tests::{Cluster, Driver, Language, Ledger, Stage, until};
 
 const TOPIC: &str = "prices";
 const GROUP: &str = "watching";
-const SQL: &str = "(TAGS = 'red' AND index BETWEEN 100 AND 199) OR index IN ('7', '8') OR text IS NULL";
 
 fn cluster(kind: &str) -> Cluster {
     let cluster = two_brokers();
     create_topic(&cluster, TOPIC, kind);
     cluster
-}
-
-fn sql_selects(language: Language) {
-    let cluster = cluster("normal");
-    let stage = Stage::through_namesrv(&cluster, language);
-    let produced = stage.produce(TOPIC, &[("count", "300"), ("seed", "sql")]);
-    let wanted = sent_ids(&produced, |index| {
-        tag_of(index) == "red" && (100..200).contains(&index) || [7, 8].contains(&index)
-    });
-    let consumers = match language {
-        Language::Rust => vec!["consume-simple"],
-        Language::Java | Language::Python => vec!["consume-simple", "consume-push"],
-        Language::Go | Language::Node => vec!["consume-push"],
-    };
-    let count = wanted.len().to_string();
-    for scenario in consumers {
-        let options = [("group", scenario), ("count", &count), ("filter", SQL), ("filter-type", "sql")];
-        let selected = stage.run(scenario, TOPIC, &[&options[..], &[MANY_THREADS]].concat());
-        assert_eq!(ids(&selected, "message"), wanted, "{scenario}");
-    }
 }
 
 /// Each broker gives its most important messages first, and they all fit into one answer: the priority rises once at
@@ -80,31 +56,6 @@ fn a_group_that_is_moved_back_gets_all_again(language: Language) {
     assert_eq!((seen.len(), twice), (60, 40));
     ledger.add(consumed);
     ledger.assert_nothing_lost();
-}
-
-#[test]
-fn sql_selects_for_java() {
-    sql_selects(Language::Java);
-}
-
-#[test]
-fn sql_selects_for_python() {
-    sql_selects(Language::Python);
-}
-
-#[test]
-fn sql_selects_for_go() {
-    sql_selects(Language::Go);
-}
-
-#[test]
-fn sql_selects_for_node() {
-    sql_selects(Language::Node);
-}
-
-#[test]
-fn sql_selects_for_rust() {
-    sql_selects(Language::Rust);
 }
 
 #[test]

@@ -22,23 +22,6 @@ fn no_send_failed(events: &[Event]) {
     assert!(failed.is_empty(), "{} sends failed: {:?}", failed.len(), failed.first());
 }
 
-#[test]
-fn a_namesrv_restarts_under_load() {
-    let mut cluster = Cluster::builder().namesrvs(1).brokers(2).start();
-    cluster.create_topic(TOPIC);
-    let endpoint = cluster.namesrvs[0].endpoint();
-    let mut producers = [Language::Java, Language::Python]
-        .map(|language| driver(&cluster, language, "produce", &endpoint, "unused"));
-    for _ in 0..3 {
-        cluster.namesrvs[0].kill();
-        advance(&mut producers);
-        cluster.namesrvs[0].start();
-        cluster.wait_route(TOPIC);
-        advance(&mut producers);
-    }
-    producers.into_iter().for_each(|producer| no_send_failed(&producer.stop()));
-}
-
 /// Waits until each producer has sent some more.
 fn advance(producers: &mut [Driver]) {
     for producer in producers {

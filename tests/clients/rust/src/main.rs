@@ -36,6 +36,7 @@ async fn run(scenario: &str, options: Options) -> Result<(), Fatal> {
     }
     match scenario {
         "produce" => producing::produce(options).await?,
+        "produce-batch" => producing::produce_batch(options).await?,
         "transaction" => producing::transaction(options).await?,
         "consume-simple" => consuming::consume_simple(options).await?,
         _ => {

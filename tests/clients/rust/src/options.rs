@@ -45,6 +45,10 @@ impl Options {
     pub fn client(&self) -> Result<ClientOption, Fatal> {
         let mut option = ClientOption::default();
         option.set_access_url(self.text("endpoint")?);
+        if let Some(access_key) = self.get("access-key") {
+            option.set_access_key(access_key);
+            option.set_secret_key(self.text("secret-key")?);
+        }
         Ok(option)
     }
 }

@@ -31,6 +31,33 @@ pub async fn produce(options: Options) -> Result<(), Fatal> {
     send_all(Arc::new(producer), options, Work::Send).await
 }
 
+/// The messages in batches, one after the other, each tried once.
+pub async fn produce_batch(options: Options) -> Result<(), Fatal> {
+    let mut producer = Producer::new(producer_option(&options)?, options.client()?)?;
+    producer.start().await?;
+    emit("ready", json!({}));
+    let producer = Arc::new(producer);
+    let (count, batch) = (options.number("count", 0)?, options.number("batch", 32)?);
+    let mut first = 0;
+    while first < count && !is_stopped() {
+        let indices = first..count.min(first + batch);
+        let began = now();
+        let messages: Result<Vec<_>, Fatal> =
+            indices.clone().map(|index| Ok(message_of(&options, index)?.0)).collect();
+        let (sender, messages) = (producer.clone(), messages?);
+        match guarded(async move { sender.batch_send(messages).await }).await {
+            Ok(receipts) => {
+                for (index, receipt) in indices.clone().zip(&receipts) {
+                    emit("sent", json!({"index": index, "began": began, "id": receipt.message_id()}));
+                }
+            }
+            Err(error) => emit("failed", with(json!({"index": first, "began": began}), failure(&error))),
+        }
+        first = indices.end;
+    }
+    Ok(())
+}
+
 /// What is done with each index.
 #[derive(Clone, Copy)]
 enum Work {

@@ -42,7 +42,10 @@ public final class Driver {
             case "consume-push" -> new Consuming(options).consumePush();
             case "consume-lite" -> new Consuming(options).consumeLite();
             case "bad-input" -> new BadInput(options).run();
-            default -> throw new IllegalArgumentException("no such scenario: " + options.scenario());
+            default -> {
+                Events.emit("unsupported", "name", options.scenario());
+                return;
+            }
         }
         Events.emit("done");
     }
