@@ -1,6 +1,8 @@
 //! A gRPC client without manners: it sends exactly what a test says, also what no official client lets through.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+mod requests;
+
+use std::time::Duration;
 
 use bytes::Bytes;
 use karman_remoting::auth::credentials::Credentials;
@@ -14,11 +16,11 @@ use karman_remoting::proto::karman::{
 use karman_remoting::proto::v2::messaging_service_client::MessagingServiceClient;
 use karman_remoting::proto::v2::{self, receive_message_response::Content};
 use prost::Message as _;
-use prost_types::Timestamp;
 use tokio::runtime::Runtime;
 use tokio_stream::StreamExt as _;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
+pub use self::requests::{delayed, message, millis, now_ms, receive_request, resource, seconds};
 use crate::Cluster;
 
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
@@ -444,67 +446,4 @@ pub fn take_of(raw: &Raw, topic: &str, group: &str, broker: &str) -> Vec<v2::Mes
     let long_polling_timeout = Some(seconds(0));
     let request = receive_request(topic, group, broker);
     raw.receive(v2::ReceiveMessageRequest { long_polling_timeout, ..request }).1
-}
-
-/// The name as the protocol carries it.
-#[allow(clippy::unnecessary_wraps, reason = "every field that takes it is optional")]
-pub fn resource(name: &str) -> Option<v2::Resource> {
-    Some(v2::Resource { resource_namespace: String::new(), name: name.to_owned() })
-}
-
-/// A message that is in order.
-pub fn message(topic: &str, id: &str) -> v2::Message {
-    v2::Message {
-        topic: resource(topic),
-        body: Bytes::from_static(b"body"),
-        system_properties: Some(v2::SystemProperties {
-            message_id: id.to_owned(),
-            message_type: v2::MessageType::Normal.into(),
-            body_encoding: v2::Encoding::Identity.into(),
-            born_host: "test".to_owned(),
-            ..Default::default()
-        }),
-        ..Default::default()
-    }
-}
-
-/// One that is to be delivered at `due_ms`, milliseconds since 1970.
-pub fn delayed(topic: &str, id: &str, due_ms: i64) -> v2::Message {
-    let mut message = message(topic, id);
-    let system = message.system_properties.as_mut().unwrap();
-    system.set_message_type(v2::MessageType::Delay);
-    let nanos = i32::try_from(due_ms.rem_euclid(1000)).unwrap() * 1_000_000;
-    system.delivery_timestamp = Some(Timestamp { seconds: due_ms.div_euclid(1000), nanos });
-    message
-}
-
-/// The time of this machine, in milliseconds since 1970.
-pub fn now_ms() -> i64 {
-    i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
-}
-
-/// A time of the protocol, in milliseconds since 1970.
-pub fn millis(time: &Timestamp) -> i64 {
-    time.seconds * 1000 + i64::from(time.nanos) / 1_000_000
-}
-
-/// A request for messages that is in order: all queues of all brokers, 30 s of invisibility, 5 s of patience.
-pub fn receive_request(topic: &str, group: &str, broker: &str) -> v2::ReceiveMessageRequest {
-    v2::ReceiveMessageRequest {
-        group: resource(group),
-        message_queue: Some(v2::MessageQueue {
-            topic: resource(topic),
-            broker: Some(v2::Broker { name: broker.to_owned(), ..Default::default() }),
-            ..Default::default()
-        }),
-        batch_size: 32,
-        invisible_duration: Some(seconds(30)),
-        long_polling_timeout: Some(seconds(5)),
-        ..Default::default()
-    }
-}
-
-/// A duration of whole seconds.
-pub fn seconds(seconds: i64) -> prost_types::Duration {
-    prost_types::Duration { seconds, nanos: 0 }
 }

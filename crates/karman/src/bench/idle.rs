@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use futures_util::{StreamExt as _, stream};
 use karman_remoting::proto::v2;
 use karman_remoting::proto::v2::messaging_service_client::MessagingServiceClient;
 use karman_remoting::secret::Secret;
@@ -20,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Channel;
 
+use super::consume::introduce;
 use super::dev_node::{DevNode, directory};
 use super::load::connect;
 use super::rounded;
@@ -172,28 +172,10 @@ impl Consumer {
 
     /// The telemetry stream, which never ends by itself.
     async fn listen(&self) -> anyhow::Error {
-        let topic = self.place.queue.topic.clone();
-        let filter =
-            Some(v2::FilterExpression { r#type: v2::FilterType::Tag.into(), expression: "*".into() });
-        let subscription = v2::Subscription {
-            group: Some(self.group.clone()),
-            subscriptions: vec![v2::SubscriptionEntry { topic, expression: filter }],
-            long_polling_timeout: Some(POLL),
-            ..Default::default()
-        };
-        let settings = v2::Settings {
-            client_type: Some(v2::ClientType::PushConsumer.into()),
-            pub_sub: Some(v2::settings::PubSub::Subscription(subscription)),
-            ..Default::default()
-        };
-        let command = v2::telemetry_command::Command::Settings(settings);
-        let first = v2::TelemetryCommand { command: Some(command), ..Default::default() };
-        // It stays open on this side too.
-        let commands = stream::once(std::future::ready(first)).chain(stream::pending());
         let listened = async {
             let mut service = self.service.clone();
-            let mut stream = service.telemetry(self.caller.request(commands)).await?.into_inner();
-            while stream.message().await?.is_some() {}
+            let (_says, mut hears) = introduce(&mut service, &self.caller, &self.group.name).await?;
+            while hears.message().await?.is_some() {}
             anyhow::Ok(())
         };
         listened.await.err().unwrap_or_else(|| anyhow::anyhow!("the telemetry stream ended"))
@@ -204,7 +186,7 @@ impl Consumer {
             tokio::time::sleep(HEARTBEAT_EVERY).await;
             let request = v2::HeartbeatRequest {
                 group: Some(self.group.clone()),
-                client_type: v2::ClientType::PushConsumer.into(),
+                client_type: v2::ClientType::SimpleConsumer.into(),
             };
             let mut service = self.service.clone();
             if let Err(status) = service.heartbeat(self.caller.request(request)).await {
