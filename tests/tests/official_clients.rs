@@ -1,5 +1,5 @@
-//! The official clients, unmodified and with their defaults: Java and Python with many messages and bad input, against each way
-//! to run and to reach a cluster; all that read what others wrote. What each client can do is `matrix.rs`.
+//! The official clients, unmodified and with their defaults: Java and Python with many messages and bad input; all that read what
+//! others wrote. What each client can do, at a namesrv and at a broker, is `matrix.rs`.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
@@ -156,39 +156,16 @@ fn bad_input_is_refused(stage: &Stage<'_>) {
     }
 }
 
-fn against_dev(language: Language) {
-    let cluster = Cluster::builder().dev().start();
-    play(&Stage { language, endpoint: cluster.brokers[0].endpoint(), cluster: &cluster });
-}
-
-fn through_a_namesrv(language: Language) {
-    let cluster = two_brokers();
-    play(&Stage::through_namesrv(&cluster, language));
-}
-
-fn through_a_broker(language: Language) {
-    let cluster = two_brokers();
-    play(&Stage { language, endpoint: cluster.brokers[1].endpoint(), cluster: &cluster });
-}
-
-#[test]
-fn java_against_karman_dev() {
-    against_dev(Language::Java);
-}
-
 #[test]
 fn python_against_karman_dev() {
-    against_dev(Language::Python);
+    let cluster = Cluster::builder().dev().start();
+    play(&Stage { language: Language::Python, endpoint: cluster.brokers[0].endpoint(), cluster: &cluster });
 }
 
 #[test]
 fn java_against_two_brokers_through_a_namesrv() {
-    through_a_namesrv(Language::Java);
-}
-
-#[test]
-fn python_against_two_brokers_through_a_broker() {
-    through_a_broker(Language::Python);
+    let cluster = two_brokers();
+    play(&Stage::through_namesrv(&cluster, Language::Java));
 }
 
 #[test]
