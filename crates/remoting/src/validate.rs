@@ -2,6 +2,8 @@
 //!
 //! The rules are RocketMQ's (`grpc-protocol.md` 4.1 and 4.5 name the reference's limits).
 
+pub mod message;
+
 use crate::proto::v2::{FilterExpression, Resource};
 use crate::status::Rejection;
 

@@ -15,22 +15,8 @@ use prost::Message as _;
 use crate::catalog::{Catalog, Topic};
 use crate::records::{Change, LiteTopicRecord, LiteTopicsRecord, Metadata};
 
-/// `maxLiteTopicSize`: bytes of a name.
-pub const NAME_MAX_BYTES: usize = 64;
-
 /// The time of use of a lite topic that is about to go.
 const CLOSED: u64 = u64::MAX;
-
-/// Why a name is none; `None` when it is one.
-pub fn name_rule(name: &str) -> Option<&'static str> {
-    if name.is_empty() || name.len() > NAME_MAX_BYTES {
-        Some("it must have 1 to 64 bytes")
-    } else if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')) {
-        Some("only the characters a-z A-Z 0-9 - _ may be used")
-    } else {
-        None
-    }
-}
 
 /// A lite topic on this broker.
 #[derive(Debug)]
@@ -248,16 +234,6 @@ pub(super) mod tests {
     pub(in crate::lite) fn made(topic: u32, name: &str, queue: u32) -> Change {
         let made = vec![LiteTopicRecord { topic, name: name.into(), queue }];
         Change::LiteTopics(LiteTopicsRecord { made })
-    }
-
-    #[test]
-    fn names_have_64_bytes_of_few_characters() {
-        for good in ["a", "A-Z_09", &"x".repeat(64)] {
-            assert_eq!(name_rule(good), None, "{good}");
-        }
-        for bad in ["", " ", "a.b", "a/b", "ä", "a%b", "a\u{7}", &"x".repeat(65)] {
-            assert!(name_rule(bad).is_some(), "{bad:?}");
-        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use karman_remoting::message::EncodedMessage;
 use karman_remoting::proto::v2;
 use karman_remoting::status::Rejection;
 use karman_remoting::validate;
+use karman_remoting::validate::message::DEAD_LETTER_PROPERTIES;
 use karman_store::{AppendError, Appended, NewRecord, QueueOffset, RecordKind};
 use parking_lot::Mutex;
 use prost::Message as _;
@@ -26,13 +27,6 @@ use crate::records::{Origin, message_of};
 use crate::refuse;
 use crate::service::send;
 use crate::traffic::Delivered;
-
-/// User properties of a letter that say where it came from and why it is dead. Producers may not use these names.
-pub const PROPERTIES: [&str; 4] = [ORIGIN_TOPIC, ORIGIN_MESSAGE_ID, REASON, ATTEMPTS];
-const ORIGIN_TOPIC: &str = "DLQ_ORIGIN_TOPIC";
-const ORIGIN_MESSAGE_ID: &str = "DLQ_ORIGIN_MESSAGE_ID";
-const REASON: &str = "DLQ_REASON";
-const ATTEMPTS: &str = "DLQ_ATTEMPTS";
 
 /// Why a message is dead.
 #[derive(Clone, Copy, Debug)]
@@ -330,7 +324,7 @@ impl Dead<'_> {
             Reason::GivenUpBy(client) => format!("given up by client {client}"),
         };
         let said = [origin.topic.clone(), origin.message_id.clone(), reason, attempts.to_string()];
-        message.user_properties.extend(PROPERTIES.map(str::to_owned).into_iter().zip(said));
+        message.user_properties.extend(DEAD_LETTER_PROPERTIES.map(str::to_owned).into_iter().zip(said));
         message.topic =
             Some(v2::Resource { resource_namespace: String::new(), name: dead_letters.to_owned() });
         let encoded = EncodedMessage::read(message.encode_to_vec().into());

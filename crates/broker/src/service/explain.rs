@@ -7,6 +7,7 @@ use karman_remoting::civil;
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::v2;
 use karman_remoting::status::{Rejection, ok};
+use karman_remoting::validate::message::DEAD_LETTER_PROPERTIES;
 use karman_remoting::validate::{self, DEAD_LETTER_PREFIX, TRANSACTIONS_GIVEN_UP_TOPIC};
 use karman_store::{QueueNumber, Record, RecordKind};
 use prost::Message as _;
@@ -18,7 +19,7 @@ use crate::pop::{MessageState, Position};
 use crate::records::{HeldHead, Hold, message_of};
 use crate::refuse;
 use crate::service::redrive::REDRIVE_GROUP;
-use crate::service::{dead_letter, fate};
+use crate::service::fate;
 use crate::ttl;
 
 /// Records of one topic that carry one message id, at most.
@@ -145,7 +146,7 @@ impl Broker {
     fn letter(&self, found: &Found<'_>) -> String {
         let property =
             |name: &str| found.message.user_properties.get(name).map_or("not said", String::as_str);
-        let [topic, _, reason, _] = dead_letter::PROPERTIES.map(property);
+        let [topic, _, reason, _] = DEAD_LETTER_PROPERTIES.map(property);
         let row = self.catalog.group(REDRIVE_GROUP);
         let row = row.and_then(|group| self.progress.get(group.number, found.topic.number, None));
         let went_back = row

@@ -15,6 +15,7 @@ use karman_remoting::proto::v2::{self, LiteSubscriptionAction};
 use karman_remoting::status::{Rejection, ok};
 use karman_remoting::token::ReceiptHandle;
 use karman_remoting::validate;
+use karman_remoting::validate::message::lite_topic_rule;
 use karman_store::QueueNumber;
 
 use crate::broker::Broker;
@@ -22,7 +23,7 @@ use crate::catalog::Topic;
 use crate::lite::LiteGroup;
 use crate::lite::pop::Start;
 use crate::lite::subscriptions::Claim;
-use crate::lite::topics::{LiteTopic, name_rule};
+use crate::lite::topics::LiteTopic;
 use crate::pop::{Held, Position, Void};
 use crate::records::GroupRecord;
 use crate::refuse;
@@ -113,7 +114,7 @@ impl Broker {
         complete: bool,
     ) -> Result<(), Rejection> {
         for name in &sync.names {
-            if let Some(rule) = name_rule(name) {
+            if let Some(rule) = lite_topic_rule(name) {
                 return Err(Rejection::IllegalLiteTopic { name: validate::shortened(name), rule });
             }
         }

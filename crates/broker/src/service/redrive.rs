@@ -13,6 +13,7 @@ use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::v2;
 use karman_remoting::status::{Rejection, ok};
 use karman_remoting::validate;
+use karman_remoting::validate::message::DEAD_LETTER_PROPERTIES;
 use karman_store::{Append, Entry, NewRecord, QueueNumber, QueueOffset, Record, RecordKind};
 use prost::Message as _;
 
@@ -24,7 +25,6 @@ use crate::pop::{MessageState, Position};
 use crate::progress::GroupTopic;
 use crate::records::{Origin, message_of};
 use crate::refuse;
-use crate::service::dead_letter;
 use crate::service::send::{self, keys_of, mark_of};
 
 /// Whose progress on dead letters says which went back. Clients cannot use a name like this.
@@ -304,7 +304,7 @@ impl Redrive<'_> {
             return Err(refused(format!("lite topic {lite_topic} of topic {} is no more", origin.topic)));
         };
         message.topic = Some(v2::Resource { resource_namespace: String::new(), name: origin.topic });
-        dead_letter::PROPERTIES.iter().for_each(|name| drop(message.user_properties.remove(*name)));
+        DEAD_LETTER_PROPERTIES.iter().for_each(|name| drop(message.user_properties.remove(*name)));
         let encoded = EncodedMessage::read(message.encode_to_vec().into());
         encoded.map(|encoded| (topic, queue, encoded)).map_err(|error| refused(error.to_string()))
     }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use karman_remoting::message::EncodedMessage;
 use karman_remoting::proto::v2::{self, MessageType};
 use karman_remoting::status::{Rejection, ok, summary};
+use karman_remoting::validate::message::TTL_PROPERTY;
 use karman_store::{Durability, NewRecord, PhysicalOffset, QueueNumber, RecordKind, key_hash};
 
 use crate::broker::Broker;
@@ -20,7 +21,6 @@ use crate::mark::Mark;
 use crate::records::{HeldHead, message_of};
 use crate::refuse;
 use crate::service::{check, hold};
-use crate::ttl;
 
 /// How often it is looked whether what was stored can be read by now; that takes one flush.
 const CONFIRMED_LOOK: Duration = Duration::from_millis(1);
@@ -340,7 +340,7 @@ fn record_with(message: &EncodedMessage, queue: QueueNumber, keys: Vec<u64>) -> 
 
 /// Where the system properties of a message lie, and whether it has a time to live of its own.
 pub fn mark_of(message: &EncodedMessage) -> Mark {
-    let has_ttl = message.user_properties.iter().any(|(key, _)| key == ttl::PROPERTY);
+    let has_ttl = message.user_properties.iter().any(|(key, _)| key == TTL_PROPERTY);
     Mark::of(&message.system_properties_field).with_ttl(has_ttl)
 }
 
