@@ -16,7 +16,7 @@ use crate::consuming::Consuming;
 use crate::error::ClientError;
 use crate::message::FilterExpression;
 use crate::message_id::MessageIds;
-use crate::producer::Producer;
+use crate::producer::{Producer, ProducerOptions};
 use crate::pull_consumer::PullConsumer;
 use crate::push_consumer::{Handler, PushConsumer, PushOptions};
 use crate::route::Routes;
@@ -123,7 +123,21 @@ impl Client {
 
     /// A producer. One is enough for a process: it may be cloned and used by all tasks at once.
     pub fn producer(&self) -> Producer {
-        self.producer_of(Role::Producer { topics: Vec::new(), checker: None })
+        self.producer_with(&ProducerOptions::default())
+    }
+
+    /// A producer with options of its own.
+    ///
+    /// ```no_run
+    /// # use karman_client::{BrokerChoice, Client, ClientError, Message, ProducerOptions};
+    /// # async fn example(client: Client) -> Result<(), ClientError> {
+    /// let nearby = ProducerOptions::default().choice(BrokerChoice::Zone("north".into()));
+    /// client.producer_with(&nearby).send(Message::new("orders", "a book")).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn producer_with(&self, options: &ProducerOptions) -> Producer {
+        self.producer_of(Role::Producer { topics: Vec::new(), checker: None }, options)
     }
 
     /// A producer of transactions on `topics`, each of the type TRANSACTION. `check` is asked about messages of these
@@ -144,12 +158,12 @@ impl Client {
     {
         let topics = topics.into_iter().map(Into::into).collect();
         let role = Role::Producer { topics, checker: Some(Checker::new(check)) };
-        TransactionProducer::new(self.producer_of(role))
+        TransactionProducer::new(self.producer_of(role, &ProducerOptions::default()))
     }
 
-    fn producer_of(&self, role: Role) -> Producer {
+    fn producer_of(&self, role: Role, options: &ProducerOptions) -> Producer {
         let (session, guard) = self.0.open_session(role);
-        Producer::new(self.0.clone(), session, guard)
+        Producer::new(self.0.clone(), session, options, guard)
     }
 
     /// A consumer of `group` for the topics of `subscriptions`, each with what is wanted of it.

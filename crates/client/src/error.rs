@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use karman_remoting::channel::ChannelError;
 use karman_remoting::proto::v2;
+use karman_remoting::status::Rejection;
 
 /// Why a call failed. The text says what was wrong and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -73,6 +74,28 @@ pub enum ClientError {
         /// `readable` or `writable`.
         wanted: &'static str,
     },
+    /// The message breaks a rule that every server has; it was not sent.
+    #[error("{message} ({}); it was not sent", .code.as_str_name())]
+    Illegal {
+        /// What a server would have answered.
+        code: v2::Code,
+        /// What a server would have written: the value that is wrong, and the rule.
+        message: String,
+    },
+    /// The client holds as much as it may, and nothing of it came to an end in time. The message was not taken.
+    #[error("no room for another message within {} ms: {limit}", .waited.as_millis())]
+    Full {
+        /// Which limit it is, and what to do.
+        limit: String,
+        /// How long the call waited.
+        waited: Duration,
+    },
+    /// The message waited too long for its turn to be sent; it was never on its way.
+    #[error("the message was not sent within {} ms; the brokers take less than is sent, or cannot be reached", .waited.as_millis())]
+    Expired {
+        /// How long it may wait.
+        waited: Duration,
+    },
     /// An argument breaks a rule that holds before anything is sent.
     #[error("{0}")]
     InvalidArgument(String),
@@ -82,10 +105,10 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// The contract's code, when the server refused.
+    /// The contract's code, when the server refused or would have.
     pub fn code(&self) -> Option<v2::Code> {
         match self {
-            Self::Refused { code, .. } => Some(*code),
+            Self::Refused { code, .. } | Self::Illegal { code, .. } => Some(*code),
             _ => None,
         }
     }
@@ -123,6 +146,11 @@ impl ClientError {
     /// Whether the node's door, not what it knows, is what failed.
     pub(crate) fn is_of_connection(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::Disconnected { .. })
+    }
+
+    /// What a server would have answered.
+    pub(crate) fn illegal(rejection: Rejection) -> Self {
+        Self::Illegal { code: rejection.code(), message: rejection.to_string() }
     }
 
     pub(crate) fn protocol(endpoint: &str, why: impl Into<String>) -> Self {

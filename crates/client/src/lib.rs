@@ -3,6 +3,7 @@
 //! | to | there is |
 //! |---|---|
 //! | send messages: ordered, delayed, with a priority, with a time to live | [`Producer`], [`Message`] |
+//! | send many: collected, and sent together | [`BatchingProducer`] |
 //! | send a message if, and only if, something else is done | [`TransactionProducer`] |
 //! | have a function called for each message | [`PushConsumer`] |
 //! | ask for messages and acknowledge them one by one | [`SimpleConsumer`] |
@@ -58,7 +59,10 @@ pub use karman_remoting::proto::v2::Code;
 pub use self::client::{Client, ClientOptions};
 pub use self::error::ClientError;
 pub use self::message::{FilterExpression, Message};
-pub use self::producer::{Producer, SendReceipt};
+pub use self::producer::{
+    BatchingOptions, BatchingProducer, BatchingSink, BrokerChoice, ChooseBroker, Choosing, Delivery,
+    Producer, ProducerOptions, SendReceipt,
+};
 pub use self::pull_consumer::{MessageQueue, PullConsumer, Pulled, QueryOffset};
 pub use self::push_consumer::{PushConsumer, PushOptions};
 pub use self::simple_consumer::SimpleConsumer;

@@ -5,12 +5,11 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use karman_remoting::proto::v2::{self, MessageType};
+use karman_remoting::validate;
+use karman_remoting::validate::message::{Outline, TTL_PROPERTY};
 use prost::Message as _;
 
 use crate::error::ClientError;
-
-/// The user property in which a message says how long it is worth being delivered, in milliseconds.
-const TTL_PROPERTY: &str = "KARMAN_TTL_MS";
 
 /// A message to be sent.
 ///
@@ -37,6 +36,20 @@ pub(crate) struct Birth<'a> {
     pub(crate) time: SystemTime,
     pub(crate) host: &'a str,
     pub(crate) in_transaction: bool,
+}
+
+/// A message as it travels.
+#[derive(Clone, Debug)]
+pub(crate) struct Outgoing {
+    pub(crate) id: String,
+    /// What the order of the message is kept within: its sends meet at one broker.
+    pub(crate) order_key: Option<String>,
+    /// The first of its keys.
+    pub(crate) key: Option<String>,
+    /// Bytes.
+    pub(crate) body_size: usize,
+    /// All of it, encoded.
+    pub(crate) bytes: Bytes,
 }
 
 impl Message {
@@ -138,15 +151,6 @@ impl Message {
         &self.topic
     }
 
-    pub(crate) fn body_size(&self) -> usize {
-        self.body.len()
-    }
-
-    /// What the order of the message is kept within: its sends meet at one broker.
-    pub(crate) fn order_key(&self) -> Option<&str> {
-        self.message_group.as_deref().or(self.lite_topic.as_deref())
-    }
-
     fn kind(&self, in_transaction: bool) -> Result<MessageType, ClientError> {
         let kinds = [
             (self.message_group.is_some(), "a message group", MessageType::Fifo),
@@ -166,32 +170,54 @@ impl Message {
         }
     }
 
-    /// The bytes that travel and are stored; encoded once, whatever the number of attempts.
-    pub(crate) fn encode(self, message_id: &str, birth: &Birth<'_>) -> Result<Bytes, ClientError> {
+    /// The bytes that travel and are stored: encoded once, whatever the number of attempts. What every server would refuse
+    /// is refused here; `index` is the message's place in its request.
+    pub(crate) fn encode(
+        mut self,
+        index: usize,
+        id: String,
+        birth: &Birth<'_>,
+    ) -> Result<Outgoing, ClientError> {
         let kind = self.kind(birth.in_transaction)?;
+        validate::topic(&self.topic).map_err(ClientError::illegal)?;
+        let order_key = self.message_group.clone().or_else(|| self.lite_topic.clone());
+        let (key, body_size) = (self.keys.first().cloned(), self.body.len());
+        let system = self.system_properties(&id, kind, birth);
+        let message = v2::Message {
+            topic: Some(v2::Resource { resource_namespace: String::new(), name: self.topic }),
+            user_properties: self.properties,
+            system_properties: Some(system),
+            body: self.body,
+        };
+        let size = message.encoded_len();
+        let outline = Outline {
+            body_size,
+            envelope_size: size - body_size,
+            system: message.system_properties.as_ref().expect("it was just put there"),
+        };
+        let properties = message.user_properties.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        validate::message::check(index, outline, properties).map_err(ClientError::illegal)?;
+        Ok(Outgoing { id, order_key, key, body_size, bytes: message.encode_to_vec().into() })
+    }
+
+    /// Takes them out of the message.
+    fn system_properties(&mut self, id: &str, kind: MessageType, birth: &Birth<'_>) -> v2::SystemProperties {
         let check_after = self.check_after.filter(|_| birth.in_transaction);
-        let system_properties = v2::SystemProperties {
-            tag: self.tag,
-            keys: self.keys,
-            message_id: message_id.to_owned(),
+        v2::SystemProperties {
+            tag: self.tag.take(),
+            keys: std::mem::take(&mut self.keys),
+            message_id: id.to_owned(),
             body_encoding: v2::Encoding::Identity.into(),
             message_type: kind.into(),
             born_timestamp: Some(birth.time.into()),
             born_host: birth.host.to_owned(),
-            message_group: self.message_group,
+            message_group: self.message_group.take(),
             delivery_timestamp: self.delivery_time.map(Into::into),
             priority: self.priority.map(|priority| i32::try_from(priority).unwrap_or(i32::MAX)),
-            lite_topic: self.lite_topic,
+            lite_topic: self.lite_topic.take(),
             orphaned_transaction_recovery_duration: check_after.map(duration),
             ..Default::default()
-        };
-        let message = v2::Message {
-            topic: Some(v2::Resource { resource_namespace: String::new(), name: self.topic }),
-            user_properties: self.properties,
-            system_properties: Some(system_properties),
-            body: self.body,
-        };
-        Ok(message.encode_to_vec().into())
+        }
     }
 }
 
@@ -237,7 +263,7 @@ mod tests {
 
     fn encoded(message: Message, in_transaction: bool) -> Result<v2::Message, ClientError> {
         let birth = Birth { time: SystemTime::UNIX_EPOCH, host: "here", in_transaction };
-        message.encode("01AB", &birth).map(|bytes| v2::Message::decode(bytes).unwrap())
+        message.encode(0, "01AB".into(), &birth).map(|outgoing| v2::Message::decode(outgoing.bytes).unwrap())
     }
 
     fn kind_of(message: Message, in_transaction: bool) -> MessageType {

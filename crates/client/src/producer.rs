@@ -1,23 +1,32 @@
-//! Sending.
+//! Sending. Any task.
+
+mod batching;
+mod choice;
+mod lane;
+mod sink;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
-use bytes::Bytes;
 use karman_remoting::proto::v2;
+use karman_remoting::settings::MAX_BODY_SIZE_BYTES;
+use karman_remoting::status::Rejection;
+use karman_remoting::validate::message::BATCH_MAX;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::sync::DropGuard;
 
+pub use self::batching::{BatchingOptions, BatchingProducer, Delivery};
+use self::choice::Brokers;
+pub use self::choice::{BrokerChoice, ChooseBroker, Choosing};
+pub use self::sink::BatchingSink;
 use crate::client::Shared;
 use crate::error::ClientError;
-use crate::message::{Birth, Message};
+use crate::message::{Birth, Message, Outgoing};
 use crate::retry::{MAX_ATTEMPTS, backoff};
 use crate::route::{BrokerRoute, Route, resource};
 use crate::session::Session;
 use crate::transport::{Transport, answer};
-
-/// What the bodies of one batch may have together, in bytes.
-const BATCH_MAX_BYTES: usize = 4 * 1024 * 1024;
 
 /// A stored message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,28 +56,89 @@ pub(crate) struct Stored {
 #[derive(Clone, Debug)]
 pub struct Producer(Arc<Inner>);
 
+/// How a [`Producer`] sends.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ProducerOptions {
+    /// Which broker takes a message. [`BrokerChoice::RoundRobin`] by default.
+    pub choice: BrokerChoice,
+    /// Requests that may wait for their answers at the same time, at least 1; 1024 by default. One more waits for room,
+    /// at most for the request timeout, and fails with [`ClientError::Full`].
+    pub inflight_max: usize,
+}
+
+impl Default for ProducerOptions {
+    fn default() -> Self {
+        Self { choice: BrokerChoice::default(), inflight_max: 1024 }
+    }
+}
+
+impl ProducerOptions {
+    /// Brokers are chosen so.
+    #[must_use]
+    pub fn choice(mut self, choice: BrokerChoice) -> Self {
+        self.choice = choice;
+        self
+    }
+
+    /// So many requests at the same time.
+    #[must_use]
+    pub fn inflight_max(mut self, inflight_max: usize) -> Self {
+        self.inflight_max = inflight_max;
+        self
+    }
+}
+
 #[derive(Debug)]
-struct Inner {
-    client: Arc<Shared>,
-    session: Arc<Session>,
-    turn: AtomicUsize,
+pub(crate) struct Inner {
+    pub(crate) client: Arc<Shared>,
+    pub(crate) session: Arc<Session>,
+    brokers: Brokers,
+    inflight_max: usize,
+    /// For one request each.
+    places: Semaphore,
     /// Ends the session with the last handle.
     _open: DropGuard,
 }
 
-/// Messages of one topic, encoded, with their ids.
-struct Batch {
-    topic: String,
-    /// What their order is kept within.
-    order_key: Option<String>,
-    in_transaction: bool,
-    ids: Vec<String>,
-    encoded: Vec<Bytes>,
+/// Messages of one topic as they travel, at least one. Those with a message group or a lite topic have one home.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) topic: Arc<str>,
+    pub(crate) in_transaction: bool,
+    pub(crate) messages: Vec<Outgoing>,
 }
 
 impl Producer {
-    pub(crate) fn new(client: Arc<Shared>, session: Arc<Session>, open: DropGuard) -> Self {
-        Self(Arc::new(Inner { client, session, turn: AtomicUsize::new(0), _open: open }))
+    pub(crate) fn new(
+        client: Arc<Shared>,
+        session: Arc<Session>,
+        options: &ProducerOptions,
+        open: DropGuard,
+    ) -> Self {
+        let inflight_max = options.inflight_max.clamp(1, Semaphore::MAX_PERMITS);
+        let (brokers, places) = (Brokers::new(options.choice.clone()), Semaphore::new(inflight_max));
+        Self(Arc::new(Inner { client, session, brokers, inflight_max, places, _open: open }))
+    }
+
+    /// A producer that collects messages and sends them together, through this one.
+    ///
+    /// ```no_run
+    /// # use karman_client::{BatchingOptions, Client, ClientError, Message};
+    /// # async fn example(client: Client) -> Result<(), ClientError> {
+    /// let producer = client.producer().batching(&BatchingOptions::default());
+    /// let mut deliveries = Vec::new();
+    /// for n in 0..1000 {
+    ///     deliveries.push(producer.enqueue(Message::new("orders", format!("order {n}"))).await?);
+    /// }
+    /// for delivery in deliveries {
+    ///     println!("{}", delivery.await?.message_id);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn batching(&self, options: &BatchingOptions) -> BatchingProducer {
+        BatchingProducer::new(self.0.clone(), options)
     }
 
     /// Sends one message: up to three attempts, each with the request timeout, on another broker where there is one,
@@ -142,6 +212,23 @@ impl Inner {
     ) -> Result<Vec<Result<Stored, ClientError>>, ClientError> {
         self.client.check_open()?;
         let batch = self.encode(messages, in_transaction)?;
+        let timeout = self.session.transport.request_timeout;
+        let place = tokio::time::timeout(timeout, self.places.acquire()).await;
+        let _place = place.map_err(|_| ClientError::Full {
+            limit: format!(
+                "so many sends wait for their answers as may ({}, inflight_max); send less at once",
+                self.inflight_max
+            ),
+            waited: timeout,
+        })?;
+        self.deliver(&batch).await
+    }
+
+    /// Up to three attempts, on another broker where there is one, all with the same message ids.
+    pub(crate) async fn deliver(
+        &self,
+        batch: &Batch,
+    ) -> Result<Vec<Result<Stored, ClientError>>, ClientError> {
         self.session.declare(&batch.topic);
         let mut failed: Vec<Arc<BrokerRoute>> = Vec::new();
         // Who may have stored the half message: a second one elsewhere would be a second transaction.
@@ -151,14 +238,18 @@ impl Inner {
             let route = self.session.routes.get(&batch.topic).await?;
             let broker = match &bound {
                 Some(broker) => broker.clone(),
-                None => self.next_broker(&batch, &route, &failed)?,
+                None => self.next_broker(batch, &route, &failed)?,
             };
-            let error = match self.attempt(&batch, &broker).await {
+            let error = match self.attempt(batch, &broker).await {
                 Ok(results) => return Ok(results),
                 Err(error) => error,
             };
             self.session.learn(&batch.topic, &error);
-            if attempt == MAX_ATTEMPTS || !error.is_retryable() {
+            if !error.is_retryable() {
+                return Err(error);
+            }
+            self.brokers.failed(&broker.name, Instant::now());
+            if attempt == MAX_ATTEMPTS {
                 return Err(error);
             }
             tracing::debug!(%error, attempt, "send is tried again");
@@ -168,10 +259,8 @@ impl Inner {
                 failed.push(broker);
             }
             // Another broker is tried at once, unless this one asked for less load.
-            let another = bound.is_none()
-                && route
-                    .writable(0, &failed)
-                    .is_some_and(|next| failed.iter().all(|one| one.name != next.name));
+            let is_new = |one: &Arc<BrokerRoute>| failed.iter().all(|other| other.name != one.name);
+            let another = bound.is_none() && route.writers().iter().any(is_new);
             if !another || error.code() == Some(v2::Code::TooManyRequests) {
                 tokio::time::sleep(backoff(attempt)).await;
             }
@@ -189,21 +278,31 @@ impl Inner {
                 other.topic()
             ));
         }
-        let size: usize = messages.iter().map(Message::body_size).sum();
-        if size > BATCH_MAX_BYTES {
-            let rule = format!("{BATCH_MAX_BYTES} are allowed in one request; send less at once");
-            return invalid(format!("the bodies have {size} bytes together, {rule}"));
+        if messages.len() > BATCH_MAX {
+            let rejection = Rejection::TooManyMessages { count: messages.len(), limit: BATCH_MAX };
+            return Err(ClientError::illegal(rejection));
         }
-        let order_key = first.order_key().map(str::to_owned);
-        let host = &self.session.transport.host;
-        let birth = Birth { time: SystemTime::now(), host, in_transaction };
-        let (mut ids, mut encoded) = (Vec::with_capacity(messages.len()), Vec::with_capacity(messages.len()));
-        for message in messages {
-            let id = self.client.ids.next();
-            encoded.push(message.encode(&id, &birth)?);
-            ids.push(id);
+        let mut outgoing = Vec::with_capacity(messages.len());
+        for (index, message) in messages.into_iter().enumerate() {
+            outgoing.push(self.outgoing(index, message, SystemTime::now(), in_transaction)?);
         }
-        Ok(Batch { topic, order_key, in_transaction, ids, encoded })
+        let size = outgoing.iter().map(|message| message.body_size).sum();
+        if size > MAX_BODY_SIZE_BYTES {
+            return Err(ClientError::illegal(Rejection::BatchTooLarge { size, limit: MAX_BODY_SIZE_BYTES }));
+        }
+        Ok(Batch { topic: topic.into(), in_transaction, messages: outgoing })
+    }
+
+    /// A message as it will travel, with an id of its own.
+    pub(crate) fn outgoing(
+        &self,
+        index: usize,
+        message: Message,
+        time: SystemTime,
+        in_transaction: bool,
+    ) -> Result<Outgoing, ClientError> {
+        let birth = Birth { time, host: &self.session.transport.host, in_transaction };
+        message.encode(index, self.client.ids.next(), &birth)
     }
 
     fn next_broker(
@@ -212,11 +311,12 @@ impl Inner {
         route: &Route,
         failed: &[Arc<BrokerRoute>],
     ) -> Result<Arc<BrokerRoute>, ClientError> {
-        let broker = match &batch.order_key {
-            Some(key) => route.home(key, failed),
-            None => route.writable(self.turn.fetch_add(1, Ordering::Relaxed), failed),
+        let first = batch.messages.first().expect("a batch holds a message");
+        let broker = match &first.order_key {
+            Some(key) => route.home(key, failed).cloned(),
+            None => self.brokers.choose(&batch.topic, first.key.as_deref(), route, failed, Instant::now()),
         };
-        broker.cloned().ok_or_else(|| ClientError::NoQueue { topic: batch.topic.clone(), wanted: "writable" })
+        broker.ok_or_else(|| ClientError::NoQueue { topic: batch.topic.to_string(), wanted: "writable" })
     }
 
     async fn attempt(
@@ -227,28 +327,32 @@ impl Inner {
         let transport = &self.session.transport;
         let (endpoint, timeout) = (&broker.endpoint, transport.request_timeout);
         let mut service = transport.service(endpoint)?;
-        let request = v2::SendMessageRequest { messages: batch.encoded.clone() };
+        let messages = batch.messages.iter().map(|message| message.bytes.clone()).collect();
+        let request = v2::SendMessageRequest { messages };
+        let begin = Instant::now();
         let response =
             answer(endpoint, timeout, service.send_message(transport.request(request, timeout))).await?;
+        let now = Instant::now();
+        self.brokers.answered(&broker.name, now - begin, now);
         let mixed =
             response.status.as_ref().is_some_and(|status| status.code == v2::Code::MultipleResults as i32);
         if !mixed {
             ClientError::of_status(endpoint, response.status)?;
         }
-        if response.entries.len() != batch.ids.len() {
-            let why = format!("{} entries for {} messages", response.entries.len(), batch.ids.len());
+        if response.entries.len() != batch.messages.len() {
+            let why = format!("{} entries for {} messages", response.entries.len(), batch.messages.len());
             return Err(ClientError::protocol(endpoint, why));
         }
-        let stored = |(entry, id): (v2::SendResultEntry, &String)| {
+        let stored = |(entry, message): (v2::SendResultEntry, &Outgoing)| {
             ClientError::of_status(endpoint, entry.status)?;
             let receipt = SendReceipt {
-                message_id: id.clone(),
+                message_id: message.id.clone(),
                 broker: broker.name.clone(),
                 offset: entry.offset,
                 recall_handle: Some(entry.recall_handle).filter(|handle| !handle.is_empty()),
             };
             Ok(Stored { receipt, transaction_id: entry.transaction_id, endpoint: endpoint.clone() })
         };
-        Ok(response.entries.into_iter().zip(&batch.ids).map(stored).collect())
+        Ok(response.entries.into_iter().zip(&batch.messages).map(stored).collect())
     }
 }

@@ -70,6 +70,8 @@ pub(crate) fn resource(name: &str) -> v2::Resource {
 pub(crate) struct Route {
     /// The broker of each writable queue, so arranged that neighbours differ where they can.
     writable: Vec<Arc<BrokerRoute>>,
+    /// Each broker with a writable queue, once, by name.
+    writers: Vec<Arc<BrokerRoute>>,
     /// Each broker with a readable queue, once.
     readable: Vec<Arc<BrokerRoute>>,
     /// Each readable queue: its broker, and its number there.
@@ -104,24 +106,33 @@ impl Route {
                 route.queues.push((broker, id));
             }
         }
-        route
+        route.with_writers()
     }
 
-    /// The broker of the writable queue whose turn it is, if possible one that has not failed this call yet.
-    pub(crate) fn writable(&self, turn: usize, failed: &[Arc<BrokerRoute>]) -> Option<&Arc<BrokerRoute>> {
-        let count = self.writable.len();
-        let in_turn = (0..count).map(|step| &self.writable[(turn % count + step) % count]);
-        let sound = in_turn.clone().find(|broker| !failed.iter().any(|other| other.name == broker.name));
-        sound.or_else(|| in_turn.into_iter().next())
+    fn with_writers(mut self) -> Self {
+        self.writers = self.writable.clone();
+        self.writers.sort_by(|a, b| a.name.cmp(&b.name));
+        self.writers.dedup_by(|a, b| a.name == b.name);
+        self
     }
 
-    /// The home of what is kept in order within `key`, so that it need not be relayed there. Like
-    /// [`Route::writable`] another one when that has failed: each knows the home.
+    /// The broker of each writable queue, in an order in which neighbours differ where they can.
+    pub(crate) fn writable(&self) -> &[Arc<BrokerRoute>] {
+        &self.writable
+    }
+
+    /// Each broker with a writable queue, once, by name.
+    pub(crate) fn writers(&self) -> &[Arc<BrokerRoute>] {
+        &self.writers
+    }
+
+    /// The home of what is kept in order within `key`, so that it need not be relayed there. Another one when that has
+    /// failed: each knows the home.
     pub(crate) fn home(&self, key: &str, failed: &[Arc<BrokerRoute>]) -> Option<&Arc<BrokerRoute>> {
         let weight = |broker: &&Arc<BrokerRoute>| home_weight(&broker.name, key);
         let sound = |broker: &&Arc<BrokerRoute>| !failed.iter().any(|other| other.name == broker.name);
-        let best = self.writable.iter().filter(sound).max_by_key(weight);
-        best.or_else(|| self.writable.iter().max_by_key(weight))
+        let best = self.writers.iter().filter(sound).max_by_key(weight);
+        best.or_else(|| self.writers.iter().max_by_key(weight))
     }
 
     pub(crate) fn queues(&self) -> &[(Arc<BrokerRoute>, i32)] {
@@ -321,6 +332,13 @@ mod tests {
         brokers.iter().map(|broker| broker.name.as_str()).collect()
     }
 
+    impl Route {
+        /// Of brokers with one queue each, by name.
+        pub(crate) fn of_writers(brokers: Vec<Arc<BrokerRoute>>) -> Self {
+            Self { writable: brokers, ..Self::default() }.with_writers()
+        }
+    }
+
     impl Routes {
         /// As if `topic` had been asked for.
         fn learned(&self, topic: &str) -> Arc<Topic> {
@@ -370,22 +388,11 @@ mod tests {
     fn writable_queues_alternate_between_brokers_and_readable_brokers_occur_once() {
         let route = two_brokers();
         assert_eq!(names(&route.writable), ["a", "b", "a"]);
+        assert_eq!(names(&route.writers), ["a", "b"]);
         assert_eq!(names(&route.readable), ["a", "b"]);
         assert_eq!(route.readable[1].endpoint, "b:8081");
         let queues: Vec<_> = route.queues().iter().map(|(broker, id)| (broker.name.as_str(), *id)).collect();
         assert_eq!(queues, [("a", 0), ("b", 0), ("a", 1), ("b", 1)]);
-    }
-
-    #[test]
-    fn a_broker_that_failed_is_passed_over_while_there_is_another() {
-        let route = two_brokers();
-        let a = route.writable[0].clone();
-        assert_eq!(route.writable(0, &[]).unwrap().name, "a");
-        assert_eq!(route.writable(0, std::slice::from_ref(&a)).unwrap().name, "b");
-        assert_eq!(route.writable(usize::MAX, &[a]).unwrap().name, "b");
-        let all = route.writable.clone();
-        assert_eq!(route.writable(1, &all).unwrap().name, "b");
-        assert!(Route::default().writable(3, &[]).is_none());
     }
 
     #[test]

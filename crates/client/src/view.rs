@@ -208,7 +208,7 @@ mod tests {
         let message = Message::new("orders", "a book").tag("new").key("k1").key("k2").property("a", "1");
         let born = SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
         let birth = Birth { time: born, host: "here", in_transaction: false };
-        let sent = message.message_group("17").encode("01AB", &birth).unwrap();
+        let sent = message.message_group("17").encode(0, "01AB".into(), &birth).unwrap().bytes;
 
         let mut delivered = v2::Message::decode(sent).unwrap();
         let without_handle = ReceivedMessage::decode(delivered.encode_to_vec().into(), &broker());

@@ -18,8 +18,8 @@ use crate::dedupe::id_hash;
 use crate::pop::{MessageState, Position};
 use crate::records::{HeldHead, Hold, message_of};
 use crate::refuse;
-use crate::service::redrive::REDRIVE_GROUP;
 use crate::service::fate;
+use crate::service::redrive::REDRIVE_GROUP;
 use crate::ttl;
 
 /// Records of one topic that carry one message id, at most.

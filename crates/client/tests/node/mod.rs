@@ -31,6 +31,12 @@ pub struct Node {
     pub route: Mutex<Vec<v2::MessageQueue>>,
     pub answers: Mutex<VecDeque<Code>>,
     pub sent: Mutex<Vec<Bytes>>,
+    /// The bodies of each send that was answered, with the answer.
+    pub requests: Mutex<Vec<(Vec<String>, Code)>>,
+    /// Sends with a message of this body are refused.
+    pub spoiled: Mutex<Option<String>>,
+    /// Sends are not answered, while it is so.
+    pub held: AtomicBool,
     pub deliveries: Mutex<VecDeque<Bytes>>,
     pub asked: Mutex<Vec<v2::ReceiveMessageRequest>>,
     pub acknowledged: Mutex<Vec<String>>,
@@ -53,6 +59,10 @@ pub struct Node {
 
 fn status(code: Code) -> Option<v2::Status> {
     Some(v2::Status { code: code.into(), message: "as scripted".into() })
+}
+
+fn body_of(message: &Bytes) -> String {
+    String::from_utf8(v2::Message::decode(message.clone()).unwrap().body.to_vec()).unwrap()
 }
 
 fn client_id<T>(request: &Request<T>) -> String {
@@ -114,8 +124,15 @@ impl MessagingService for Node {
             recall_handle: "handle".into(),
         });
         let entries = entries.collect();
+        let bodies: Vec<String> = messages.iter().map(body_of).collect();
         self.sent.lock().extend(messages);
-        let code = self.answers.lock().pop_front().unwrap_or(Code::Ok);
+        while self.held.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let is_spoiled = self.spoiled.lock().as_ref().is_some_and(|body| bodies.contains(body));
+        let code = if is_spoiled { Some(Code::IllegalDeliveryTime) } else { self.answers.lock().pop_front() };
+        let code = code.unwrap_or(Code::Ok);
+        self.requests.lock().push((bodies, code));
         Ok(Response::new(v2::SendMessageResponse { status: status(code), entries }))
     }
 
