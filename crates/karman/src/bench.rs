@@ -3,6 +3,7 @@
 //! The load runs on threads of its own ([`load`]); the main thread counts, prints and waits for signals.
 
 mod ceiling;
+mod collect;
 mod consume;
 mod dev_node;
 mod disk;
@@ -42,6 +43,9 @@ pub(crate) enum BenchCommand {
         #[command(flatten)]
         load: LoadArgs,
     },
+    /// Send through the Rust SDK's collecting producer, each message made anew
+    #[command(after_help = format!("{KEYS}\n  karman bench collect orders --linger-us 500 --seconds 30"))]
+    Collect(collect::CollectArgs),
     /// Receive and acknowledge; the rate counts until the last message, the latency is that of receives that brought some
     #[command(after_help = format!("{KEYS}\n  karman bench consume orders --group bench"))]
     Consume(consume::ConsumeArgs),
@@ -228,6 +232,7 @@ fn judge(outcome: &Outcome) -> anyhow::Result<()> {
 pub(crate) async fn run(command: BenchCommand, node: &Node, format: Format) -> anyhow::Result<()> {
     match command {
         BenchCommand::Produce { topic, load } => produce::run(topic, load, node, format).await,
+        BenchCommand::Collect(args) => collect::run(args, node, format).await,
         BenchCommand::Consume(args) => consume::run(args, node, format).await,
         BenchCommand::Ceiling { load } => ceiling::run(load, format).await,
         BenchCommand::Latency(args) => latency::run(args, node, format).await,

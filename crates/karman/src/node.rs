@@ -24,7 +24,7 @@ use crate::output::{self, Format, text};
 const TIMEOUT: Duration = Duration::from_secs(8);
 
 /// One node of a cluster, by its address.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Node {
     pub(crate) endpoint: String,
     pub(crate) cluster_secret: Secret,

@@ -112,6 +112,9 @@ impl BatchingOptions {
 #[derive(Clone, Debug)]
 pub struct BatchingProducer(Arc<Hub>);
 
+/// The lane of what has no order, and behind it those of what has one; `None` until they are needed.
+type TopicLanes = [Option<Arc<Lane>>; 1 + ORDERED_LANES];
+
 #[derive(Debug)]
 struct Hub {
     producer: Arc<Inner>,
@@ -119,7 +122,7 @@ struct Hub {
     /// Bytes.
     room: Arc<Semaphore>,
     room_bytes: u32,
-    lanes: Mutex<HashMap<Arc<str>, [Option<Arc<Lane>>; 1 + ORDERED_LANES]>>,
+    lanes: Mutex<HashMap<Arc<str>, TopicLanes>>,
     /// Ends the lanes when they have sent what they hold.
     stop: CancellationToken,
     _stop_on_drop: DropGuard,
@@ -234,9 +237,9 @@ impl Hub {
         loop {
             let lane = self.lane(topic, place)?;
             match lane.push(pending, &self.limits) {
-                Ok(()) => return Ok(()),
+                None => return Ok(()),
                 // The lane has ended: for want of messages, then there is a new one, or with the client.
-                Err(given_back) => pending = given_back,
+                Some(given_back) => pending = given_back,
             }
             if self.stop.is_cancelled() {
                 return Err(ClientError::Closed);

@@ -84,10 +84,11 @@ impl Lane {
     }
 
     /// Puts a message in; gives it back when the lane has ended.
-    pub(super) fn push(&self, pending: Pending, limits: &Limits) -> Result<(), Pending> {
+    #[must_use]
+    pub(super) fn push(&self, pending: Pending, limits: &Limits) -> Option<Pending> {
         let mut queue = self.queue.lock();
         if queue.is_closed {
-            return Err(pending);
+            return Some(pending);
         }
         let was_full = queue.is_full(limits);
         queue.bytes += pending.message.body_size;
@@ -97,7 +98,7 @@ impl Lane {
         if wake {
             self.changed.notify_one();
         }
-        Ok(())
+        None
     }
 
     /// Sends what is here without waiting for more.
