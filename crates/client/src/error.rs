@@ -2,6 +2,7 @@
 
 use std::error::Error as _;
 use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use karman_remoting::channel::ChannelError;
@@ -95,6 +96,14 @@ pub enum ClientError {
     Expired {
         /// How long it may wait.
         waited: Duration,
+    },
+    /// The directory that messages are kept in cannot be used.
+    #[error("the spool cannot be used: {why}{}", told_directory(.directory))]
+    Spool {
+        /// The directory, where the call did not name another.
+        directory: PathBuf,
+        /// What the system said.
+        why: String,
     },
     /// An argument breaks a rule that holds before anything is sent.
     #[error("{0}")]
@@ -194,6 +203,14 @@ impl ClientError {
             Ok(code) => Err(Self::Refused { endpoint: endpoint.to_owned(), code, message: status.message }),
             Err(_) => Err(Self::protocol(endpoint, format!("code {}: {}", status.code, status.message))),
         }
+    }
+}
+
+fn told_directory(directory: &Path) -> String {
+    if directory.as_os_str().is_empty() {
+        String::new()
+    } else {
+        format!(" (directory {})", directory.display())
     }
 }
 

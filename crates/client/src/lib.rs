@@ -4,6 +4,7 @@
 //! |---|---|
 //! | send messages: ordered, delayed, with a priority, with a time to live | [`Producer`], [`Message`] |
 //! | send many: collected, and sent together | [`BatchingProducer`] |
+//! | send, and keep on disk what cannot be sent now | [`SpoolingProducer`] |
 //! | send a message if, and only if, something else is done | [`TransactionProducer`] |
 //! | have a function called for each message | [`PushConsumer`] |
 //! | ask for messages and acknowledge them one by one | [`SimpleConsumer`] |
@@ -48,6 +49,7 @@ mod retry;
 mod route;
 mod session;
 mod simple_consumer;
+mod spool;
 mod transaction;
 mod transport;
 mod view;
@@ -66,5 +68,6 @@ pub use self::producer::{
 pub use self::pull_consumer::{MessageQueue, PullConsumer, Pulled, QueryOffset};
 pub use self::push_consumer::{PushConsumer, PushOptions};
 pub use self::simple_consumer::SimpleConsumer;
+pub use self::spool::{Sent, SpoolingProducer};
 pub use self::transaction::{Resolution, Transaction, TransactionProducer};
 pub use self::view::{MessageView, ReceivedMessage};

@@ -199,6 +199,10 @@ impl Producer {
         Ok(half)
     }
 
+    pub(crate) fn inner(&self) -> Arc<Inner> {
+        self.0.clone()
+    }
+
     pub(crate) fn transport(&self) -> &Transport {
         &self.0.session.transport
     }

@@ -26,7 +26,7 @@ use crate::mark::Mark;
 use crate::pop::Delivery;
 use crate::progress::GroupTopic;
 use crate::records::message_of;
-use crate::service::receive::frame;
+use crate::service::receive::{NO_MESSAGE, frame, says_nothing_is_there};
 use crate::traffic::Delivered;
 
 /// The message in `record`, built in `room`. `added`: the fields of this delivery; what is the same for all of them is
@@ -75,13 +75,15 @@ impl Holder for GroupTopic {
     }
 }
 
-/// The response stream: a status, the messages, the time of delivery.
+/// The response stream: a status, the messages, the time of delivery. Nothing leaves when it is too late at its first
+/// word: a process that stood still, or a connection that took nothing, may have let another become the master, or the time
+/// pass for which the messages are this consumer's.
 pub(super) struct Batch {
     broker: Arc<Broker>,
     row: Arc<dyn Holder>,
-    pub(super) waiting: VecDeque<(Delivery, Record)>,
+    waiting: VecDeque<(Delivery, Record)>,
     /// In what another member of the group contradicts the receiver.
-    pub(super) contradiction: Option<String>,
+    contradiction: Option<String>,
     stage: Stage,
     /// Where messages are built; one allocation serves several.
     room: BytesMut,
@@ -98,11 +100,18 @@ impl Batch {
         broker: Arc<Broker>,
         row: Arc<dyn Holder>,
         waiting: VecDeque<(Delivery, Record)>,
+        contradiction: Option<String>,
     ) -> Self {
         broker.counters.messages_out.fetch_add(waiting.len() as u64, Ordering::Relaxed);
         let bytes = waiting.iter().map(|(delivery, _)| u64::from(delivery.entry.size)).sum();
         row.parts().2.traffic.add(waiting.len() as u64, bytes);
-        Self { broker, row, waiting, contradiction: None, stage: Stage::Status, room: BytesMut::new() }
+        Self { broker, row, waiting, contradiction, stage: Stage::Status, room: BytesMut::new() }
+    }
+
+    fn is_late(&self) -> bool {
+        let now_ms = self.broker.clock.now_ms();
+        let has_ended = |(delivery, _): &(Delivery, Record)| delivery.visible_at_ms <= now_ms;
+        !self.broker.store.may_answer() || self.waiting.iter().any(has_ended)
     }
 
     fn message(&mut self, delivery: &Delivery, record: &Record) -> Content {
@@ -134,6 +143,10 @@ impl Stream for Batch {
 
     fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let content = match self.stage {
+            Stage::Status if self.is_late() => {
+                self.stage = Stage::End;
+                return Poll::Ready(Some(says_nothing_is_there(NO_MESSAGE)));
+            }
             Stage::Status => {
                 self.stage = Stage::Messages;
                 let message = self.contradiction.take();

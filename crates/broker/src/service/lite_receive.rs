@@ -78,7 +78,7 @@ pub async fn receive(
             take(broker, &row, &poll, &client, &group)
         };
         if !messages.is_empty() {
-            return Ok(Box::pin(Batch::new(broker.clone(), row, messages)));
+            return Ok(Box::pin(Batch::new(broker.clone(), row, messages, None)));
         }
         if over {
             return Ok(receive::no_message(if suspended { receive::SUSPENDED } else { receive::NO_MESSAGE }));

@@ -43,8 +43,6 @@ const ANSWER_AHEAD: Duration = Duration::from_secs(1);
 /// Kept back from the deadline of a client that does not say how long to poll.
 const ANSWER_AHEAD_UNSAID: Duration = Duration::from_millis(1500);
 
-/// What was taken is given so soon, or put back: its invisible time runs.
-const GIVEN_WITHIN: Duration = Duration::from_secs(1);
 /// A master without a lease looks again after this.
 pub const NO_LEASE_MS: u64 = 100;
 
@@ -58,8 +56,12 @@ pub fn nothing(rejection: Rejection) -> BoxStream<v2::ReceiveMessageResponse> {
 
 /// Also the answer of an empty long poll: C++ takes OK without messages for an error.
 pub(super) fn no_message(why: &str) -> BoxStream<v2::ReceiveMessageResponse> {
+    Box::pin(tokio_stream::once(says_nothing_is_there(why)))
+}
+
+pub(super) fn says_nothing_is_there(why: &str) -> Result<v2::ReceiveMessageResponse, Status> {
     let status = v2::Status { code: v2::Code::MessageNotFound.into(), message: why.to_owned() };
-    Box::pin(tokio_stream::once(frame(Content::Status(status))))
+    frame(Content::Status(status))
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "an item of a response stream is a Result")]
@@ -218,21 +220,14 @@ pub async fn receive(
         } else {
             take(broker, &row, &poll, &group)
         };
-        // Made before anything is awaited: what it holds is put back if this call is dropped.
-        let mut batch = Batch::new(broker.clone(), row.clone(), round.messages);
-        let mut is_late = false;
         if !round.dead.is_empty() {
-            let took = Instant::now();
-            dead_letter::bury_all(broker, &row, &round.dead).await;
-            // That takes as long as replicas do. Meanwhile another may have become the master, and the time runs for which the
-            // messages are this consumer's: then they are put back.
-            is_late = took.elapsed() > GIVEN_WITHIN || !broker.store.may_answer();
+            // That takes as long as replicas do. Nobody waits for it: the invisible time of what was taken beside them runs.
+            let (broker, row, dead) = (broker.clone(), row.clone(), round.dead);
+            tokio::spawn(async move { dead_letter::bury_all(&broker, &row, &dead).await });
         }
-        if !batch.waiting.is_empty() && !is_late {
-            batch.contradiction = contradiction;
-            return Ok(Box::pin(batch));
+        if !round.messages.is_empty() {
+            return Ok(Box::pin(Batch::new(broker.clone(), row.clone(), round.messages, contradiction)));
         }
-        drop(batch);
         if over {
             let why = if group.config.suspended { SUSPENDED } else { NO_MESSAGE };
             return Ok(no_message(contradiction.as_deref().unwrap_or(why)));
