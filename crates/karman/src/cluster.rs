@@ -116,12 +116,6 @@ pub(crate) fn refused_by(master: &mut v1::BrokerStatus) -> Vec<RefusedJson> {
         .collect()
 }
 
-/// The brokers that the namesrv that was asked refuses.
-pub(crate) fn refused_by_namesrv(node: &Node, refused: Vec<v1::RefusedBroker>) -> Vec<RefusedJson> {
-    let by = format!("namesrv {}", node.endpoint);
-    refused.into_iter().map(|refused| RefusedJson::new(by.clone(), refused)).collect()
-}
-
 #[derive(Serialize)]
 struct ReplicaJson {
     broker_id: i32,
@@ -192,21 +186,13 @@ pub(crate) async fn run(command: ClusterCommand, node: &Node, format: Format) ->
 
 /// The brokers, as programs read them.
 pub(crate) async fn rows(node: &Node) -> anyhow::Result<Vec<BrokerJson>> {
-    Ok(described(node).await?.0)
-}
-
-/// The brokers, and those that the namesrv refuses.
-async fn described(node: &Node) -> anyhow::Result<(Vec<BrokerJson>, Vec<RefusedJson>)> {
     let request = node.request(v1::DescribeClusterRequest {});
     let response = node.answer(node.admin()?.describe_cluster(request)).await?;
-    let rows = response.brokers.into_iter().map(BrokerJson::from).collect();
-    Ok((rows, refused_by_namesrv(node, response.refused)))
+    Ok(response.brokers.into_iter().map(BrokerJson::from).collect())
 }
 
 async fn list(node: &Node, format: Format) -> anyhow::Result<()> {
-    let (rows, refused) = described(node).await?;
-    // They are no brokers of the cluster: for programs too this is beside the result.
-    refused.iter().for_each(|refused| eprintln!("karman: {refused}"));
+    let rows = rows(node).await?;
     if output::programs(format, &rows, |rows| rows.iter().map(|row| row.broker.as_str()))? {
         return Ok(());
     }

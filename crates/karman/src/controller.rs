@@ -13,7 +13,7 @@ use serde::Serialize;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
-use crate::cluster::{RefusedJson, refused_by, refused_by_namesrv};
+use crate::cluster::{RefusedJson, refused_by};
 use crate::node::{Node, code_of, message_of};
 use crate::output::{self, Format, grouped, number, text};
 use crate::time;
@@ -195,13 +195,12 @@ pub(crate) async fn describe(
     answer(node, client.describe_controller(request(node, v1::DescribeControllerRequest {}))).await
 }
 
-/// Which slaves are refused by their masters, and which brokers by the namesrv. What is not told in time is said, and
-/// left out.
-async fn refused_elsewhere(node: &Node) -> anyhow::Result<Vec<RefusedJson>> {
+/// Which slaves are refused by their masters. What brokers do not tell in time is said, and left out.
+async fn refused_by_masters(node: &Node) -> anyhow::Result<Vec<RefusedJson>> {
     let mut admin = node.admin()?;
     let call = node.answer(admin.describe_cluster(node.request(v1::DescribeClusterRequest {})));
-    let answer = match tokio::time::timeout(BROKERS_TIMEOUT, call).await {
-        Ok(Ok(response)) => response,
+    let brokers = match tokio::time::timeout(BROKERS_TIMEOUT, call).await {
+        Ok(Ok(response)) => response.brokers,
         Ok(Err(error)) => {
             eprintln!("karman: which slaves are refused by their masters is not known: {error}");
             return Ok(Vec::new());
@@ -214,9 +213,7 @@ async fn refused_elsewhere(node: &Node) -> anyhow::Result<Vec<RefusedJson>> {
             return Ok(Vec::new());
         }
     };
-    let mut refused = refused_by_namesrv(node, answer.refused);
-    refused.extend(answer.brokers.into_iter().flat_map(|mut broker| refused_by(&mut broker)));
-    Ok(refused)
+    Ok(brokers.into_iter().flat_map(|mut broker| refused_by(&mut broker)).collect())
 }
 
 pub(crate) async fn show(node: &Node, format: Format) -> anyhow::Result<()> {
@@ -230,7 +227,7 @@ pub(crate) async fn show(node: &Node, format: Format) -> anyhow::Result<()> {
 /// What the controllers know, as programs read it, and whether one leads.
 pub(crate) async fn shown(node: &Node) -> anyhow::Result<(ShowJson, anyhow::Result<()>)> {
     let (response, checked) = describe(node).await?;
-    let elsewhere = refused_elsewhere(node).await?;
+    let by_masters = refused_by_masters(node).await?;
     let leader = response.leader;
     let controller = |own: v1::ControllerState| ControllerJson {
         role: match own.voter {
@@ -250,7 +247,7 @@ pub(crate) async fn shown(node: &Node) -> anyhow::Result<(ShowJson, anyhow::Resu
             .refused
             .into_iter()
             .map(|refused| RefusedJson::new("the controller", refused))
-            .chain(elsewhere)
+            .chain(by_masters)
             .collect(),
         code: code_of(response.status.as_ref()).as_str_name(),
         message: message_of(response.status.as_ref()).to_owned(),

@@ -45,8 +45,8 @@ pub struct Registrations {
     next_stream: AtomicU64,
     started: Instant,
     between: Between,
-    /// The log tells of them, and operators are told.
-    refusals: Arc<Refusals>,
+    /// Of whom the log has told.
+    refusals: Refusals,
     stopping: CancellationToken,
 }
 
@@ -68,7 +68,7 @@ impl Registrations {
             next_stream: AtomicU64::new(1),
             started: Instant::now(),
             between,
-            refusals: Arc::default(),
+            refusals: Refusals::default(),
             stopping,
         })
     }
@@ -123,16 +123,15 @@ impl Registrations {
         }
     }
 
-    /// Who was refused in the last seconds.
-    pub fn refusals(&self) -> Arc<Refusals> {
-        self.refusals.clone()
-    }
-
     /// Says so in this log too: whoever looks for a broker looks here.
-    fn refuse(&self, who: &str, why: &str) {
-        if self.refusals.is_news(who, why, why) {
-            tracing::warn!(who, why, "a broker is refused");
-        }
+    fn admit<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        self.between.check(request, "broker").inspect_err(|status| {
+            let from = source_of(request.extensions());
+            let who = from.map_or_else(|| "an unknown address".to_owned(), |from| from.ip().to_string());
+            if self.refusals.is_news(&who, status.message(), status.message()) {
+                tracing::warn!(who, why = status.message(), "a broker is refused");
+            }
+        })
     }
 
     /// The whole table, and every change behind it.
@@ -154,10 +153,7 @@ impl Registration for RegistrationService {
         &self,
         request: Request<Streaming<BrokerReport>>,
     ) -> Result<Response<BoxStream<RouteUpdate>>, Status> {
-        let from = source_of(request.extensions());
-        let from = from.map_or_else(|| "an unknown address".to_owned(), |from| from.ip().to_string());
-        let admitted = self.0.between.check(&request, "broker");
-        admitted.inspect_err(|status| self.0.refuse(&from, status.message()))?;
+        self.0.admit(&request)?;
         let id = self.0.next_stream.fetch_add(1, Ordering::Relaxed);
         let mut heartbeat = tokio::time::interval(HEARTBEAT_INTERVAL);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -167,7 +163,6 @@ impl Registration for RegistrationService {
             user_changes,
             told: 0,
             id,
-            from,
             inbound: request.into_inner(),
             changes: None,
             heartbeat,
@@ -189,8 +184,6 @@ struct BrokerStream {
     /// The last change of users that this broker was told of.
     told: u64,
     id: StreamId,
-    /// The address that it connects from.
-    from: String,
     inbound: Streaming<BrokerReport>,
     /// `None` until the whole table has been pushed.
     changes: Option<broadcast::Receiver<RouteChange>>,
@@ -212,7 +205,6 @@ impl BrokerStream {
                 received = self.inbound.message() => match received {
                     Ok(Some(report)) => {
                         if let Err(error) = self.registrations.receive(self.id, report) {
-                            self.registrations.refuse(&self.from, &error.to_string());
                             return Some(Err(Status::invalid_argument(error.to_string())));
                         }
                     }

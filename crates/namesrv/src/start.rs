@@ -92,8 +92,7 @@ pub fn start(config: &NamesrvConfig) -> Result<Namesrv, StartError> {
     let front =
         Front::new(routes.clone(), clients.clone(), peers.clone(), auth.clone(), None, stopping.clone());
     let admin = AdminFront::new(routes.clone(), peers, auth, None)
-        .with_config("namesrv".to_owned(), config::shown(config))
-        .with_refusals(registrations.refusals());
+        .with_config("namesrv".to_owned(), config::shown(config));
     let public_admin = PublicAdmin::new(admin.clone(), front.clone());
     let admin = AdminServer::new(admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
     let public_admin =

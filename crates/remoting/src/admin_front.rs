@@ -20,7 +20,6 @@ use crate::front::Local;
 use crate::proto::karman::admin_server::Admin;
 use crate::proto::karman::{self as v1, BrokerIdentity};
 use crate::proto::v2::Code;
-use crate::refused::Refusals;
 use crate::relay::{Peers, failure};
 use crate::route_table::SharedRoutes;
 use crate::status::{Rejection, ok};
@@ -50,8 +49,6 @@ pub struct AdminFront {
     standby: Option<(String, Arc<dyn Admin>)>,
     /// What the node is configured with.
     config: Arc<v1::NodeConfig>,
-    /// The brokers that the own namesrv refuses.
-    refusals: Arc<Refusals>,
 }
 
 impl fmt::Debug for AdminFront {
@@ -157,20 +154,13 @@ impl AdminFront {
         local: Option<(&Local, Arc<dyn Admin>)>,
     ) -> Self {
         let local = local.map(|(local, admin)| (local.broker_name.clone(), admin));
-        Self { routes, peers, auth, local, standby: None, config: Arc::default(), refusals: Arc::default() }
+        Self { routes, peers, auth, local, standby: None, config: Arc::default() }
     }
 
     /// The door of a slave that looks for messages in its own copy when its master does not.
     #[must_use]
     pub fn with_standby(mut self, broker_name: &str, reads: Arc<dyn Admin>) -> Self {
         self.standby = Some((broker_name.to_owned(), reads));
-        self
-    }
-
-    /// The door of a namesrv, which tells of the brokers that it refuses.
-    #[must_use]
-    pub fn with_refusals(mut self, refusals: Arc<Refusals>) -> Self {
-        self.refusals = refusals;
         self
     }
 

@@ -197,7 +197,6 @@ impl Admin for AdminService {
         Ok(Response::new(v1::DescribeClusterResponse {
             status: Some(ok()),
             brokers: vec![self.0.describe()],
-            refused: Vec::new(),
         }))
     }
 }

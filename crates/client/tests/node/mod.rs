@@ -61,6 +61,10 @@ fn status(code: Code) -> Option<v2::Status> {
     Some(v2::Status { code: code.into(), message: "as scripted".into() })
 }
 
+pub fn id_of(message: &Bytes) -> String {
+    v2::Message::decode(message.clone()).unwrap().system_properties.unwrap().message_id
+}
+
 fn body_of(message: &Bytes) -> String {
     String::from_utf8(v2::Message::decode(message.clone()).unwrap().body.to_vec()).unwrap()
 }
@@ -118,7 +122,7 @@ impl MessagingService for Node {
         let messages = request.into_inner().messages;
         let entries = messages.iter().enumerate().map(|(index, bytes)| v2::SendResultEntry {
             status: status(Code::Ok),
-            message_id: v2::Message::decode(bytes.clone()).unwrap().system_properties.unwrap().message_id,
+            message_id: id_of(bytes),
             offset: index as i64,
             transaction_id: "transaction".into(),
             recall_handle: "handle".into(),

@@ -300,7 +300,6 @@ impl Admin for AdminFront {
             }
         }
         brokers.sort_by(|a, b| a.broker_name.cmp(&b.broker_name));
-        let refused = self.refusals.lately();
-        Ok(Response::new(v1::DescribeClusterResponse { status: Some(ok()), brokers, refused }))
+        Ok(Response::new(v1::DescribeClusterResponse { status: Some(ok()), brokers }))
     }
 }
