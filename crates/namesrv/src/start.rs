@@ -16,7 +16,6 @@ use karman_remoting::config::Unusable;
 use karman_remoting::front::Front;
 use karman_remoting::probe::{Probe, ProbeError};
 use karman_remoting::proto::karman::admin_server::AdminServer;
-use karman_remoting::proto::karman::controller_server::ControllerServer;
 use karman_remoting::proto::karman::registration_server::RegistrationServer;
 use karman_remoting::proto::v2::admin_server::AdminServer as PublicAdminServer;
 use karman_remoting::proto::v2::messaging_service_server::MessagingServiceServer;
@@ -106,9 +105,7 @@ pub fn start(config: &NamesrvConfig) -> Result<Namesrv, StartError> {
     let controller = config.controller(&between).map(|options| Controller::start(options, stopping.clone()));
     let controller = controller.transpose()?;
     let services = match &controller {
-        Some(controller) => services.add_service(
-            ControllerServer::new(controller.service()).max_decoding_message_size(MAX_DECODING_SIZE_BYTES),
-        ),
+        Some(controller) => services.add_service(controller.service().guarded()),
         None => services,
     };
     let server = Server::start(
