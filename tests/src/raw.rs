@@ -5,6 +5,7 @@ mod requests;
 use std::time::Duration;
 
 use bytes::Bytes;
+use karman_remoting::auth::SignedChannel;
 use karman_remoting::auth::credentials::Credentials;
 use karman_remoting::channel::{ChannelPool, ClientTls};
 use karman_remoting::proto::karman::admin_client::AdminClient;
@@ -30,8 +31,9 @@ const CLIENT_ID: &str = "raw@test";
 #[derive(Debug)]
 pub struct Raw {
     runtime: Runtime,
+    channel: Channel,
     client: MessagingServiceClient<Channel>,
-    admin: AdminClient<Channel>,
+    admin: AdminClient<SignedChannel>,
     client_id: Option<&'static str>,
     credentials: Option<Credentials>,
     headers: Headers,
@@ -114,12 +116,12 @@ impl Raw {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let channel = runtime.block_on(async { channel() });
-        let admin = AdminClient::new(channel.clone());
-        let client = MessagingServiceClient::new(channel)
+        let admin = AdminClient::new(SignedChannel::new(channel.clone(), None));
+        let client = MessagingServiceClient::new(channel.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let headers = Headers::default();
-        Raw { runtime, client, admin, client_id: Some(CLIENT_ID), credentials: None, headers }
+        Raw { runtime, channel, client, admin, client_id: Some(CLIENT_ID), credentials: None, headers }
     }
 
     /// The same as another client.
@@ -131,6 +133,7 @@ impl Raw {
     /// The same in the name of a user: every call is signed.
     pub fn signed_by(mut self, access_key: &str, secret_key: &str) -> Raw {
         self.credentials = Some(Credentials::new(access_key, secret_key).unwrap());
+        self.admin = AdminClient::new(SignedChannel::new(self.channel.clone(), self.credentials.clone()));
         self
     }
 

@@ -3,18 +3,24 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
-use karman_remoting::auth::signature;
+use karman_remoting::auth::credentials::Credentials;
+use karman_remoting::auth::{operator, signature};
+use karman_remoting::civil;
 use karman_remoting::proto::karman as v1;
 use karman_remoting::proto::karman::admin_client::AdminClient;
 use karman_remoting::proto::v2::{self, Code, MessageType};
-use karman_tests::cluster::ROOT;
+use karman_tests::cluster::{Node, ROOT, program};
 use karman_tests::raw::{
     delayed, is_ok, message, now_ms, raw, receive_request, resource, seconds, system, take,
 };
 use karman_tests::{Cluster, Raw, until};
+use tokio::runtime::Runtime;
+use tonic::transport::{Channel, Endpoint};
 
 const PATHS: [&str; 9] = [
     "../../../../tmp/evil",
@@ -194,38 +200,129 @@ fn no_recall_handle_or_transaction_id_but_the_one_that_was_handed_out_is_taken()
     assert_eq!(end("deals", &transaction, "2"), Code::Ok);
 }
 
-/// A call as somebody recorded it: the headers of another one, of some seconds ago.
-fn recorded<T>(message: T, seconds_ago: i64) -> tonic::Request<T> {
-    let signed_ms = u64::try_from(now_ms() - seconds_ago * 1000).unwrap();
-    let date_time = karman_remoting::civil::format_ms(signed_ms);
-    let header = signature::sign(ROOT.0, &signature::key(ROOT.1), &date_time);
+const DELETE_TOPIC: &str = "/karman.v1.Admin/DeleteTopic";
+
+/// The operators' service of a node, without anything that signs.
+fn operators(runtime: &Runtime, node: &Node) -> AdminClient<Channel> {
+    let endpoint = Endpoint::from_shared(format!("http://{}", node.endpoint())).unwrap();
+    AdminClient::new(runtime.block_on(async { endpoint.connect_lazy() }))
+}
+
+/// What the node wants calls signed for.
+fn number_of(runtime: &Runtime, node: &Node) -> String {
+    let mut question = tonic::Request::new(v1::ListTopicsRequest {});
+    question.metadata_mut().insert(operator::ASKS, "node".parse().unwrap());
+    let said = runtime.block_on(operators(runtime, node).list_topics(question)).expect_err("it is no call");
+    said.metadata().get(operator::NODE).expect("the number").to_str().unwrap().to_owned()
+}
+
+/// `message` with the headers of a call of [`DELETE_TOPIC`] that the super user has signed some seconds ago.
+fn signed_ago<T>(message: T, node: &str, seconds_ago: i64) -> tonic::Request<T> {
+    let date_time = civil::format_ms(u64::try_from(now_ms() - seconds_ago * 1000).unwrap());
+    let nonce = operator::random();
+    let call = operator::Call { path: DELETE_TOPIC, node, nonce: &nonce, date_time: &date_time };
+    let header = call.sign(ROOT.0, &signature::key(ROOT.1));
     let mut request = tonic::Request::new(message);
-    request.metadata_mut().insert("x-mq-client-id", "c".parse().unwrap());
-    request.metadata_mut().insert(signature::AUTHORIZATION, header.parse().unwrap());
-    request.metadata_mut().insert(signature::DATE_TIME, date_time.parse().unwrap());
+    for (name, value) in [
+        (signature::AUTHORIZATION, &*header),
+        (signature::DATE_TIME, &date_time),
+        (operator::NODE, node),
+        (operator::NONCE, &nonce),
+    ] {
+        request.metadata_mut().insert(name, value.parse().unwrap());
+    }
     request
 }
 
+fn refused<T: std::fmt::Debug>(answer: Result<tonic::Response<T>, tonic::Status>, why: &str) {
+    let refused = answer.expect_err(why);
+    assert_eq!(refused.code(), tonic::Code::PermissionDenied, "{refused:?}");
+    assert!(refused.message().contains(why), "{refused:?}");
+}
+
 #[test]
-fn an_operator_s_call_that_was_recorded_is_refused_later() {
-    let cluster = Cluster::builder().namesrvs(1).brokers(1).secured().start();
+fn an_operator_s_call_that_was_recorded_is_refused_again_elsewhere_and_later() {
+    let mut cluster = Cluster::builder().namesrvs(1).brokers(1).secured().start();
     cluster.create_topic("orders");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    for node in cluster.brokers.iter().chain(&cluster.namesrvs) {
-        let delete = |seconds_ago: i64| {
-            let endpoint = format!("http://{}", node.endpoint());
-            let request = recorded(v1::DeleteTopicRequest { name: "none".into() }, seconds_ago);
-            runtime.block_on(async {
-                let channel = tonic::transport::Endpoint::from_shared(endpoint).unwrap().connect_lazy();
-                AdminClient::new(channel).delete_topic(request).await
-            })
+    let (broker, namesrv) = (&cluster.brokers[0], &cluster.namesrvs[0]);
+    for (node, other) in [(broker, namesrv), (namesrv, broker)] {
+        let (mut here, mut there) = (operators(&runtime, node), operators(&runtime, other));
+        let number = number_of(&runtime, node);
+        let sign =
+            |seconds_ago| signed_ago(v1::DeleteTopicRequest { name: "none".into() }, &number, seconds_ago);
+        let recorded = sign(0);
+        let again = || {
+            let mut again = tonic::Request::new(recorded.get_ref().clone());
+            *again.metadata_mut() = recorded.metadata().clone();
+            again
         };
-        let refused = delete(400).expect_err("it is too old");
-        assert_eq!(refused.code(), tonic::Code::PermissionDenied, "{refused:?}");
-        assert!(refused.message().contains("within 300 s"), "{refused:?}");
-        assert!(delete(-400).is_err(), "from the future");
-        delete(0).expect("it is let in");
+        let mut group = tonic::Request::new(v1::ListTopicsRequest {});
+        *group.metadata_mut() = recorded.metadata().clone();
+        refused(runtime.block_on(here.list_topics(group)), "Check signature failed");
+        refused(runtime.block_on(there.delete_topic(again())), "for another node");
+        runtime.block_on(here.delete_topic(again())).expect("it is let in once");
+        refused(runtime.block_on(here.delete_topic(again())), "was taken already");
+        refused(runtime.block_on(here.delete_topic(sign(400))), "within 300 s");
+        refused(runtime.block_on(here.delete_topic(sign(-400))), "within 300 s");
+        // A client's signature, of now, in the form of our own programs.
+        let mut of_client = tonic::Request::new(v1::DeleteTopicRequest { name: "none".into() });
+        Credentials::new(ROOT.0, ROOT.1).unwrap().sign(of_client.metadata_mut());
+        refused(runtime.block_on(here.delete_topic(of_client)), "a client's signature");
     }
+    let number = number_of(&runtime, broker);
+    cluster.brokers[0].kill();
+    cluster.brokers[0].start();
+    let forgotten = signed_ago(v1::DeleteTopicRequest { name: "orders".into() }, &number, 0);
+    let mut started_anew = operators(&runtime, &cluster.brokers[0]);
+    refused(runtime.block_on(started_anew.delete_topic(forgotten)), "before this one was started");
+}
+
+/// Passes one connection on to `node`, and keeps what was said to the node.
+fn recorder(node: &str) -> (String, std::thread::JoinHandle<Vec<u8>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let mut to_node = TcpStream::connect(node).unwrap();
+    let recording = std::thread::spawn(move || {
+        let (mut from_client, _) = listener.accept().unwrap();
+        let (mut from_node, mut to_client) = (to_node.try_clone().unwrap(), from_client.try_clone().unwrap());
+        let answers = std::thread::spawn(move || std::io::copy(&mut from_node, &mut to_client));
+        let (mut heard, mut part) = (Vec::new(), [0; 4096]);
+        while let Ok(read @ 1..) = from_client.read(&mut part) {
+            heard.extend_from_slice(&part[..read]);
+            if to_node.write_all(&part[..read]).is_err() {
+                break;
+            }
+        }
+        let _ = to_node.shutdown(Shutdown::Both);
+        drop(answers.join());
+        heard
+    });
+    (address, recording)
+}
+
+#[test]
+fn what_an_operator_s_command_said_is_of_no_use_to_who_says_it_again() {
+    let cluster = Cluster::builder().brokers(1).secured().start();
+    let node = &cluster.brokers[0];
+    cluster.create_topic("orders");
+    let file = cluster.path().join("root.secret");
+    std::fs::write(&file, ROOT.1).unwrap();
+    let (address, recording) = recorder(&node.endpoint());
+    let mut karman = std::process::Command::new(program("karman"));
+    karman.args(["-e", &address, "--access-key", ROOT.0, "--secret-key-file", file.to_str().unwrap()]);
+    let said = karman.args(["topic", "delete", "orders", "--yes"]).output().unwrap();
+    assert!(said.status.success(), "{said:?}");
+    let heard = recording.join().unwrap();
+    cluster.create_topic("orders");
+    let refusals = || node.log().matches("was taken already").count();
+    let (before, mut again) = (refusals(), TcpStream::connect(node.endpoint()).unwrap());
+    again.write_all(&heard).unwrap();
+    until("it is refused", DEADLINE, || (refusals() > before).then_some(()));
+    let topics = cluster.raw(node).topics();
+    let is_there =
+        topics.iter().any(|topic| topic.topic.as_ref().is_some_and(|topic| topic.name == "orders"));
+    assert!(is_there, "{topics:?}");
 }
 
 #[test]

@@ -226,7 +226,7 @@ struct State {
     /// Those that this log knows, deleted ones too.
     users: BTreeMap<String, v1::User>,
     token_key: Option<Vec<u8>>,
-    /// Numbers are not used twice, also not those of deleted topics.
+    /// Numbers are not used twice, also not those of deleted topics and groups.
     next_topic: u32,
     next_group: u32,
     next_queue: u32,
@@ -326,6 +326,7 @@ impl Catalog {
             Change::Topic(record) => state.add_topic(record),
             Change::TopicDeleted(number) => state.delete_topic(number),
             Change::Group(record) => state.add_group(record),
+            Change::GroupDeleted(number) => state.delete_group(number),
             Change::TokenKey(key) => state.token_key = Some(key),
             Change::User(user) => {
                 merge_into(&mut state.users, user.clone());
@@ -372,6 +373,13 @@ impl State {
         let group = Arc::new(record);
         self.groups_by_number.insert(group.number, group.clone());
         self.groups.insert(group.name().to_owned(), group);
+    }
+
+    fn delete_group(&mut self, number: u32) {
+        let Some(group) = self.groups_by_number.remove(&number) else { return };
+        if self.groups.get(group.name()).is_some_and(|named| named.number == number) {
+            self.groups.remove(group.name());
+        }
     }
 }
 
@@ -442,56 +450,4 @@ impl Projection for Catalog {
 #[cfg(test)]
 mod model;
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::catalog_writer::topic_named;
-
-    fn make(catalog: &Catalog, name: &str) -> TopicRecord {
-        let record = catalog.next_topic(topic_named(name, 2)).unwrap();
-        catalog.change(Change::Topic(record.clone()));
-        record
-    }
-
-    #[test]
-    fn numbers_of_deleted_topics_are_not_used_again_across_a_snapshot() {
-        let catalog = Catalog::default();
-        let first = make(&catalog, "a");
-        catalog.change(Change::TopicDeleted(first.number));
-        let restored = Catalog::default();
-        restored.restore(&catalog.snapshot()).unwrap();
-        let second = make(&restored, "a");
-        assert_ne!(first.number, second.number);
-        assert!(second.queues.iter().all(|queue| !first.queues.contains(queue)));
-        assert!(restored.owner_of(QueueNumber(first.queues[0])).is_none());
-    }
-
-    #[test]
-    fn applying_a_topic_twice_keeps_its_readers() {
-        let catalog = Catalog::default();
-        let record = make(&catalog, "a");
-        catalog.topic("a").unwrap().add_reader(Arc::default());
-        catalog.change(Change::Topic(record));
-        assert_eq!(catalog.topic("a").unwrap().readers.read().len(), 1);
-    }
-
-    #[test]
-    fn the_reserve_time_of_a_topic_is_its_own_or_the_brokers_also_across_a_snapshot() {
-        let catalog = Catalog::default();
-        make(&catalog, "a");
-        let own = catalog.next_topic(v1::TopicConfig { reserved_hours: 24, ..topic_named("b", 1) }).unwrap();
-        catalog.change(Change::Topic(own));
-        let restored = Catalog::default();
-        restored.restore(&catalog.snapshot()).unwrap();
-        let reserved = |name| restored.topic(name).unwrap().reserved();
-        assert_eq!((reserved("a"), reserved("b")), (None, Some(Duration::from_secs(86_400))));
-    }
-
-    #[test]
-    fn sends_go_to_the_queues_in_turn() {
-        let catalog = Catalog::default();
-        make(&catalog, "a");
-        let topic = catalog.topic("a").unwrap();
-        let ids: Vec<_> = (0..4).map(|_| topic.next_queue().0).collect();
-        assert_eq!(ids, [0, 1, 0, 1]);
-    }
-}
+mod tests;

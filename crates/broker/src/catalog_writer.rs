@@ -10,6 +10,7 @@ use karman_remoting::proto::v2::MessageType;
 use karman_remoting::route_table::SharedRoutes;
 use karman_remoting::status::Rejection;
 use karman_remoting::token::TokenKey;
+use karman_remoting::validate;
 use karman_store::{Append, Durability, NewRecord, RecordKind, Store};
 use prost::Message as _;
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -48,6 +49,7 @@ enum Request {
     /// `true` when the group was there already.
     Group(v1::GroupConfig, Reply<(Arc<GroupRecord>, bool)>),
     UpdateGroup(v1::GroupConfig, Reply<Arc<GroupRecord>>),
+    DeleteGroup(String, Reply<()>),
     /// With the version that it was made from.
     User(v1::User, u64, Reply<()>),
 }
@@ -109,6 +111,11 @@ impl CatalogWriter {
     pub async fn update_group(&self, group: v1::GroupConfig) -> Result<Arc<GroupRecord>, Rejection> {
         self.ask(|reply| Request::UpdateGroup(group, reply)).await
     }
+
+    /// Deletes a group: its settings, how far it is, and its dead letters.
+    pub async fn delete_group(&self, name: &str) -> Result<(), Rejection> {
+        self.ask(|reply| Request::DeleteGroup(name.to_owned(), reply)).await
+    }
 }
 
 struct Task {
@@ -129,6 +136,7 @@ impl Task {
                 Request::UpdateTopic(topic, reply) => drop(reply.send(self.update_topic(topic).await)),
                 Request::Group(group, reply) => drop(reply.send(self.make_group(group).await)),
                 Request::UpdateGroup(group, reply) => drop(reply.send(self.update_group(group).await)),
+                Request::DeleteGroup(name, reply) => drop(reply.send(self.delete_group(&name).await)),
                 Request::User(user, based_on, reply) => {
                     drop(reply.send(self.record_user(user, based_on).await));
                 }
@@ -204,6 +212,25 @@ impl Task {
         Ok(group)
     }
 
+    /// With the topic of its dead letters, at once: a group of that name that is made later starts anew.
+    async fn delete_group(&self, name: &str) -> Result<(), Rejection> {
+        let unknown = || Rejection::GroupNotFound { group: name.to_owned() };
+        let group = self.catalog.group(name).ok_or_else(unknown)?;
+        let letters = self.catalog.topic(&validate::dead_letter_topic(name));
+        let gone = letters.iter().map(|letters| Change::TopicDeleted(letters.number));
+        let changes =
+            std::iter::once(Change::GroupDeleted(group.number)).chain(gone).map(record_of).collect();
+        let append = self.store.append(changes, Durability::Disk).map_err(refuse::append)?;
+        append.await.map_err(refuse::append)?;
+        tracing::info!(group = name, dead_letters = letters.is_some(), "consumer group deleted");
+        self.tell(v1::BrokerDelta {
+            removed_groups: vec![name.to_owned()],
+            removed_topics: letters.iter().map(|letters| letters.name().to_owned()).collect(),
+            ..Default::default()
+        });
+        Ok(())
+    }
+
     async fn record_user(&self, user: v1::User, based_on: u64) -> Result<(), Rejection> {
         let known = self.catalog.user_version(&user.name);
         if known > based_on && known != user.version {
@@ -230,12 +257,15 @@ impl Task {
     }
 }
 
-fn begin(store: &Store, change: Change) -> Result<Append, Rejection> {
+fn record_of(change: Change) -> NewRecord {
     let payload = Metadata { change: Some(change) }.encode_to_vec().into();
     let (kind, keys) = (RecordKind::Metadata, Vec::new());
-    let record = NewRecord { kind, queue: None, tag_hash: 0, mark: 0, keys, payload };
+    NewRecord { kind, queue: None, tag_hash: 0, mark: 0, keys, payload }
+}
+
+fn begin(store: &Store, change: Change) -> Result<Append, Rejection> {
     // Metadata is always durable: a topic whose messages are on disk must be there too.
-    store.append(vec![record], Durability::Disk).map_err(refuse::append)
+    store.append(vec![record_of(change)], Durability::Disk).map_err(refuse::append)
 }
 
 async fn append(store: &Store, change: Change) -> Result<(), Rejection> {

@@ -259,6 +259,9 @@ impl LiteTable {
         let Some(topic) = self.catalog.topic_numbered(progress.topic).filter(|topic| topic.is_lite()) else {
             return;
         };
+        if self.catalog.group_numbered(progress.group).is_none() {
+            return;
+        }
         let row = self.open(progress.group, &topic);
         row.run(|pop| {
             let is_there = |queue: &&QueueProgress| {
@@ -273,6 +276,9 @@ impl LiteTable {
     fn apply_change(&self, change: &Change) {
         match change {
             Change::TopicDeleted(topic) => drop(self.rows.write().remove(topic)),
+            Change::GroupDeleted(group) => {
+                self.rows.write().values_mut().for_each(|groups| drop(groups.remove(group)));
+            }
             Change::LiteTopicsGone(gone) => {
                 for row in self.all() {
                     row.run(|pop| gone.queues.iter().for_each(|queue| pop.forget(*queue)));

@@ -342,11 +342,24 @@ impl ProgressTable {
         row
     }
 
+    /// A group is no more: whoever waits for its messages learns it.
+    fn remove_group(&self, group: u32) {
+        let removed = self.rows.write().remove_group(group);
+        for row in removed {
+            row.topic.remove_reader(&row.arrived);
+            row.arrived.notify_one();
+        }
+    }
+
     fn apply_progress(&self, progress: &Progress) {
         // A topic that was deleted since has no progress.
         let Some(topic) = self.catalog.topic_numbered(progress.topic) else { return };
         // That on lite topics is another projection's.
         if topic.is_lite() {
+            return;
+        }
+        // A receive that was under way may have recorded it behind the end of its group.
+        if self.catalog.group_numbered(progress.group).is_none() {
             return;
         }
         let client = progress.client.as_deref().map(Arc::from);
@@ -410,9 +423,10 @@ impl Projection for ProgressTable {
     fn apply(&self, record: &Record) {
         match record.kind {
             RecordKind::Metadata => {
-                let metadata = Metadata::decode(&record.payload[..]);
-                if let Ok(Metadata { change: Some(Change::TopicDeleted(topic)) }) = metadata {
-                    self.rows.write().remove_topic(topic);
+                match Metadata::decode(&record.payload[..]).ok().and_then(|metadata| metadata.change) {
+                    Some(Change::TopicDeleted(topic)) => self.rows.write().remove_topic(topic),
+                    Some(Change::GroupDeleted(group)) => self.remove_group(group),
+                    _ => {}
                 }
             }
             // Also while live: who asked for the copy may be gone before it is stored.

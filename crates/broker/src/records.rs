@@ -10,7 +10,7 @@ use karman_store::{Record, RecordKind};
 /// One change of the catalog.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Metadata {
-    #[prost(oneof = "Change", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "Change", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub change: Option<Change>,
 }
 
@@ -35,6 +35,9 @@ pub enum Change {
     /// A user as it is from now on, with its secret: without it no signature could be verified.
     #[prost(message, tag = "7")]
     User(v1::User),
+    /// The number of a group that is no more, and with it how far it was.
+    #[prost(uint32, tag = "8")]
+    GroupDeleted(u32),
 }
 
 /// A topic with the numbers that stand for it in the log.

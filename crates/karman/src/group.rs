@@ -1,5 +1,6 @@
 //! `karman group`.
 
+mod delete;
 mod settings;
 mod show;
 
@@ -81,6 +82,21 @@ Example:
         /// The group
         name: String,
     },
+    /// Delete a group on all brokers: its settings, how far it is with each topic, and its dead letters
+    #[command(after_help = "\
+Messages of the topics that it reads stay. A group of the same name that is made later begins anew. While members are connected
+it is refused; with --force it goes all the same, and comes into being again as soon as one of them receives, where brokers make
+groups by use (autoCreateSubscriptionGroup). Without --yes it is asked first; a script gives --yes or --dry-run.
+
+Example:
+  karman group delete shipping --dry-run
+  karman group delete shipping --yes")]
+    Delete {
+        /// The group
+        name: String,
+        #[command(flatten)]
+        how: delete::DeleteArgs,
+    },
     /// List the groups, and what waits for them
     #[command(after_help = "Example:\n  karman group list")]
     List,
@@ -102,6 +118,7 @@ pub(crate) async fn run(command: GroupCommand, node: &Node, format: Format) -> a
         GroupCommand::Resume { name } => update(name, node, format, |group| group.suspended = false).await,
         GroupCommand::Show { name, topic } => show::show(name, topic, node, format).await,
         GroupCommand::Lag { name, topic } => show::lag(name, topic, node, format).await,
+        GroupCommand::Delete { name, how } => delete::delete(name, &how, node, format).await,
         GroupCommand::List => list(node, format).await,
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use karman_client::{Client, ClientError, ClientOptions, ClientTls, Code, Credentials};
+use karman_remoting::auth::SignedChannel;
 use karman_remoting::channel::{ChannelPool, address_of};
 use karman_remoting::metadata;
 use karman_remoting::proto::karman::BrokerResult;
@@ -63,8 +64,10 @@ impl Node {
         pool.get(self.address()).with_context(|| format!("endpoint {:?}", self.endpoint))
     }
 
-    pub(crate) fn admin(&self) -> anyhow::Result<AdminClient<Channel>> {
-        Ok(AdminClient::new(self.channel()?).max_decoding_message_size(MAX_DECODING_SIZE_BYTES))
+    /// The operators' service; each call is signed there, if somebody signs.
+    pub(crate) fn admin(&self) -> anyhow::Result<AdminClient<SignedChannel>> {
+        let channel = SignedChannel::new(self.channel()?, self.credentials.clone());
+        Ok(AdminClient::new(channel).max_decoding_message_size(MAX_DECODING_SIZE_BYTES))
     }
 
     /// The masters of a topic, each once.
@@ -93,19 +96,11 @@ impl Node {
         Caller { headers: headers(name), credentials: self.credentials.clone() }
     }
 
-    /// Adds who calls, and the cluster's secret, as far as they are given.
-    pub(crate) fn sign(&self, metadata: &mut MetadataMap) {
-        metadata::add_secret(metadata, &self.cluster_secret);
-        if let Some(credentials) = &self.credentials {
-            credentials.sign(metadata);
-        }
-    }
-
-    /// With the deadline, and who calls.
+    /// With the deadline, and the cluster's secret if it is given.
     pub(crate) fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.set_timeout(TIMEOUT);
-        self.sign(request.metadata_mut());
+        metadata::add_secret(request.metadata_mut(), &self.cluster_secret);
         request
     }
 

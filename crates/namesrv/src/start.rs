@@ -8,15 +8,14 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use karman_remoting::admin_front::AdminFront;
-use karman_remoting::auth::Auth;
 use karman_remoting::auth::users::Users;
+use karman_remoting::auth::{Auth, Gate};
 use karman_remoting::clients::ClientRegistry;
 use karman_remoting::config;
 use karman_remoting::config::Unusable;
 use karman_remoting::front::Front;
 use karman_remoting::probe::{Probe, ProbeError};
 use karman_remoting::proto::karman::admin_server::AdminServer;
-use karman_remoting::proto::karman::controller_server::ControllerServer;
 use karman_remoting::proto::karman::registration_server::RegistrationServer;
 use karman_remoting::proto::v2::admin_server::AdminServer as PublicAdminServer;
 use karman_remoting::proto::v2::messaging_service_server::MessagingServiceServer;
@@ -91,12 +90,13 @@ pub fn start(config: &NamesrvConfig) -> Result<Namesrv, StartError> {
     let peers = Peers::new(between.clone());
     let front =
         Front::new(routes.clone(), clients.clone(), peers.clone(), auth.clone(), None, stopping.clone());
-    let admin = AdminFront::new(routes.clone(), peers, auth, None)
+    let admin = AdminFront::new(routes.clone(), peers, auth.clone(), None)
         .with_config("namesrv".to_owned(), config::shown(config));
     let public_admin = PublicAdmin::new(admin.clone(), front.clone());
     let admin = AdminServer::new(admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
     let public_admin =
         PublicAdminServer::new(public_admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
+    let (admin, public_admin) = (Gate::new(auth.clone(), admin), Gate::new(auth, public_admin));
     let messaging = MessagingServiceServer::new(front).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
     let registration = RegistrationServer::new(RegistrationService(registrations.clone()))
         .max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
@@ -105,9 +105,7 @@ pub fn start(config: &NamesrvConfig) -> Result<Namesrv, StartError> {
     let controller = config.controller(&between).map(|options| Controller::start(options, stopping.clone()));
     let controller = controller.transpose()?;
     let services = match &controller {
-        Some(controller) => services.add_service(
-            ControllerServer::new(controller.service()).max_decoding_message_size(MAX_DECODING_SIZE_BYTES),
-        ),
+        Some(controller) => services.add_service(controller.service().guarded()),
         None => services,
     };
     let server = Server::start(

@@ -145,6 +145,8 @@ mod change;
 mod merge;
 mod users;
 
+pub use self::change::refuse_connected;
+
 impl AdminFront {
     /// A door over `routes`; `auth` says who may enter; `admin` executes on the own broker.
     pub fn new(

@@ -8,29 +8,37 @@
 //! connection.
 
 pub mod credentials;
+mod gate;
+mod nonces;
+pub mod operator;
+mod operators;
 mod peer;
 pub mod policy;
 mod rights;
 pub mod signature;
+mod signed_channel;
 pub mod users;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use serde::Deserialize;
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::{Extensions, Request};
 
+pub use self::gate::Gate;
+use self::nonces::Nonces;
 pub use self::peer::Peer;
 use self::peer::Verified;
 use self::policy::{Kind, Right};
 pub use self::rights::{Administers, Needs};
 use self::signature::{AUTHORIZATION, Claim, DATE_TIME};
+pub use self::signed_channel::SignedChannel;
 use self::users::{Snapshot, User, Users};
-use crate::civil;
 use crate::config::Unusable;
 use crate::metadata;
 use crate::secret::Secret;
@@ -120,6 +128,10 @@ pub struct Auth(Arc<Rules>);
 struct Rules {
     config: AuthConfig,
     users: Users,
+    /// What operators sign their calls for: a number that no other node has, nor this one after a restart.
+    node: String,
+    /// Of operators' calls that were taken.
+    nonces: Mutex<Nonces>,
 }
 
 impl fmt::Debug for Rules {
@@ -169,7 +181,7 @@ impl Auth {
         if let Some((name, secret)) = initial_user(config.initial_user.reveal()) {
             users.configure(&name, &secret);
         }
-        Self(Arc::new(Rules { config, users }))
+        Self(Arc::new(Rules { config, users, node: operator::random(), nonces: Mutex::default() }))
     }
 
     /// Everybody may do everything; operators need the cluster's secret where there is one.
@@ -202,78 +214,10 @@ impl Auth {
         Ok(who)
     }
 
-    /// Refuses an operator's call that may not be made, and writes into the audit log what was refused, and what changes
-    /// something. `cluster` is the name of the cluster; `call` that of the call.
-    pub(crate) fn admit_operator<T: Administers>(
-        &self,
-        metadata: &MetadataMap,
-        extensions: &Extensions,
-        message: &T,
-        call: &'static str,
-        cluster: &str,
-    ) -> Result<(), Rejection> {
-        // What another node passes on was decided about, and written down, there.
-        let secret = self.cluster_secret();
-        if extensions.get::<Decided>().is_some() {
-            return Ok(());
-        }
-        if self.is_relayed_by_node(metadata, extensions)
-            && metadata::has_secret(metadata, secret)
-            && (!self.is_on() || !secret.is_empty())
-        {
-            return Ok(());
-        }
-        let source = source_of(extensions);
-        let who = self.operator(metadata, extensions);
-        let decided = who.as_ref().map_err(Clone::clone).and_then(|who| match who {
-            Who::User(user) if T::SUPER && !user.is_super => Err(unauthorized(format!(
-                "User:{} is not a super user, who alone may change users",
-                user.name
-            ))),
-            who => self.allow_in(who, message, source, cluster),
-        });
-        if T::CHANGES || decided.is_err() {
-            audit(call, who.ok().as_ref(), metadata, source, message, decided.as_ref().err());
-        }
-        decided
-    }
-
     /// It says that a node has relayed it, and came as nodes come.
     fn is_relayed_by_node(&self, metadata: &MetadataMap, extensions: &Extensions) -> bool {
         metadata::is_relayed(metadata)
             && (!self.0.config.nodes_have_tls || extensions.get::<Peer>().is_some_and(Peer::is_node))
-    }
-
-    /// Who operates: where users do not have to say who they are, whoever knows the secret of the cluster, if it has one.
-    fn operator(&self, metadata: &MetadataMap, extensions: &Extensions) -> Result<Who, Rejection> {
-        if metadata::carries_secret(metadata, self.cluster_secret()) {
-            return Ok(Who::Cluster);
-        }
-        if !self.is_on() && !self.cluster_secret().is_empty() {
-            return Err(unauthorized(
-                "this cluster has a secret (clusterSecret) and the call does not carry it",
-            ));
-        }
-        let who = self.who(metadata, extensions)?;
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let date_time = metadata.get(DATE_TIME).and_then(|date_time| date_time.to_str().ok());
-        let now_ms = u64::try_from(since.as_millis()).unwrap_or_default();
-        match who {
-            // What somebody has read on its way, or in a log, is of no use to him later.
-            Who::User(user)
-                if metadata.contains_key(AUTHORIZATION)
-                    && !signature::is_new(date_time.unwrap_or_default(), now_ms) =>
-            {
-                Err(unauthorized(format!(
-                    "User:{} signed this at {:?}, and it is {} here: an operator's call must be signed within {} s; set the clocks",
-                    user.name,
-                    crate::validate::shortened(date_time.unwrap_or_default()),
-                    civil::format_ms(now_ms),
-                    signature::OPERATOR_SKEW_MAX_MS / 1000
-                )))
-            }
-            who => Ok(who),
-        }
     }
 
     /// Who calls, where it has to be known.
@@ -394,35 +338,6 @@ fn verify(
         return Err(unauthorized(format!("Check signature failed for accessKey={}", user.name)));
     }
     Ok(user.clone())
-}
-
-/// One line for each change that operators make or try, and for whatever they are refused.
-fn audit(
-    call: &'static str,
-    who: Option<&Who>,
-    metadata: &MetadataMap,
-    source: Option<SocketAddr>,
-    message: &impl Needs,
-    refused: Option<&Rejection>,
-) {
-    let mut what = String::new();
-    message.needs(&mut |right| {
-        let between = if what.is_empty() { "" } else { ", " };
-        what.push_str(&format!(
-            "{between}{} {}",
-            right.actions,
-            crate::validate::shortened(&right.to_string())
-        ));
-    });
-    let who = who.map_or_else(|| "nobody that is known".to_owned(), Who::to_string);
-    let client = metadata::client_id_of(metadata).map(crate::validate::shortened).unwrap_or_default();
-    let from = source.map_or_else(String::new, |source| source.to_string());
-    match refused {
-        None => tracing::info!(target: "audit", call, who, from, client, what, allowed = true, "admin"),
-        Some(why) => {
-            tracing::warn!(target: "audit", call, who, from, client, what, allowed = false, %why, "admin");
-        }
-    }
 }
 
 fn unauthorized(text: impl Into<String>) -> Rejection {

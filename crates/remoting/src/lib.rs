@@ -11,6 +11,7 @@ pub mod clients;
 pub mod codec;
 pub mod config;
 pub mod front;
+pub mod headers_first;
 pub mod line;
 mod listening_thread;
 pub mod logging;

@@ -277,7 +277,7 @@ answers! {
     v1::DescribeConfigResponse;
     of brokers
     v1::CreateTopicResponse, v1::DeleteTopicResponse, v1::UpdateTopicResponse, v1::CreateGroupResponse,
-    v1::UpdateGroupResponse, v1::ChangeUserResponse,
+    v1::UpdateGroupResponse, v1::DeleteGroupResponse, v1::ChangeUserResponse,
 }
 
 /// What a handler's result says to the client: its answer, or a refusal in the same form.

@@ -26,6 +26,9 @@ enum Step {
         name: u8,
         suspended: bool,
     },
+    DeleteGroup {
+        name: u8,
+    },
     /// A lite topic of a parent is made.
     Lite {
         parent: u8,
@@ -47,7 +50,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         4 => (0..3_u8, 0..4_u64).prop_map(|(name, ttl_seconds)| Step::Topic { name, ttl_seconds }),
         2 => (0..3_u8).prop_map(|name| Step::Delete { name }),
-        1 => (0..2_u8, any::<bool>()).prop_map(|(name, suspended)| Step::Group { name, suspended }),
+        2 => (0..2_u8, any::<bool>()).prop_map(|(name, suspended)| Step::Group { name, suspended }),
+        1 => (0..2_u8).prop_map(|name| Step::DeleteGroup { name }),
         4 => (0..3_u8, 0..3_u8).prop_map(|(parent, name)| Step::Lite { parent, name }),
         2 => (0..3_u8, 0..3_u8).prop_map(|(parent, name)| Step::LiteGone { parent, name }),
         1 => Just(Step::Crash),
@@ -145,6 +149,10 @@ impl Run {
                 }
                 self.write(Change::Group(record));
             }
+            Step::DeleteGroup { name } => {
+                let Some(record) = self.groups.remove(&name) else { return };
+                self.write(Change::GroupDeleted(record.number));
+            }
             Step::Lite { parent, name } => {
                 let Some(number) = self.topics.get(&parent).map(|parent| parent.number) else { return };
                 if self.lites.contains_key(&(number, name)) {
@@ -187,6 +195,7 @@ impl Run {
                 assert!(record.queues.iter().all(|queue| owner(queue) == Some(record.number)));
             }
         }
+        assert_eq!(catalog.groups().len(), self.groups.len());
         for name in 0..2 {
             let there = catalog.group(&format!("g{name}"));
             assert_eq!(there.as_deref(), self.groups.get(&name), "group {name}");

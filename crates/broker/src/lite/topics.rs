@@ -137,7 +137,11 @@ impl LiteTopics {
                     state.by_queue.remove(&lite.queue.0);
                 }
             }
-            Change::Topic(_) | Change::Group(_) | Change::TokenKey(_) | Change::User(_) => {}
+            Change::Topic(_)
+            | Change::Group(_)
+            | Change::GroupDeleted(_)
+            | Change::TokenKey(_)
+            | Change::User(_) => {}
         }
     }
 

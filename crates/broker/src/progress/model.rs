@@ -6,6 +6,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
+use karman_remoting::proto::karman as v1;
 use karman_store::{PhysicalOffset, QueueOffset};
 use proptest::prelude::*;
 
@@ -30,6 +31,8 @@ enum Step {
     Buried(u8, u8, u64),
     /// A topic is deleted, and another of its name made.
     Anew(u8),
+    /// A group is deleted, and another of its name made.
+    GroupAnew(u8),
     /// Everything is made anew from the records.
     Crash,
     /// The same from a snapshot, which may contain some of the records already that are read behind it.
@@ -45,6 +48,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => who().prop_map(Step::End),
         2 => (0..2_u8, 0..2_u8, 0..END).prop_map(|(group, topic, offset)| Step::Buried(group, topic, offset)),
         1 => (0..2_u8).prop_map(Step::Anew),
+        1 => (0..2_u8).prop_map(Step::GroupAnew),
         1 => Just(Step::Crash),
         2 => (0..8_usize).prop_map(Step::Snapshot),
     ];
@@ -84,7 +88,17 @@ impl Run {
             Self { table: ProgressTable::new(catalog.clone()), catalog, log: vec![], rows: BTreeMap::new() };
         run.make(0);
         run.make(1);
+        (0..2).for_each(|group| run.make_group(group));
         run
+    }
+
+    fn make_group(&mut self, group: u8) {
+        let config = v1::GroupConfig { name: format!("g{group}"), ..Default::default() };
+        self.write(metadata(Change::Group(self.catalog.next_group(config))));
+    }
+
+    fn group(&self, group: u8) -> u32 {
+        self.catalog.group(&format!("g{group}")).unwrap().number
     }
 
     fn make(&mut self, topic: u8) {
@@ -105,7 +119,7 @@ impl Run {
 
     fn progress(&mut self, (group, topic, client): Who, queue: Option<QueueProgress>) {
         let progress = Progress {
-            group: group.into(),
+            group: self.group(group),
             topic: self.number(topic),
             client: client.map(|client| format!("c{client}")),
             ended: queue.is_none(),
@@ -159,7 +173,7 @@ impl Run {
                 if let Some(done) = self.rows.get_mut(&(group, topic, None)) {
                     done.insert(offset);
                     let origin =
-                        Origin { group: group.into(), topic: self.number(topic), queue_id: 0, offset };
+                        Origin { group: self.group(group), topic: self.number(topic), queue_id: 0, offset };
                     self.write(record(RecordKind::DeadLetter, origin.before(b"")));
                 }
             }
@@ -167,6 +181,15 @@ impl Run {
                 self.rows.retain(|(_, own, _), _| *own != topic);
                 self.write(metadata(Change::TopicDeleted(self.number(topic))));
                 self.make(topic);
+            }
+            Step::GroupAnew(group) => {
+                self.rows.retain(|(own, _, _), _| *own != group);
+                let gone = self.group(group);
+                self.write(metadata(Change::GroupDeleted(gone)));
+                self.make_group(group);
+                // What was under way when the group went counts for nothing.
+                let late = Progress { group: gone, topic: self.number(0), ..Progress::default() };
+                self.write(record(RecordKind::Progress, late.encode_to_vec().into()));
             }
             Step::Crash => self.restart(false, 0),
             Step::Snapshot(again) => self.restart(true, self.log.len().saturating_sub(again)),
@@ -177,7 +200,7 @@ impl Run {
         assert_eq!(self.table.all().len(), self.rows.len());
         for (&(group, topic, client), done) in &self.rows {
             let client = client.map(|client| format!("c{client}"));
-            let row = self.table.get(group.into(), self.number(topic), client.as_deref());
+            let row = self.table.get(self.group(group), self.number(topic), client.as_deref());
             let row = row.expect("the row is there");
             let state = |offset| row.run(|pop| pop.message_state(Position { queue_id: 0, offset }));
             let there: BTreeSet<u64> =

@@ -70,6 +70,13 @@ impl Rows {
         self.count = self.of_group.values().map(HashMap::len).sum();
     }
 
+    /// Takes all rows of a group out.
+    pub(super) fn remove_group(&mut self, group: u32) -> impl Iterator<Item = Arc<GroupTopic>> + use<> {
+        let removed = self.of_group.remove(&group).unwrap_or_default();
+        self.count -= removed.len();
+        removed.into_values()
+    }
+
     /// Every row.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<GroupTopic>> {
         self.of_group.values().flat_map(HashMap::values)

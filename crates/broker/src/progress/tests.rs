@@ -11,9 +11,8 @@ use crate::pop::MessageState;
 
 #[test]
 fn the_end_of_a_client_leaves_nothing_behind_in_recovery() {
-    let catalog = Arc::new(Catalog::default());
-    catalog.change(Change::Topic(catalog.next_topic(topic_named("a", 2)).unwrap()));
-    let topic = catalog.topic("a").unwrap().number;
+    let (catalog, topic) = a_topic();
+    let topic = topic.number;
     let table = ProgressTable::new(catalog);
     let of_client = Progress { group: 1, topic, client: Some("c".to_owned()), ..Progress::default() };
     table.apply_progress(&of_client);
@@ -23,8 +22,10 @@ fn the_end_of_a_client_leaves_nothing_behind_in_recovery() {
     assert_eq!(Arc::strong_count(&reader), 1, "neither the table nor the topic knows it any more");
 }
 
+/// A topic, and the group with the number 1.
 fn a_topic() -> (Arc<Catalog>, Arc<Topic>) {
     let catalog = Arc::new(Catalog::default());
+    catalog.change(Change::Group(GroupRecord { number: 1, ..GroupRecord::default() }));
     catalog.change(Change::Topic(catalog.next_topic(topic_named("a", 2)).unwrap()));
     let topic = catalog.topic("a").unwrap();
     (catalog, topic)
@@ -72,6 +73,25 @@ fn the_log_writer_does_not_wait_for_who_uses_a_row() {
     assert!(is_done(0) && !is_done(1));
     table.apply(&dead_letter_of(origin(1)));
     assert!(is_done(1));
+}
+
+#[test]
+fn who_waits_for_messages_of_a_group_that_is_deleted_is_woken_and_the_topic_forgets_it() {
+    let (catalog, topic) = a_topic();
+    let table = ProgressTable::new(catalog.clone());
+    table.apply_progress(&Progress { group: 1, topic: topic.number, ..Progress::default() });
+    table.go_live();
+    let reader = table.get(1, topic.number, None).unwrap().arrived.clone();
+    let metadata = Metadata { change: Some(Change::GroupDeleted(1)) };
+    let payload = Bytes::from(metadata.encode_to_vec());
+    let deleted =
+        Record { kind: RecordKind::Metadata, payload, ..dead_letter_of(Origin::of(&[0; 20]).unwrap()) };
+    catalog.apply(&deleted);
+    table.apply(&deleted);
+    assert!(table.all().is_empty() && table.of_group(1).is_empty());
+    assert_eq!(Arc::strong_count(&reader), 1, "neither the table nor the topic knows it any more");
+    let woken = futures_util::FutureExt::now_or_never(reader.notified());
+    assert!(woken.is_some(), "it sees that its group is gone");
 }
 
 /// A store that takes nothing more: its segment is full, and there is no room for the next one.

@@ -93,6 +93,14 @@ impl Admin for AdminService {
         answer(self.0.update_group(request.into_inner()).await)
     }
 
+    async fn delete_group(
+        &self,
+        request: Request<v1::DeleteGroupRequest>,
+    ) -> Result<Response<v1::DeleteGroupResponse>, Status> {
+        let deleted = self.0.delete_group(&request.into_inner()).await;
+        answer(deleted.map(|()| v1::DeleteGroupResponse { status: Some(ok()), brokers: vec![] }))
+    }
+
     async fn list_groups(
         &self,
         _: Request<v1::ListGroupsRequest>,

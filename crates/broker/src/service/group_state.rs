@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
+use karman_remoting::admin_front::refuse_connected;
 use karman_remoting::proto::karman as v1;
 use karman_remoting::status::{Rejection, ok};
 use karman_remoting::validate;
@@ -68,6 +69,19 @@ impl Broker {
         response.queues.truncate(QUEUES_MAX);
         response.truncated = truncated;
         Ok(response)
+    }
+
+    /// Deletes a group that has no members here, or has some all the same where that is asked for.
+    pub async fn delete_group(&self, request: &v1::DeleteGroupRequest) -> Result<(), Rejection> {
+        let name = &request.name;
+        validate::group(name)?;
+        if name == REDRIVE_GROUP {
+            return Err(Rejection::GroupNotFound { group: name.clone() });
+        }
+        if !request.force {
+            refuse_connected(name, &self.clients.members(name))?;
+        }
+        self.catalog_writer.delete_group(name).await
     }
 
     /// How far a group is with each lite topic that one of its clients subscribed to, by name.

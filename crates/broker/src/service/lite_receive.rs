@@ -68,7 +68,8 @@ pub async fn receive(
         // Looked at once more after the deadline: the wake-up that ended the wait may have been the only one.
         let over = Instant::now() >= deadline;
         // Settings may have changed while this call waited.
-        group = broker.catalog.group_numbered(group.number).unwrap_or(group);
+        let unknown = || Rejection::GroupNotFound { group: group_name.to_owned() };
+        group = broker.catalog.group_numbered(group.number).ok_or_else(unknown)?;
         let suspended = group.config.suspended;
         // Without its lease another master may have given them, and been told that they are done.
         let has_lease = broker.store.may_answer();

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use karman_remoting::admin_front::AdminFront;
-use karman_remoting::auth::Auth;
+use karman_remoting::auth::{Auth, Gate};
 use karman_remoting::between::Between;
 use karman_remoting::clients::ClientRegistry;
 use karman_remoting::config;
@@ -230,7 +230,7 @@ fn open_for(
         broker.routes.clone(),
         broker.clients.clone(),
         peers,
-        auth,
+        auth.clone(),
         Some(local),
         broker.stopping.clone(),
     );
@@ -239,6 +239,7 @@ fn open_for(
     let public_admin =
         PublicAdminServer::new(public_admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
     let admin = AdminServer::new(admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
+    let (admin, public_admin) = (Gate::new(auth.clone(), admin), Gate::new(auth, public_admin));
     let outside = Routes::new(messaging).add_service(admin).add_service(public_admin);
     let replication = ReplicationServer::new(ReplicationService {
         store: broker.store.clone(),

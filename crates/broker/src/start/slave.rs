@@ -6,8 +6,8 @@ use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 
 use karman_remoting::admin_front::AdminFront;
-use karman_remoting::auth::Auth;
 use karman_remoting::auth::users::Users;
+use karman_remoting::auth::{Auth, Gate};
 use karman_remoting::between::Between;
 use karman_remoting::clients::ClientRegistry;
 use karman_remoting::config;
@@ -143,11 +143,11 @@ fn services(
     };
     let reads = reads.map(|reads| reads as Arc<dyn MessagingService>);
     let standby = Standby { broker_name: config.broker_name.clone(), reads };
-    let front =
-        Front::new(routes.clone(), clients, peers, auth, None, stopping.clone()).with_standby(standby);
+    let front = Front::new(routes.clone(), clients, peers, auth.clone(), None, stopping.clone())
+        .with_standby(standby);
     let messaging = MessagingServiceServer::new(front).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
     let admin = AdminServer::new(admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
-    Routes::new(messaging).add_service(admin)
+    Routes::new(messaging).add_service(Gate::new(auth, admin))
 }
 
 /// Why it is not ready.

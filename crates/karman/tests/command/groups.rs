@@ -1,3 +1,6 @@
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use crate::support::{Node, json as parsed, stderr};
@@ -207,4 +210,82 @@ fn messages_of_each_kind_are_sent_by_hand() {
     assert_eq!(refused.status.code(), Some(1));
     assert!(stderr(&refused).contains("FIFO") && stderr(&refused).contains("orders"), "{}", stderr(&refused));
     assert_eq!(node.dev.stop(), Some(0));
+}
+
+#[test]
+fn a_group_is_deleted_with_all_it_has_and_one_of_its_name_begins_anew() {
+    let node = Node::start();
+    for number in 0..3 {
+        node.send(&number.to_string());
+    }
+    assert_eq!(node.receive("shipping", &["--count", "2"]).len(), 2);
+    assert_eq!(node.receive("billing", &["--count", "3"]).len(), 3);
+    node.done(&["topic", "create", "%DLQ%shipping", "--queues", "1"]);
+    node.done(&["message", "send", "%DLQ%shipping", "--body", "dead"]);
+
+    let delete = ["group", "delete", "shipping"];
+    let doomed = node.done(&[&delete[..], &["--dry-run"]].concat());
+    assert_eq!((&doomed["done"], &doomed["members"]), (&json!(false), &json!([])), "{doomed}");
+    let (progress, letters) = (&doomed["progress"][0], &doomed["dead_letters"][0]);
+    assert_eq!(
+        [&progress["topic"], &progress["queues"], &progress["ready"]],
+        [&json!("orders"), &json!(2), &json!(1)]
+    );
+    assert_eq!([&letters["topic"], &letters["messages"]], [&json!("%DLQ%shipping"), &json!(1)]);
+    let table = node.table(&[&delete[..], &["--dry-run"]].concat());
+    assert!(
+        ["progress", "dead letters", "nothing was deleted"].iter().all(|text| table.contains(text)),
+        "{table}"
+    );
+    let unconfirmed = node.run(&delete);
+    assert_eq!(unconfirmed.status.code(), Some(2));
+    assert!(stderr(&unconfirmed).contains("--yes"), "{}", stderr(&unconfirmed));
+    for how in ["--dry-run", "--yes"] {
+        let nobody = node.run(&["group", "delete", "nobody", how]);
+        assert_eq!(nobody.status.code(), Some(3), "{how}: {}", stderr(&nobody));
+    }
+    assert_eq!(node.run(&["group", "delete", "shipping", "--yes", "--dry-run"]).status.code(), Some(2));
+
+    a_member_keeps_its_group(&node);
+    let deleted = node.done(&[&delete[..], &["--yes", "--force"]].concat());
+    assert_eq!(
+        (&deleted["name"], &deleted["brokers"][0]["code"]),
+        (&json!("shipping"), &json!("OK")),
+        "{deleted}"
+    );
+    let is_gone = |node: &Node| {
+        let groups: Vec<Value> = node.done(&["group", "list"]).as_array().unwrap().clone();
+        let names: Vec<&str> = groups.iter().map(|row| row["group"].as_str().unwrap()).collect();
+        assert!(names.contains(&"billing") && !names.contains(&"shipping"), "{names:?}");
+        let topics = node.table(&["topic", "list"]);
+        assert!(topics.contains("orders") && !topics.contains("%DLQ%"), "{topics}");
+    };
+    is_gone(&node);
+    let node = node.killed_and_started();
+    is_gone(&node);
+    assert_eq!(node.receive("shipping", &["--count", "3"]).len(), 3, "from the beginning");
+    assert_eq!(node.receive("billing", &[]).len(), 0, "others stay where they are");
+    node.table(&["group", "delete", "billing", "--yes"]);
+    assert_eq!(node.dev.stop(), Some(0));
+}
+
+/// Deleting is refused while a client is connected, and changes nothing.
+fn a_member_keeps_its_group(node: &Node) {
+    let mut member = Command::new(env!("CARGO_BIN_EXE_karman"));
+    let receive =
+        ["message", "receive", "orders", "--group", "shipping", "--count", "9", "--wait", "60", "--no-ack"];
+    member.env("KARMAN_ENDPOINT", &node.dev.endpoint).args(receive).stdout(Stdio::null());
+    let mut member = member.spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while node.done(&["group", "show", "shipping"])["clients"] == json!([]) {
+        assert!(Instant::now() < deadline, "it never becomes a member");
+    }
+    let refused = node.run(&["group", "delete", "shipping", "--yes"]);
+    let said = stderr(&refused);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("FORBIDDEN") && said.contains("1 members are connected"), "{said}");
+    let table = node.table(&["group", "delete", "shipping", "--dry-run"]);
+    assert!(table.contains("connected: ") && table.contains("--force"), "{table}");
+    member.kill().unwrap();
+    member.wait().unwrap();
 }

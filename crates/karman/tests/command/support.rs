@@ -87,13 +87,19 @@ impl Drop for Dev {
 /// A node with its command, answers as JSON.
 pub struct Node {
     pub dev: Dev,
-    _data: tempfile::TempDir,
+    data: tempfile::TempDir,
 }
 
 impl Node {
     pub fn start() -> Self {
         let data = tempfile::tempdir().unwrap();
-        Self { dev: Dev::start(data.path()), _data: data }
+        Self { dev: Dev::start(data.path()), data }
+    }
+
+    /// The same data in another process, after the first was killed.
+    pub fn killed_and_started(self) -> Self {
+        drop(self.dev);
+        Self { dev: Dev::start(self.data.path()), data: self.data }
     }
 
     pub fn run(&self, arguments: &[&str]) -> Output {

@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use karman_remoting::auth::source_of;
 use karman_remoting::between::Between;
+use karman_remoting::headers_first::HeadersFirst;
 use karman_remoting::proto::karman::attendance::Says;
-use karman_remoting::proto::karman::controller_server::Controller;
+use karman_remoting::proto::karman::controller_server::{Controller, ControllerServer};
 use karman_remoting::proto::karman::order::Order as Kind;
 use karman_remoting::proto::karman::{self as v1, Attendance, Order, Present, SetState};
+use karman_remoting::server::MAX_DECODING_SIZE_BYTES;
 use karman_remoting::validate;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -44,15 +46,30 @@ impl ControllerService {
     fn between(&self) -> &Between {
         &self.0.consensus.options.between
     }
-}
 
-/// Lets in operators.
-macro_rules! admitted {
-    ($service:expr, $request:expr) => {{
-        $service.between().check_operator(&$request)?;
-        let (metadata, _, message) = $request.into_parts();
-        (metadata, message)
-    }};
+    /// Who may call `method`: brokers, controllers, operators. Asked before anything of the call is decoded.
+    fn admit(&self, call: &Request<()>, method: &str) -> Result<(), Status> {
+        match method {
+            "Attend" => self.between().check(call, "broker").inspect_err(|status| {
+                let from = source_of(call.extensions());
+                let from = from.map_or_else(|| "an unknown address".to_owned(), |from| from.ip().to_string());
+                self.0.refused(&format!("a broker at {from}"), status);
+            }),
+            "Consent" => self.between().check(call, "controller"),
+            _ => self.between().check_operator(call),
+        }
+    }
+
+    /// What is served: the calls of those that may make them.
+    pub fn guarded(
+        self,
+    ) -> HeadersFirst<
+        ControllerServer<Self>,
+        impl Fn(&Request<()>, &str) -> Result<(), Status> + Clone + Send + Sync + 'static,
+    > {
+        let server = ControllerServer::new(self.clone()).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
+        HeadersFirst::new(server, move |call: &Request<()>, method: &str| self.admit(call, method))
+    }
 }
 
 #[tonic::async_trait]
@@ -61,11 +78,6 @@ impl Controller for ControllerService {
         &self,
         request: Request<Streaming<Attendance>>,
     ) -> Result<Response<BoxStream<Order>>, Status> {
-        self.between().check(&request, "broker").inspect_err(|status| {
-            let from = source_of(request.extensions());
-            let from = from.map_or_else(|| "an unknown address".to_owned(), |from| from.ip().to_string());
-            self.0.refused(&format!("a broker at {from}"), status);
-        })?;
         let (out, orders) = mpsc::channel(ORDERS_MAX);
         let (lead, inbound) = (self.0.clone(), request.into_inner());
         tokio::spawn(async move {
@@ -81,7 +93,6 @@ impl Controller for ControllerService {
         &self,
         request: Request<v1::ConsentMessage>,
     ) -> Result<Response<v1::ConsentMessage>, Status> {
-        self.between().check(&request, "controller")?;
         self.0.consensus.answer(request.into_inner()).await.map(Response::new)
     }
 
@@ -89,12 +100,12 @@ impl Controller for ControllerService {
         &self,
         request: Request<v1::DescribeControllerRequest>,
     ) -> Result<Response<v1::DescribeControllerResponse>, Status> {
-        let (metadata, message) = admitted!(self, request);
+        let (metadata, _, message) = request.into_parts();
         operate::describe(&self.0, &metadata, message).await.map(Response::new)
     }
 
     async fn elect(&self, request: Request<v1::ElectRequest>) -> Result<Response<v1::ElectResponse>, Status> {
-        let (metadata, message) = admitted!(self, request);
+        let (metadata, _, message) = request.into_parts();
         operate::elect(&self.0, &metadata, message).await.map(Response::new)
     }
 
@@ -102,7 +113,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<v1::DrainMemberRequest>,
     ) -> Result<Response<v1::DrainMemberResponse>, Status> {
-        let (metadata, message) = admitted!(self, request);
+        let (metadata, _, message) = request.into_parts();
         operate::drain_member(&self.0, &metadata, message).await.map(Response::new)
     }
 
@@ -110,7 +121,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<v1::RemoveMemberRequest>,
     ) -> Result<Response<v1::RemoveMemberResponse>, Status> {
-        let (metadata, message) = admitted!(self, request);
+        let (metadata, _, message) = request.into_parts();
         operate::remove_member(&self.0, &metadata, message).await.map(Response::new)
     }
 
@@ -118,7 +129,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<v1::ChangeControllersRequest>,
     ) -> Result<Response<v1::ChangeControllersResponse>, Status> {
-        let (metadata, message) = admitted!(self, request);
+        let (metadata, _, message) = request.into_parts();
         operate::change_controllers(&self.0, &metadata, message).await.map(Response::new)
     }
 }

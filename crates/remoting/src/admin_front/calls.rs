@@ -68,6 +68,14 @@ impl Admin for AdminFront {
         Ok(Response::new(self.change_group(&metadata, message).await))
     }
 
+    async fn delete_group(
+        &self,
+        request: Request<v1::DeleteGroupRequest>,
+    ) -> Result<Response<v1::DeleteGroupResponse>, Status> {
+        let (metadata, message) = enter!(self, delete_group, request);
+        Ok(Response::new(self.delete_group_everywhere(&metadata, message).await))
+    }
+
     async fn list_topics(
         &self,
         request: Request<v1::ListTopicsRequest>,

@@ -1,6 +1,8 @@
 //! Calls that change groups and topics wherever they are. A group or a topic may be on some brokers only, where it came
 //! into being by use; a group that is changed is then the same everywhere, a topic stays where it is.
 
+use std::collections::BTreeSet;
+
 use futures_util::future::join_all;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
@@ -12,7 +14,21 @@ use crate::proto::karman::{self as v1, BrokerIdentity};
 use crate::proto::v2::{self, Code};
 use crate::relay::failure;
 use crate::status::{Answer as _, Rejection, ok};
-use crate::validate;
+use crate::validate::{self, shortened};
+
+/// Refuses to delete a group with these members. Each is named once, also where it is connected to several nodes.
+pub fn refuse_connected(group: &str, members: &[v1::ClientState]) -> Result<(), Rejection> {
+    let ids: BTreeSet<&str> = members.iter().map(|member| member.client_id.as_str()).collect();
+    let Some(first) = ids.first() else { return Ok(()) };
+    Err(Rejection::Forbidden {
+        what: format!(
+            "deleting group {group:?}, of which {} members are connected ({:?} among them),",
+            ids.len(),
+            shortened(first)
+        ),
+        rule: "stop them first; by force it goes all the same, and may come into being again by their use",
+    })
+}
 
 impl AdminFront {
     /// New settings of a group. Brokers that have not seen the group get it: it would come into being there with other
@@ -50,6 +66,32 @@ impl AdminFront {
     ) -> Vec<Answered<v1::CreateGroupResponse>> {
         let message = v1::CreateGroupRequest { group: Some(group) };
         on_brokers!(self, brokers, create_group, metadata, message)
+    }
+
+    /// Deletes a group on every broker that has it. First every broker says who its members are, so that one that still reads is
+    /// left as it is everywhere.
+    pub(super) async fn delete_group_everywhere(
+        &self,
+        metadata: &MetadataMap,
+        message: v1::DeleteGroupRequest,
+    ) -> v1::DeleteGroupResponse {
+        if !message.force
+            && let Err(refused) = self.refuse_connected_anywhere(metadata, &message.name).await
+        {
+            return v1::DeleteGroupResponse { status: Some(refused), brokers: vec![] };
+        }
+        let answers: Vec<Answered<v1::DeleteGroupResponse>> =
+            on_brokers!(self, self.brokers(), delete_group, metadata, message);
+        let (status, brokers) = merge::results(merge::without(answers, Code::ConsumerGroupNotFound));
+        v1::DeleteGroupResponse { status: Some(status), brokers }
+    }
+
+    async fn refuse_connected_anywhere(&self, metadata: &MetadataMap, group: &str) -> Result<(), v2::Status> {
+        validate::group(group)?;
+        let message = v1::DescribeGroupRequest { name: group.to_owned(), topic: String::new() };
+        let answers: Vec<Answered<v1::DescribeGroupResponse>> =
+            on_brokers!(self, self.brokers(), describe_group, metadata, message);
+        Ok(refuse_connected(group, &merge::collected(answers, |part| part.clients)?)?)
     }
 
     /// Moves a group on a topic. First every broker says what would change, so that a refusal of one changes nothing on

@@ -1,11 +1,13 @@
-//! What a client of ours signs its calls with, as the official clients sign theirs. Any thread.
+//! What our programs sign their calls with: clients' as the official clients sign theirs, operators' one by one. Any thread.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use http::{HeaderMap, HeaderValue};
 use tonic::metadata::{MetadataMap, MetadataValue};
 
+use super::operator::{self, Call, NODE, NONCE};
 use super::signature::{self, AUTHORIZATION, DATE_TIME, Keyed};
 use crate::civil;
 
@@ -29,13 +31,30 @@ impl Credentials {
         Some(Self { access_key: access_key.into(), key: signature::key(secret_key) })
     }
 
-    /// Puts the time and its signature into the headers of a call.
+    /// Puts the time and its signature into the headers of a client's call.
     pub fn sign(&self, headers: &mut MetadataMap) {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let date_time = civil::format_ms(u64::try_from(since.as_millis()).unwrap_or_default());
+        let date_time = now();
         let header = signature::sign(&self.access_key, &self.key, &date_time);
-        let ascii = "a time, and an access key that was checked";
-        headers.insert(DATE_TIME, MetadataValue::try_from(date_time).expect(ascii));
-        headers.insert(AUTHORIZATION, MetadataValue::try_from(header).expect(ascii));
+        headers.insert(DATE_TIME, MetadataValue::try_from(date_time).expect(ASCII));
+        headers.insert(AUTHORIZATION, MetadataValue::try_from(header).expect(ASCII));
     }
+
+    /// Puts what is asked of an operator's call into its headers: it is the one call of `path`, to the node with this number.
+    pub fn sign_operator_s(&self, headers: &mut HeaderMap, path: &str, node: &str) {
+        let (date_time, nonce) = (now(), operator::random());
+        let call = Call { path, node, nonce: &nonce, date_time: &date_time };
+        let header = call.sign(&self.access_key, &self.key);
+        for (name, value) in
+            [(AUTHORIZATION, &*header), (DATE_TIME, &date_time), (NONCE, &nonce), (NODE, node)]
+        {
+            headers.insert(name, HeaderValue::from_str(value).expect(ASCII));
+        }
+    }
+}
+
+const ASCII: &str = "a time, digits, what came in a header, and an access key that was checked";
+
+fn now() -> String {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    civil::format_ms(u64::try_from(since.as_millis()).unwrap_or_default())
 }

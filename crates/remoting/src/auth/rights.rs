@@ -9,7 +9,7 @@ use crate::message;
 use crate::proto::karman as v1;
 use crate::proto::v2;
 use crate::proto::v2::settings::PubSub;
-use crate::validate::name_of;
+use crate::validate::{dead_letter_topic, name_of};
 
 /// A call that needs rights.
 pub trait Needs {
@@ -141,6 +141,8 @@ needs! {
         group(Actions::CREATE, own.group.as_ref().map_or("", |group| &group.name));
     v1::UpdateGroupRequest: |own, each|
         group(Actions::UPDATE, own.group.as_ref().map_or("", |group| &group.name));
+    v1::DeleteGroupRequest: |own, each|
+        group(Actions::DELETE, &own.name), topic(Actions::DELETE, &dead_letter_topic(&own.name));
     v1::DescribeGroupRequest: |own, each| group(Actions::GET, &own.name);
     v1::ResetOffsetRequest: |own, each| group(Actions::UPDATE, &own.group), topic(Actions::GET, &own.topic);
     v1::ForgetSubscriptionRequest: |own, each|
@@ -218,7 +220,7 @@ macro_rules! administers {
 
 administers! {
     changes: v1::CreateTopicRequest, v1::UpdateTopicRequest, v1::DeleteTopicRequest, v1::CreateGroupRequest,
-        v1::UpdateGroupRequest, v1::ResetOffsetRequest, v1::ForgetSubscriptionRequest, v1::RedriveDeadLettersRequest,
+        v1::UpdateGroupRequest, v1::DeleteGroupRequest, v1::ResetOffsetRequest, v1::ForgetSubscriptionRequest, v1::RedriveDeadLettersRequest,
         v1::AskClientRequest, v1::VerifyStoreRequest, v1::RestoreMessagesRequest, v2::ChangeLogLevelRequest, v2::DeleteSubscriptionRequest,
         v2::ResetGroupOffsetRequest, v2::VerifyMessageRequest, v2::AdminSendMessageRequest,
         v2::PrintThreadStackTraceRequest;

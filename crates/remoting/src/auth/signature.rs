@@ -3,13 +3,11 @@
 //! `authorization: MQv2-HMAC-SHA1 Credential=<access key>[/region/service], SignedHeaders=x-mq-date-time,
 //! Signature=<hex>`, the signature being HMAC-SHA1 over the value of `x-mq-date-time` with the secret. Nothing else is
 //! signed and the time of a client's call is not checked, for the official clients write it in four forms and three time zones: who
-//! reads a call on its way can send it again. That is what TLS is for. Operators' calls come from our own programs, which write
-//! UTC in one form that no official client has: they must be new, and what a client signed is never one of them.
+//! reads a call on its way can send it again. That is what TLS is for. Operators' calls, which come from our own programs, are signed
+//! in another way (see [`super::operator`]): what a client signed is never one of them.
 
 use hmac::{Hmac, Mac as _};
 use sha1::Sha1;
-
-use crate::civil;
 
 /// The header with the signature.
 pub const AUTHORIZATION: &str = "authorization";
@@ -30,14 +28,6 @@ pub struct Claim<'a> {
     digest: [u8; DIGEST_BYTES],
 }
 
-/// How far the clock of an operator may be from that of the node, either way. Milliseconds.
-pub const OPERATOR_SKEW_MAX_MS: u64 = 300_000;
-
-/// Whether an operator signed this just now.
-pub fn is_new(date_time: &str, now_ms: u64) -> bool {
-    civil::parse_ms(date_time).is_some_and(|signed_ms| signed_ms.abs_diff(now_ms) <= OPERATOR_SKEW_MAX_MS)
-}
-
 /// A key from a secret.
 pub fn key(secret: &str) -> Keyed {
     Keyed::new_from_slice(secret.as_bytes()).expect("HMAC takes keys of any length")
@@ -46,7 +36,12 @@ pub fn key(secret: &str) -> Keyed {
 impl<'a> Claim<'a> {
     /// Reads the header; `None` when it is none.
     pub fn parse(header: &'a str) -> Option<Self> {
-        let fields = header.trim().strip_prefix(SCHEME)?.strip_prefix(' ')?;
+        Self::parse_as(SCHEME, header)
+    }
+
+    /// The same of another scheme.
+    pub(super) fn parse_as(scheme: &str, header: &'a str) -> Option<Self> {
+        let fields = header.trim().strip_prefix(scheme)?.strip_prefix(' ')?;
         let field = |name: &str| {
             let mut all = fields.split(',').map(str::trim);
             all.find_map(|field| field.strip_prefix(name)?.strip_prefix('='))
@@ -56,16 +51,21 @@ impl<'a> Claim<'a> {
         Some(Self { access_key, digest: from_hex(field("Signature")?)? })
     }
 
-    /// Whether it was signed with this key, over this time. Takes as long whatever differs.
-    pub fn is_of(&self, key: &Keyed, date_time: &str) -> bool {
-        key.clone().chain_update(date_time).verify_slice(&self.digest).is_ok()
+    /// Whether it was signed with this key, over this text: of a client's call the time. Takes as long whatever differs.
+    pub fn is_of(&self, key: &Keyed, signed: &str) -> bool {
+        key.clone().chain_update(signed).verify_slice(&self.digest).is_ok()
     }
 }
 
 /// The header of a client of ours.
 pub fn sign(access_key: &str, key: &Keyed, date_time: &str) -> String {
-    let digest = key.clone().chain_update(date_time).finalize().into_bytes();
-    let mut text = format!("{SCHEME} Credential={access_key}, SignedHeaders={DATE_TIME}, Signature=");
+    sign_as(SCHEME, DATE_TIME, access_key, key, date_time)
+}
+
+/// The header of another scheme: `headers` are those that `signed` is made of.
+pub(super) fn sign_as(scheme: &str, headers: &str, access_key: &str, key: &Keyed, signed: &str) -> String {
+    let digest = key.clone().chain_update(signed).finalize().into_bytes();
+    let mut text = format!("{scheme} Credential={access_key}, SignedHeaders={headers}, Signature=");
     for byte in digest {
         text.push(char::from(HEX[usize::from(byte >> 4)]));
         text.push(char::from(HEX[usize::from(byte & 15)]));

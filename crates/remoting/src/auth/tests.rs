@@ -1,6 +1,10 @@
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use tonic::metadata::MetadataValue;
 
+use super::operator::Call;
 use super::*;
+use crate::civil;
 use crate::proto::karman as v1;
 use crate::proto::v2;
 use crate::quota::Refusals;
@@ -159,26 +163,98 @@ fn a_long_call_ends_with_the_rights_of_its_user() {
 }
 
 /// As an operator writes the time of so many seconds ago.
-fn ago(seconds: u64) -> String {
+fn ago(seconds: i64) -> String {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
-    civil::format_ms((since - seconds) * 1000)
+    civil::format_ms(since.saturating_add_signed(-seconds) * 1000)
+}
+
+const LIST_TOPICS: &str = "/karman.v1.Admin/ListTopics";
+
+/// `message` as `user` signs it for `call`.
+fn operator_s<T>(message: T, user: &str, call: Call<'_>) -> Request<T> {
+    let mut request = Request::new(message);
+    let header = call.sign(user, &signature::key(&format!("secret of {user}")));
+    for (name, value) in [
+        (AUTHORIZATION, &*header),
+        (DATE_TIME, call.date_time),
+        (operator::NODE, call.node),
+        (operator::NONCE, call.nonce),
+    ] {
+        request.metadata_mut().insert(name, MetadataValue::try_from(value).expect("ASCII"));
+    }
+    request.extensions_mut().insert(Peer::new("10.0.0.1:1".parse().ok(), false, None));
+    request
+}
+
+/// What becomes of an operator's call of `path`.
+fn operate<T: Administers + Clone>(auth: &Auth, request: &Request<T>, path: &str) -> Result<(), String> {
+    let refused = |why: Rejection| why.to_string();
+    let (metadata, mut extensions) = (request.metadata(), request.extensions().clone());
+    extensions.insert(auth.enter(metadata, &extensions, path).map_err(refused)?);
+    auth.admit_operator(metadata, &extensions, request.get_ref(), "a call", "c").map_err(refused)
 }
 
 #[test]
-fn an_operator_s_call_is_of_no_use_later_and_what_a_client_signs_is_none() {
-    let auth = auth([record("ann", &[("*", "All")])]);
+fn an_operator_s_call_is_taken_once_and_is_of_no_use_elsewhere_or_later() {
+    let (auth, other) = (auth([record("ann", &[("*", "All")])]), auth([record("ann", &[("*", "All")])]));
     let call = |date: &str| {
-        let list = signed_at(v1::ListTopicsRequest {}, "ann", "secret of ann", date);
-        auth.admit_operator(list.metadata(), list.extensions(), list.get_ref(), "list_topics", "c")
+        let (nonce, node) = (operator::random(), auth.node().to_owned());
+        let call = Call { path: LIST_TOPICS, node: &node, nonce: &nonce, date_time: date };
+        operator_s(v1::ListTopicsRequest {}, "ann", call)
     };
-    assert_eq!(call(&ago(0)), Ok(()));
-    assert_eq!(call(&ago(290)), Ok(()));
-    for date in [&*ago(310), DATE, "2026-11-27T17:00:00Z", ""] {
-        let refused = call(date).expect_err(date).to_string();
-        assert!(refused.contains("within 300 s"), "{refused}");
+    let refused = |auth: &Auth, request: &Request<_>, path: &str, why: &str| {
+        let refused = operate(auth, request, path).expect_err(why);
+        assert!(refused.contains(why), "{refused}");
+    };
+    for seconds in [0, 290, -290] {
+        let request = call(&ago(seconds));
+        refused(&auth, &request, "/karman.v1.Admin/ListGroups", "Check signature failed");
+        refused(&other, &request, LIST_TOPICS, "for another node");
+        // None of these counts as the one time.
+        assert_eq!(operate(&auth, &request, LIST_TOPICS), Ok(()));
+        refused(&auth, &request, LIST_TOPICS, "was taken already");
     }
-    // A client's is taken: its clock and its way of writing are its own.
-    assert_eq!(auth.admit(&signed(route("orders"), "ann", "secret of ann")).map(drop), Ok(()));
+    for date in [&*ago(310), &ago(-310), DATE, "2026-11-27T17:00:00Z", ""] {
+        refused(&auth, &call(date), LIST_TOPICS, "within 300 s");
+    }
+    let mut wrong = call(&ago(0));
+    wrong.metadata_mut().insert(operator::NONCE, MetadataValue::from_static("1"));
+    refused(&auth, &wrong, LIST_TOPICS, "Check signature failed");
+    let short = Call { path: LIST_TOPICS, node: auth.node(), nonce: "1", date_time: &ago(0) };
+    refused(&auth, &operator_s(v1::ListTopicsRequest {}, "ann", short), LIST_TOPICS, "32 digits");
+}
+
+#[test]
+fn what_a_client_signs_is_no_operator_s_call() {
+    let auth = auth([record("ann", &[("*", "All")])]);
+    let list = signed_at(v1::ListTopicsRequest {}, "ann", "secret of ann", &ago(0));
+    let refused = operate(&auth, &list, LIST_TOPICS).expect_err("refused");
+    assert!(refused.contains("a client's signature"), "{refused}");
+    // Of a client all that it may do is taken: its clock and its way of writing are its own.
+    for date in [DATE, &ago(0), &ago(10_000)] {
+        let route = signed_at(route("orders"), "ann", "secret of ann", date);
+        for _ in 0..2 {
+            assert_eq!(auth.admit(&route).map(drop), Ok(()));
+        }
+    }
+    // And the other way round.
+    let call = Call { path: LIST_TOPICS, node: auth.node(), nonce: &operator::random(), date_time: &ago(0) };
+    assert!(refused_as_client(&auth, &operator_s(route("orders"), "ann", call)));
+}
+
+fn refused_as_client(auth: &Auth, request: &Request<v2::QueryRouteRequest>) -> bool {
+    refused(auth, request).contains("is not of the form MQv2-HMAC-SHA1")
+}
+
+#[test]
+fn a_service_without_the_gate_refuses_operators() {
+    let auth = auth([]);
+    let mut list = Request::new(v1::ListTopicsRequest {});
+    metadata::add_secret(list.metadata_mut(), &"open sesame".into());
+    assert_eq!(operate(&auth, &list, LIST_TOPICS), Ok(()));
+    let (metadata, extensions) = (list.metadata(), list.extensions());
+    let refused = auth.admit_operator(metadata, extensions, list.get_ref(), "list_topics", "c");
+    assert!(refused.expect_err("refused").to_string().contains("gate"));
 }
 
 fn send(bytes: &[usize]) -> v2::SendMessageRequest {
@@ -229,19 +305,17 @@ fn a_connection_belongs_to_who_called_last() {
 #[test]
 fn only_super_users_change_users() {
     let auth = auth([record("ann", &[("*", "All")])]);
+    let now = ago(0);
+    let call = |path| Call { path, node: auth.node(), nonce: "", date_time: &now };
     let change = |name: &str| {
-        let request =
-            signed_at(v1::ChangeUserRequest::default(), name, &format!("secret of {name}"), &ago(0));
-        let (metadata, extensions) = (request.metadata(), request.extensions());
-        auth.admit_operator(metadata, extensions, request.get_ref(), "change_user", "c")
+        let path = "/karman.v1.Admin/ChangeUser";
+        let call = Call { nonce: &operator::random(), ..call(path) };
+        operate(&auth, &operator_s(v1::ChangeUserRequest::default(), name, call), path)
     };
-    assert!(change("ann").expect_err("refused").to_string().contains("super user"));
+    assert!(change("ann").expect_err("refused").contains("super user"));
     assert_eq!(change("root"), Ok(()));
-    let list = signed_at(v1::ListTopicsRequest {}, "ann", "secret of ann", &ago(0));
-    assert_eq!(
-        auth.admit_operator(list.metadata(), list.extensions(), list.get_ref(), "list_topics", "c"),
-        Ok(())
-    );
+    let list = Call { nonce: &operator::random(), ..call(LIST_TOPICS) };
+    assert_eq!(operate(&auth, &operator_s(v1::ListTopicsRequest {}, "ann", list), LIST_TOPICS), Ok(()));
 }
 
 #[test]
