@@ -7,6 +7,7 @@
 //! | have a function called for each message | [`PushConsumer`] |
 //! | ask for messages and acknowledge them one by one | [`SimpleConsumer`] |
 //! | read queues from an offset on | [`PullConsumer`] |
+//! | send and read values, not bytes | [`Message::encoded`], [`MessageView::decoded`] with `Json`, [`Protobuf`] or [`Raw`] |
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -32,10 +33,15 @@
 //! Everything works on the tokio runtime that [`Client::connect`] was called on, in tasks that end with the client.
 //! Every call has a deadline, made of [`ClientOptions::request_timeout`]. Every future may be dropped; what that means
 //! for the message under way is said at each function.
+//!
+//! | feature | what it brings |
+//! |---|---|
+//! | `json`, on by default: most bodies are JSON, and the crates it takes are below this one anyway | the codec `Json` |
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
 mod client;
+mod codec;
 mod consuming;
 mod error;
 mod message;
@@ -56,6 +62,9 @@ pub use karman_remoting::channel::ClientTls;
 pub use karman_remoting::proto::v2::Code;
 
 pub use self::client::{Client, ClientOptions};
+#[cfg(feature = "json")]
+pub use self::codec::Json;
+pub use self::codec::{Codec, CodecError, Protobuf, Raw};
 pub use self::error::ClientError;
 pub use self::message::{FilterExpression, Message};
 pub use self::producer::{Producer, SendReceipt};
