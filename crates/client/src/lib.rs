@@ -8,6 +8,7 @@
 //! | ask for messages and acknowledge them one by one | [`SimpleConsumer`] |
 //! | read queues from an offset on | [`PullConsumer`] |
 //! | send and read values, not bytes | [`Message::encoded`], [`MessageView::decoded`] with `Json`, [`Protobuf`] or [`Raw`] |
+//! | have an effect once though its message comes twice | [`once`] with a [`MemoryStore`], a [`FileStore`] or a `RedisStore` |
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -37,12 +38,14 @@
 //! | feature | what it brings |
 //! |---|---|
 //! | `json`, on by default: most bodies are JSON, and the crates it takes are below this one anyway | the codec `Json` |
+//! | `redis` | `RedisStore`, over the crate of that name |
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
 mod client;
 mod codec;
 mod consuming;
+mod dedupe;
 mod error;
 mod message;
 mod message_id;
@@ -65,6 +68,11 @@ pub use self::client::{Client, ClientOptions};
 #[cfg(feature = "json")]
 pub use self::codec::Json;
 pub use self::codec::{Codec, CodecError, Protobuf, Raw};
+#[cfg(feature = "redis")]
+pub use self::dedupe::RedisStore;
+pub use self::dedupe::{
+    Claim, ClaimToken, DedupeError, DedupeLimits, DedupeStore, FileStore, MemoryStore, OnceError, once,
+};
 pub use self::error::ClientError;
 pub use self::message::{FilterExpression, Message};
 pub use self::producer::{Producer, SendReceipt};
