@@ -9,6 +9,7 @@
 //! | read queues from an offset on | [`PullConsumer`] |
 //! | send and read values, not bytes | [`Message::encoded`], [`MessageView::decoded`] with `Json`, [`Protobuf`] or [`Raw`] |
 //! | have an effect once though its message comes twice | [`once`] with a [`MemoryStore`], a [`FileStore`] or a `RedisStore` |
+//! | ask, and wait for the reply | [`Client::requester`], [`MessageView::reply`] |
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -52,6 +53,7 @@ mod message_id;
 mod producer;
 mod pull_consumer;
 mod push_consumer;
+mod request_reply;
 mod retry;
 mod route;
 mod session;
@@ -78,6 +80,7 @@ pub use self::message::{FilterExpression, Message};
 pub use self::producer::{Producer, SendReceipt};
 pub use self::pull_consumer::{MessageQueue, PullConsumer, Pulled, QueryOffset};
 pub use self::push_consumer::{PushConsumer, PushOptions};
+pub use self::request_reply::{ReplyError, RequestError, Requester, RequesterOptions};
 pub use self::simple_consumer::SimpleConsumer;
 pub use self::transaction::{Resolution, Transaction, TransactionProducer};
 pub use self::view::{MessageView, ReceivedMessage};

@@ -10,7 +10,7 @@ use prost::Message as _;
 use crate::error::ClientError;
 
 /// The user property in which a message says how long it is worth being delivered, in milliseconds.
-const TTL_PROPERTY: &str = "KARMAN_TTL_MS";
+pub(crate) const TTL_PROPERTY: &str = "KARMAN_TTL_MS";
 
 /// A message to be sent.
 ///
