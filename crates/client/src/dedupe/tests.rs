@@ -159,6 +159,8 @@ async fn a_torn_tail_of_any_length_is_cut_off_and_the_rest_is_known() {
             fs::write(&path, torn).unwrap();
             let store = open(directory.path()).unwrap();
             let whole_records = (len - HEAD) / RECORD;
+            let left = fs::metadata(&path).unwrap().len();
+            assert_eq!(left, (HEAD + whole_records * RECORD) as u64, "{len} bytes");
             for id in 0..3_u32 {
                 let known = claim(&store, id).await == Claim::Done;
                 assert_eq!(known, (id as usize) < whole_records, "{id} of {len} bytes");
