@@ -32,14 +32,17 @@ fn requests_are_answered_with_two_brokers() {
     answers(&Cluster::builder().namesrvs(1).brokers(2).start());
 }
 
-/// Answers numbers with their squares, each for one permit of `may`.
-fn squares(client: &Client, may: Arc<Semaphore>) -> PushConsumer {
+/// Answers numbers with their squares, each for one permit of `may`. What is none gets no answer, and adds one to `silent`.
+fn squares(client: &Client, may: Arc<Semaphore>, silent: Arc<Semaphore>) -> PushConsumer {
     let producer = client.producer();
     let handle = move |request: MessageView| {
-        let (producer, may) = (producer.clone(), may.clone());
+        let (producer, may, silent) = (producer.clone(), may.clone(), silent.clone());
         async move {
+            let Ok(number) = request.decoded::<u64, _>(Json) else {
+                silent.add_permits(1);
+                return Ok(());
+            };
             may.acquire().await?.forget();
-            let number: u64 = request.decoded(Json)?;
             producer.send(request.reply_encoded(Json, &(number * number))?).await?;
             anyhow::Ok(())
         }
@@ -64,8 +67,8 @@ fn a_request_that_is_not_answered_in_time_is_an_error_and_its_reply_is_dropped_a
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let client = Client::connect(&endpoint, ClientOptions::default()).await.unwrap();
-        let may = Arc::new(Semaphore::new(0));
-        let _service = squares(&client, may.clone());
+        let (may, silent) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+        let _service = squares(&client, may.clone(), silent.clone());
         let options = RequesterOptions::default().pending_max(1);
         let requester = client.requester("replies", "requesters", &options).await.unwrap();
 
@@ -106,9 +109,10 @@ fn a_request_that_is_not_answered_in_time_is_an_error_and_its_reply_is_dropped_a
 
         let forgotten = tokio::spawn({
             let requester = requester.clone();
-            async move { requester.request(Message::new("replies", "nobody answers"), DEADLINE).await }
+            async move { requester.request(Message::new("requests", "no number"), DEADLINE).await }
         });
-        tokio::task::yield_now().await;
+        let sent = tokio::time::timeout(DEADLINE, silent.acquire()).await;
+        sent.expect("the service gets it").unwrap().forget();
         client.close().await;
         let error = forgotten.await.unwrap().unwrap_err();
         assert!(matches!(error, RequestError::Send(ClientError::Closed)), "{error}");
