@@ -27,7 +27,7 @@ const SEGMENT_BYTES: u64 = 64 << 20;
 
 /// A free port below the range from which the kernel takes the ports of outgoing connections: a client that tries to
 /// reach a killed server for a while would otherwise end up connected to itself, and the server could not come back.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     const FIRST: u16 = 15_000;
     const COUNT: u16 = 15_000;
     static NEXT: AtomicU16 = AtomicU16::new(0);

@@ -20,6 +20,7 @@ pub mod matrix;
 pub mod mixed_load;
 pub mod process;
 pub mod raw;
+pub mod redis;
 pub mod replicas;
 pub mod stage;
 pub mod wait;
@@ -30,6 +31,7 @@ pub use ledger::Ledger;
 pub use load::Load;
 pub use loop_device::LoopDevice;
 pub use raw::Raw;
+pub use redis::Redis;
 pub use stage::Stage;
 pub use wait::{let_run, until};
 

@@ -53,7 +53,7 @@ impl Default for ClientOptions {
 /// When the last handle and the last producer and consumer made from it are dropped, its tasks end by themselves;
 /// [`Client::close`] waits for that.
 #[derive(Clone, Debug)]
-pub struct Client(Arc<Shared>);
+pub struct Client(pub(crate) Arc<Shared>);
 
 #[derive(Debug)]
 pub(crate) struct Shared {

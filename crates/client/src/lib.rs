@@ -9,6 +9,9 @@
 //! | have a function called for each message | [`PushConsumer`] |
 //! | ask for messages and acknowledge them one by one | [`SimpleConsumer`] |
 //! | read queues from an offset on | [`PullConsumer`] |
+//! | send and read values, not bytes | [`Message::encoded`], [`MessageView::decoded`] with `Json`, [`Protobuf`] or [`Raw`] |
+//! | have an effect once though its message comes twice | [`once`] with a [`MemoryStore`], a [`FileStore`] or a `RedisStore` |
+//! | ask, and wait for the reply | [`Client::requester`], [`MessageView::reply`] |
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -34,17 +37,25 @@
 //! Everything works on the tokio runtime that [`Client::connect`] was called on, in tasks that end with the client.
 //! Every call has a deadline, made of [`ClientOptions::request_timeout`]. Every future may be dropped; what that means
 //! for the message under way is said at each function.
+//!
+//! | feature | what it brings |
+//! |---|---|
+//! | `json`, on by default: most bodies are JSON, and the crates it takes are below this one anyway | the codec `Json` |
+//! | `redis` | `RedisStore`, over the crate of that name |
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
 mod client;
+mod codec;
 mod consuming;
+mod dedupe;
 mod error;
 mod message;
 mod message_id;
 mod producer;
 mod pull_consumer;
 mod push_consumer;
+mod request_reply;
 mod retry;
 mod route;
 mod session;
@@ -59,6 +70,14 @@ pub use karman_remoting::channel::ClientTls;
 pub use karman_remoting::proto::v2::Code;
 
 pub use self::client::{Client, ClientOptions};
+#[cfg(feature = "json")]
+pub use self::codec::Json;
+pub use self::codec::{Codec, CodecError, Protobuf, Raw};
+#[cfg(feature = "redis")]
+pub use self::dedupe::RedisStore;
+pub use self::dedupe::{
+    Claim, ClaimToken, DedupeError, DedupeLimits, DedupeStore, FileStore, MemoryStore, OnceError, once,
+};
 pub use self::error::ClientError;
 pub use self::message::{FilterExpression, Message};
 pub use self::producer::{
@@ -67,6 +86,7 @@ pub use self::producer::{
 };
 pub use self::pull_consumer::{MessageQueue, PullConsumer, Pulled, QueryOffset};
 pub use self::push_consumer::{PushConsumer, PushOptions};
+pub use self::request_reply::{ReplyError, RequestError, Requester, RequesterOptions};
 pub use self::simple_consumer::SimpleConsumer;
 pub use self::spool::{Sent, SpoolingProducer};
 pub use self::transaction::{Resolution, Transaction, TransactionProducer};
