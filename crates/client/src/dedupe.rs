@@ -45,7 +45,7 @@ pub struct DedupeLimits {
     /// takes, for then another may begin, and shorter than the retries of the group last, for who died meanwhile holds it
     /// so long in a store that outlives him.
     pub claim: Duration,
-    /// How many ids are remembered at most; 1,000,000 by default: 280 messages a second for an hour. One takes about 100
+    /// How many ids are remembered at most; 1,000,000 by default: 280 messages a second for an hour. One takes about 140
     /// bytes of memory. `RedisStore` does not count them: Redis has a limit of its own.
     pub capacity: usize,
 }

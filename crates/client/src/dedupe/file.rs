@@ -21,7 +21,7 @@ const SLACK_RECORDS: u64 = 4096;
 /// Remembers in a directory what is done, and after a crash too: it is on disk when it is answered. What somebody has begun
 /// with it keeps in memory alone: when the process dies, all its claims are over. A clone is a handle to the same.
 ///
-/// For one process at a time; a second one is refused. It takes 100 bytes of memory and 28 to 56 bytes of disk for each id.
+/// For one process at a time; a second one is refused. It takes 140 bytes of memory and 28 to 56 bytes of disk for each id.
 /// When the disk fails once, the store says so for ever, until it is opened again. Its times are those of the system's
 /// clock: one that is set forward ends windows sooner.
 ///

@@ -23,7 +23,7 @@ const RELEASE: &str =
 ///
 /// It is as durable as that Redis: with `appendfsync everysec`, its default for the append-only file, a power cut forgets
 /// the last second, and without replication and `WAIT` a failover may forget more. Its memory is the limit: a key takes about
-/// 150 bytes for [`DedupeLimits::window`]; `maxmemory-policy` must be `noeviction`, so that a full one refuses and does not
+/// 180 bytes for [`DedupeLimits::window`]; `maxmemory-policy` must be `noeviction`, so that a full one refuses and does not
 /// forget. Who dies with a claim holds it for [`DedupeLimits::claim`].
 ///
 /// ```no_run
