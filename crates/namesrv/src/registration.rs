@@ -14,10 +14,11 @@ use karman_remoting::proto::karman::broker_report::Report;
 use karman_remoting::proto::karman::registration_server::Registration;
 use karman_remoting::proto::karman::route_update::Update;
 use karman_remoting::proto::karman::{
-    self as v1, BrokerReport, Heartbeat, RouteChange, RouteTable, RouteUpdate,
+    self as v1, BrokerIdentity, BrokerReport, BrokerState, Heartbeat, RouteChange, RouteTable, RouteUpdate,
 };
-use karman_remoting::refused::Refusals;
+use karman_remoting::refused::{Came, Refusals};
 use karman_remoting::route_table::SharedRoutes;
+use karman_remoting::validate;
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 use tokio::time::{Interval, MissedTickBehavior};
@@ -45,30 +46,32 @@ pub struct Registrations {
     next_stream: AtomicU64,
     started: Instant,
     between: Between,
-    /// Of whom the log has told.
-    refusals: Refusals,
+    /// Who may not register, and was told of in the log.
+    refusals: Arc<Refusals>,
     stopping: CancellationToken,
 }
 
 impl Registrations {
-    /// Registrations feed `routes` and `users`; brokers must show what `between` says. Streams end with `stopping`.
+    /// Registrations feed `routes` and `users`; `info` decides who may be there, and brokers must show what `between` says. Who is
+    /// refused goes to `refusals`. Streams end with `stopping`.
     pub fn new(
         routes: SharedRoutes,
         users: Users,
-        silence_max: Duration,
+        info: RouteInfo,
         between: Between,
+        refusals: Arc<Refusals>,
         stopping: CancellationToken,
     ) -> Arc<Self> {
         routes.begin_to_learn();
         Arc::new(Self {
-            info: Mutex::new(RouteInfo::new(silence_max)),
+            info: Mutex::new(info),
             routes,
             users,
             changes: broadcast::channel(CHANGES_MAX).0,
             next_stream: AtomicU64::new(1),
             started: Instant::now(),
             between,
-            refusals: Refusals::default(),
+            refusals,
             stopping,
         })
     }
@@ -97,7 +100,11 @@ impl Registrations {
         let mut info = self.info.lock();
         let change = match report.report {
             Some(Report::Full(state)) => {
-                let change = info.register(now, stream, state)?;
+                let who = named(&state);
+                let change = info.register(now, stream, state).inspect_err(|error| {
+                    self.refused(Came::AsNode, &who, &error.to_string());
+                })?;
+                self.refusals.forget(Came::AsNode, &who);
                 tracing::info!(stream, slave = change.is_none(), "broker registered");
                 let Some(change) = change else { return Ok(()) };
                 change
@@ -125,13 +132,23 @@ impl Registrations {
 
     /// Says so in this log too: whoever looks for a broker looks here.
     fn admit<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        self.between.check(request, "broker").inspect_err(|status| {
-            let from = source_of(request.extensions());
-            let who = from.map_or_else(|| "an unknown address".to_owned(), |from| from.ip().to_string());
-            if self.refusals.is_news(&who, status.message(), status.message()) {
-                tracing::warn!(who, why = status.message(), "a broker is refused");
+        let from = source_of(request.extensions());
+        let from = from.map_or_else(|| "an unknown address".to_owned(), |from| from.ip().to_string());
+        let who = format!("a broker at {from}");
+        match self.between.check(request, "broker") {
+            Ok(()) => self.refusals.forget(Came::AsStranger, &who),
+            Err(status) => {
+                self.refused(Came::AsStranger, &who, status.message());
+                return Err(status);
             }
-        })
+        }
+        Ok(())
+    }
+
+    fn refused(&self, came: Came, who: &str, why: &str) {
+        if self.refusals.is_news(came, who, why, why) {
+            tracing::warn!(who, why, "a broker is refused");
+        }
     }
 
     /// The whole table, and every change behind it.
@@ -141,6 +158,18 @@ impl Registrations {
         let routes = self.routes.read();
         (RouteTable { brokers: routes.states(), away: routes.states_away() }, changes)
     }
+}
+
+/// Who a broker says that it is.
+fn named(state: &BrokerState) -> String {
+    let identity = state.identity.as_ref();
+    identity.map_or_else(
+        || "a broker without a name".to_owned(),
+        |BrokerIdentity { broker_name, broker_id, internal_address, .. }| {
+            let [name, address] = [broker_name, internal_address].map(|text| validate::shortened(text));
+            format!("broker {broker_id} of set {name} at {address}")
+        },
+    )
 }
 
 /// The gRPC face.

@@ -197,6 +197,7 @@ impl Admin for AdminService {
         Ok(Response::new(v1::DescribeClusterResponse {
             status: Some(ok()),
             brokers: vec![self.0.describe()],
+            refused: Vec::new(),
         }))
     }
 }

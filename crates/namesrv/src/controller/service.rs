@@ -11,6 +11,7 @@ use karman_remoting::proto::karman::attendance::Says;
 use karman_remoting::proto::karman::controller_server::Controller;
 use karman_remoting::proto::karman::order::Order as Kind;
 use karman_remoting::proto::karman::{self as v1, Attendance, Order, Present, SetState};
+use karman_remoting::refused::Came;
 use karman_remoting::validate;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -64,7 +65,7 @@ impl Controller for ControllerService {
         self.between().check(&request, "broker").inspect_err(|status| {
             let from = source_of(request.extensions());
             let from = from.map_or_else(|| "an unknown address".to_owned(), |from| from.ip().to_string());
-            self.0.refused(&format!("a broker at {from}"), status);
+            self.0.refused(Came::AsStranger, &format!("a broker at {from}"), status);
         })?;
         let (out, orders) = mpsc::channel(ORDERS_MAX);
         let (lead, inbound) = (self.0.clone(), request.into_inner());
@@ -144,7 +145,8 @@ async fn attend(lead: Arc<Lead>, mut inbound: Streaming<Attendance>, out: &Out) 
         // Another code says that the controllers cannot agree at the moment.
         if matches!(status.code(), Code::AlreadyExists | Code::FailedPrecondition) {
             let Present { broker_name, broker_id, address, .. } = &present;
-            lead.refused(&format!("broker {broker_id} of set {broker_name} at {address}"), status);
+            let who = format!("broker {broker_id} of set {broker_name} at {address}");
+            lead.refused(Came::AsNode, &who, status);
         }
     });
     if !joined? {
