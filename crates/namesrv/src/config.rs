@@ -152,7 +152,7 @@ impl NamesrvConfig {
         let metrics = &self.metrics_listen_address;
         check("metricsListenAddress", metrics, address, metrics.is_empty() || is_address(metrics));
         let cluster = &self.broker_cluster_name;
-        let allowed = "it is empty, or 1 to 127 of a-z A-Z 0-9 - _ .";
+        let allowed = "1 to 127 of a-z A-Z 0-9 - _ . are allowed, or none";
         let is_name = cluster.is_empty() || validate::is_node_name(cluster);
         check("brokerClusterName", cluster, allowed, is_name);
         for (key, millis) in [

@@ -95,7 +95,7 @@ impl Registrations {
         let _ = self.changes.send(change);
     }
 
-    fn receive(&self, stream: StreamId, report: BrokerReport) -> Result<(), RegistrationError> {
+    fn receive(&self, stream: StreamId, from: &str, report: BrokerReport) -> Result<(), RegistrationError> {
         let now = self.started.elapsed();
         let mut info = self.info.lock();
         let change = match report.report {
@@ -105,6 +105,8 @@ impl Registrations {
                     self.refused(Came::AsNode, &who, &error.to_string());
                 })?;
                 self.refusals.forget(Came::AsNode, &who);
+                // Not before: who shows the secret may be refused after all, and others at its address go on without it.
+                self.refusals.forget(Came::AsStranger, from);
                 tracing::info!(stream, slave = change.is_none(), "broker registered");
                 let Some(change) = change else { return Ok(()) };
                 change
@@ -130,19 +132,14 @@ impl Registrations {
         }
     }
 
-    /// Says so in this log too: whoever looks for a broker looks here.
-    fn admit<T>(&self, request: &Request<T>) -> Result<(), Status> {
+    /// Where the broker comes from. Says so in this log too if it is refused: whoever looks for a broker looks here.
+    fn admit<T>(&self, request: &Request<T>) -> Result<String, Status> {
         let from = source_of(request.extensions());
         let from = from.map_or_else(|| "an unknown address".to_owned(), |from| from.ip().to_string());
         let who = format!("a broker at {from}");
-        match self.between.check(request, "broker") {
-            Ok(()) => self.refusals.forget(Came::AsStranger, &who),
-            Err(status) => {
-                self.refused(Came::AsStranger, &who, status.message());
-                return Err(status);
-            }
-        }
-        Ok(())
+        let checked = self.between.check(request, "broker");
+        checked.inspect_err(|status| self.refused(Came::AsStranger, &who, status.message()))?;
+        Ok(who)
     }
 
     fn refused(&self, came: Came, who: &str, why: &str) {
@@ -182,7 +179,7 @@ impl Registration for RegistrationService {
         &self,
         request: Request<Streaming<BrokerReport>>,
     ) -> Result<Response<BoxStream<RouteUpdate>>, Status> {
-        self.0.admit(&request)?;
+        let from = self.0.admit(&request)?;
         let id = self.0.next_stream.fetch_add(1, Ordering::Relaxed);
         let mut heartbeat = tokio::time::interval(HEARTBEAT_INTERVAL);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -192,6 +189,7 @@ impl Registration for RegistrationService {
             user_changes,
             told: 0,
             id,
+            from,
             inbound: request.into_inner(),
             changes: None,
             heartbeat,
@@ -213,6 +211,7 @@ struct BrokerStream {
     /// The last change of users that this broker was told of.
     told: u64,
     id: StreamId,
+    from: String,
     inbound: Streaming<BrokerReport>,
     /// `None` until the whole table has been pushed.
     changes: Option<broadcast::Receiver<RouteChange>>,
@@ -233,7 +232,7 @@ impl BrokerStream {
                 () = self.registrations.stopping.cancelled() => return None,
                 received = self.inbound.message() => match received {
                     Ok(Some(report)) => {
-                        if let Err(error) = self.registrations.receive(self.id, report) {
+                        if let Err(error) = self.registrations.receive(self.id, &self.from, report) {
                             return Some(Err(Status::invalid_argument(error.to_string())));
                         }
                     }
