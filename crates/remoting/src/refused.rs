@@ -80,7 +80,7 @@ impl RefusedBrokers {
     /// It is taken now.
     pub fn forget(&mut self, came: Came, who: &str) {
         let who = bounded(who);
-        self.0.retain(|(other, name, _), _| (*other, &*name) != (came, &who));
+        self.0.retain(|(other, name, _), _| (*other, name) != (came, &who));
     }
 
     /// Those of the last seconds; the newest first. That order stays while they try again and again.
