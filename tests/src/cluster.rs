@@ -22,6 +22,8 @@ pub use self::secured::{CLUSTER_SECRET, ROOT, internal_tls};
 const ROUTE_DEADLINE: Duration = Duration::from_secs(15);
 const EXAMPLE_DEADLINE: Duration = Duration::from_secs(150);
 
+/// What all brokers belong to, and namesrvs ask for.
+const CLUSTER: &str = "test";
 /// The segments of the log are small, so that tests cross from one to the next.
 const SEGMENT_BYTES: u64 = 64 << 20;
 
@@ -159,6 +161,7 @@ fn namesrv(index: usize, address: &str, controllers: &[String], more: Vec<String
         format!("grpcListenAddress={address}"),
         format!("metricsListenAddress={}", free_address()),
         format!("storePathRootDir={}", directory.join(&name).display()),
+        format!("brokerClusterName={CLUSTER}"),
     ];
     if !controllers.is_empty() {
         let peers: Vec<_> = controllers
@@ -189,7 +192,7 @@ fn broker(index: usize, namesrvs: &str, more: &[String], directory: &Path) -> No
 /// A broker that keeps everything in `own` inside the directory; not started.
 fn broker_in(name: &str, own: &str, namesrvs: &str, more: &[String], directory: &Path) -> Node {
     let settings = [
-        "brokerClusterName=test".to_owned(),
+        format!("brokerClusterName={CLUSTER}"),
         format!("brokerName={name}"),
         format!("namesrvAddr={namesrvs}"),
         format!("storePathRootDir={}", directory.join(own).display()),
@@ -289,8 +292,15 @@ impl Cluster {
 
     /// Runs the command `karman -e ENDPOINT ...` against the first broker, or namesrv; its stdout. Panics when it fails.
     pub fn karman(&self, arguments: &[&str]) -> String {
-        let first = self.brokers.first().or(self.namesrvs.first()).expect("a cluster has a node");
-        let endpoint = first.endpoint();
+        self.karman_at(
+            self.brokers.first().or(self.namesrvs.first()).expect("a cluster has a node"),
+            arguments,
+        )
+    }
+
+    /// The same against `node`.
+    pub fn karman_at(&self, node: &Node, arguments: &[&str]) -> String {
+        let endpoint = node.endpoint();
         let mut command = Command::new(program("karman"));
         command.args(["-e", &endpoint]).args(arguments).current_dir(self.path());
         if self.secured {

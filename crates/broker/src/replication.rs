@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use karman_remoting::proto::karman as v1;
-use karman_remoting::refused::Refusals;
+use karman_remoting::refused::{Came, Refusals};
 use karman_remoting::status::Rejection;
 use karman_store::{Durability, Store};
 use parking_lot::Mutex;
@@ -171,8 +171,8 @@ impl Followers {
         (replicas.collect(), set.count(), self.demands.replicas)
     }
     /// A slave is not taken, or gives up what it is sent: also told in this log, for whoever looks for the slave looks there.
-    pub fn refuse(&self, who: &str, kind: &str, why: &str) {
-        if self.refusals.is_news(who, kind, why) {
+    pub fn refuse(&self, came: Came, who: &str, kind: &str, why: &str) {
+        if self.refusals.is_news(came, who, kind, why) {
             tracing::warn!(who, why, "a slave is refused");
         }
     }

@@ -116,6 +116,14 @@ pub(crate) fn refused_by(master: &mut v1::BrokerStatus) -> Vec<RefusedJson> {
         .collect()
 }
 
+/// The brokers that may not register with the namesrv that was asked.
+pub(crate) fn refused_by_namesrv(response: &mut v1::DescribeClusterResponse) -> Vec<RefusedJson> {
+    std::mem::take(&mut response.refused)
+        .into_iter()
+        .map(|refused| RefusedJson::new("the namesrv", refused))
+        .collect()
+}
+
 #[derive(Serialize)]
 struct ReplicaJson {
     broker_id: i32,
@@ -184,11 +192,17 @@ pub(crate) async fn run(command: ClusterCommand, node: &Node, format: Format) ->
     }
 }
 
-/// The brokers, as programs read them.
+/// The brokers, as programs read them. Whom the namesrv refuses has no row and is told with the first; on stderr if there is none.
 pub(crate) async fn rows(node: &Node) -> anyhow::Result<Vec<BrokerJson>> {
     let request = node.request(v1::DescribeClusterRequest {});
-    let response = node.answer(node.admin()?.describe_cluster(request)).await?;
-    Ok(response.brokers.into_iter().map(BrokerJson::from).collect())
+    let mut response = node.answer(node.admin()?.describe_cluster(request)).await?;
+    let refused = refused_by_namesrv(&mut response);
+    let mut rows: Vec<_> = response.brokers.into_iter().map(BrokerJson::from).collect();
+    match rows.first_mut() {
+        Some(first) => first.refused.extend(refused),
+        None => refused.iter().for_each(|refused| eprintln!("karman: {refused}")),
+    }
+    Ok(rows)
 }
 
 async fn list(node: &Node, format: Format) -> anyhow::Result<()> {

@@ -13,7 +13,7 @@ use serde::Serialize;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
-use crate::cluster::{RefusedJson, refused_by};
+use crate::cluster::{RefusedJson, refused_by, refused_by_namesrv};
 use crate::node::{Node, code_of, message_of};
 use crate::output::{self, Format, grouped, number, text};
 use crate::time;
@@ -195,25 +195,27 @@ pub(crate) async fn describe(
     answer(node, client.describe_controller(request(node, v1::DescribeControllerRequest {}))).await
 }
 
-/// Which slaves are refused by their masters. What brokers do not tell in time is said, and left out.
-async fn refused_by_masters(node: &Node) -> anyhow::Result<Vec<RefusedJson>> {
+/// Which brokers the namesrv refuses to register, and masters to follow. What is not told in time is said, and left out.
+async fn refused_elsewhere(node: &Node) -> anyhow::Result<Vec<RefusedJson>> {
     let mut admin = node.admin()?;
     let call = node.answer(admin.describe_cluster(node.request(v1::DescribeClusterRequest {})));
-    let brokers = match tokio::time::timeout(BROKERS_TIMEOUT, call).await {
-        Ok(Ok(response)) => response.brokers,
+    let mut response = match tokio::time::timeout(BROKERS_TIMEOUT, call).await {
+        Ok(Ok(response)) => response,
         Ok(Err(error)) => {
-            eprintln!("karman: which slaves are refused by their masters is not known: {error}");
+            eprintln!("karman: whom the namesrv and the masters refuse is not known: {error}");
             return Ok(Vec::new());
         }
         Err(_) => {
             let seconds = BROKERS_TIMEOUT.as_secs();
             eprintln!(
-                "karman: which slaves are refused by their masters is not known: no answer within {seconds} s"
+                "karman: whom the namesrv and the masters refuse is not known: no answer within {seconds} s"
             );
             return Ok(Vec::new());
         }
     };
-    Ok(brokers.into_iter().flat_map(|mut broker| refused_by(&mut broker)).collect())
+    let mut refused = refused_by_namesrv(&mut response);
+    refused.extend(response.brokers.iter_mut().flat_map(refused_by));
+    Ok(refused)
 }
 
 pub(crate) async fn show(node: &Node, format: Format) -> anyhow::Result<()> {
@@ -227,7 +229,7 @@ pub(crate) async fn show(node: &Node, format: Format) -> anyhow::Result<()> {
 /// What the controllers know, as programs read it, and whether one leads.
 pub(crate) async fn shown(node: &Node) -> anyhow::Result<(ShowJson, anyhow::Result<()>)> {
     let (response, checked) = describe(node).await?;
-    let by_masters = refused_by_masters(node).await?;
+    let elsewhere = refused_elsewhere(node).await?;
     let leader = response.leader;
     let controller = |own: v1::ControllerState| ControllerJson {
         role: match own.voter {
@@ -247,7 +249,7 @@ pub(crate) async fn shown(node: &Node) -> anyhow::Result<(ShowJson, anyhow::Resu
             .refused
             .into_iter()
             .map(|refused| RefusedJson::new("the controller", refused))
-            .chain(by_masters)
+            .chain(elsewhere)
             .collect(),
         code: code_of(response.status.as_ref()).as_str_name(),
         message: message_of(response.status.as_ref()).to_owned(),

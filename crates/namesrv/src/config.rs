@@ -30,6 +30,8 @@ pub struct NamesrvConfig {
     pub metrics_listen_address: String,
     /// Holds the self-signed certificate; nothing else is kept.
     pub store_path_root_dir: String,
+    /// Brokers of another cluster are refused; empty: of whichever cluster they are.
+    pub broker_cluster_name: String,
     /// Brokers and operators must carry it; empty admits everyone.
     pub cluster_secret: Secret,
     /// Clients must prove with every call who they are; it needs `clusterSecret`.
@@ -92,6 +94,7 @@ impl Default for NamesrvConfig {
             grpc_listen_address: "0.0.0.0:9876".into(),
             metrics_listen_address: "0.0.0.0:5557".into(),
             store_path_root_dir: "./karman-namesrv-data".into(),
+            broker_cluster_name: String::new(),
             cluster_secret: Secret::default(),
             authentication_enabled: false,
             authorization_enabled: false,
@@ -148,6 +151,10 @@ impl NamesrvConfig {
         check("grpcListenAddress", &self.grpc_listen_address, address, is_address(&self.grpc_listen_address));
         let metrics = &self.metrics_listen_address;
         check("metricsListenAddress", metrics, address, metrics.is_empty() || is_address(metrics));
+        let cluster = &self.broker_cluster_name;
+        let allowed = "1 to 127 of a-z A-Z 0-9 - _ . are allowed, or none";
+        let is_name = cluster.is_empty() || validate::is_node_name(cluster);
+        check("brokerClusterName", cluster, allowed, is_name);
         for (key, millis) in [
             ("brokerNotActiveTimeoutMillis", self.broker_not_active_timeout_millis),
             ("scanNotActiveBrokerInterval", self.scan_not_active_broker_interval),

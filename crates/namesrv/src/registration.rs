@@ -14,10 +14,11 @@ use karman_remoting::proto::karman::broker_report::Report;
 use karman_remoting::proto::karman::registration_server::Registration;
 use karman_remoting::proto::karman::route_update::Update;
 use karman_remoting::proto::karman::{
-    self as v1, BrokerReport, Heartbeat, RouteChange, RouteTable, RouteUpdate,
+    self as v1, BrokerIdentity, BrokerReport, BrokerState, Heartbeat, RouteChange, RouteTable, RouteUpdate,
 };
-use karman_remoting::refused::Refusals;
+use karman_remoting::refused::{Came, Refusals};
 use karman_remoting::route_table::SharedRoutes;
+use karman_remoting::validate;
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 use tokio::time::{Interval, MissedTickBehavior};
@@ -45,30 +46,32 @@ pub struct Registrations {
     next_stream: AtomicU64,
     started: Instant,
     between: Between,
-    /// Of whom the log has told.
-    refusals: Refusals,
+    /// Who may not register, and was told of in the log.
+    refusals: Arc<Refusals>,
     stopping: CancellationToken,
 }
 
 impl Registrations {
-    /// Registrations feed `routes` and `users`; brokers must show what `between` says. Streams end with `stopping`.
+    /// Registrations feed `routes` and `users`; `info` decides who may be there, and brokers must show what `between` says. Who is
+    /// refused goes to `refusals`. Streams end with `stopping`.
     pub fn new(
         routes: SharedRoutes,
         users: Users,
-        silence_max: Duration,
+        info: RouteInfo,
         between: Between,
+        refusals: Arc<Refusals>,
         stopping: CancellationToken,
     ) -> Arc<Self> {
         routes.begin_to_learn();
         Arc::new(Self {
-            info: Mutex::new(RouteInfo::new(silence_max)),
+            info: Mutex::new(info),
             routes,
             users,
             changes: broadcast::channel(CHANGES_MAX).0,
             next_stream: AtomicU64::new(1),
             started: Instant::now(),
             between,
-            refusals: Refusals::default(),
+            refusals,
             stopping,
         })
     }
@@ -92,12 +95,18 @@ impl Registrations {
         let _ = self.changes.send(change);
     }
 
-    fn receive(&self, stream: StreamId, report: BrokerReport) -> Result<(), RegistrationError> {
+    fn receive(&self, stream: StreamId, from: &str, report: BrokerReport) -> Result<(), RegistrationError> {
         let now = self.started.elapsed();
         let mut info = self.info.lock();
         let change = match report.report {
             Some(Report::Full(state)) => {
-                let change = info.register(now, stream, state)?;
+                let who = named(&state);
+                let change = info.register(now, stream, state).inspect_err(|error| {
+                    self.refused(Came::AsNode, &who, &error.to_string());
+                })?;
+                self.refusals.forget(Came::AsNode, &who);
+                // Not before: who shows the secret may be refused after all, and others at its address go on without it.
+                self.refusals.forget(Came::AsStranger, from);
                 tracing::info!(stream, slave = change.is_none(), "broker registered");
                 let Some(change) = change else { return Ok(()) };
                 change
@@ -123,15 +132,20 @@ impl Registrations {
         }
     }
 
-    /// Says so in this log too: whoever looks for a broker looks here.
-    fn admit<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        self.between.check(request, "broker").inspect_err(|status| {
-            let from = source_of(request.extensions());
-            let who = from.map_or_else(|| "an unknown address".to_owned(), |from| from.ip().to_string());
-            if self.refusals.is_news(&who, status.message(), status.message()) {
-                tracing::warn!(who, why = status.message(), "a broker is refused");
-            }
-        })
+    /// Where the broker comes from. Says so in this log too if it is refused: whoever looks for a broker looks here.
+    fn admit<T>(&self, request: &Request<T>) -> Result<String, Status> {
+        let from = source_of(request.extensions());
+        let from = from.map_or_else(|| "an unknown address".to_owned(), |from| from.ip().to_string());
+        let who = format!("a broker at {from}");
+        let checked = self.between.check(request, "broker");
+        checked.inspect_err(|status| self.refused(Came::AsStranger, &who, status.message()))?;
+        Ok(who)
+    }
+
+    fn refused(&self, came: Came, who: &str, why: &str) {
+        if self.refusals.is_news(came, who, why, why) {
+            tracing::warn!(who, why, "a broker is refused");
+        }
     }
 
     /// The whole table, and every change behind it.
@@ -141,6 +155,18 @@ impl Registrations {
         let routes = self.routes.read();
         (RouteTable { brokers: routes.states(), away: routes.states_away() }, changes)
     }
+}
+
+/// Who a broker says that it is.
+fn named(state: &BrokerState) -> String {
+    let identity = state.identity.as_ref();
+    identity.map_or_else(
+        || "a broker without a name".to_owned(),
+        |BrokerIdentity { broker_name, broker_id, internal_address, .. }| {
+            let [name, address] = [broker_name, internal_address].map(|text| validate::shortened(text));
+            format!("broker {broker_id} of set {name} at {address}")
+        },
+    )
 }
 
 /// The gRPC face.
@@ -153,7 +179,7 @@ impl Registration for RegistrationService {
         &self,
         request: Request<Streaming<BrokerReport>>,
     ) -> Result<Response<BoxStream<RouteUpdate>>, Status> {
-        self.0.admit(&request)?;
+        let from = self.0.admit(&request)?;
         let id = self.0.next_stream.fetch_add(1, Ordering::Relaxed);
         let mut heartbeat = tokio::time::interval(HEARTBEAT_INTERVAL);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -163,6 +189,7 @@ impl Registration for RegistrationService {
             user_changes,
             told: 0,
             id,
+            from,
             inbound: request.into_inner(),
             changes: None,
             heartbeat,
@@ -184,6 +211,7 @@ struct BrokerStream {
     /// The last change of users that this broker was told of.
     told: u64,
     id: StreamId,
+    from: String,
     inbound: Streaming<BrokerReport>,
     /// `None` until the whole table has been pushed.
     changes: Option<broadcast::Receiver<RouteChange>>,
@@ -204,7 +232,7 @@ impl BrokerStream {
                 () = self.registrations.stopping.cancelled() => return None,
                 received = self.inbound.message() => match received {
                     Ok(Some(report)) => {
-                        if let Err(error) = self.registrations.receive(self.id, report) {
+                        if let Err(error) = self.registrations.receive(self.id, &self.from, report) {
                             return Some(Err(Status::invalid_argument(error.to_string())));
                         }
                     }

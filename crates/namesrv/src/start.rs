@@ -20,6 +20,7 @@ use karman_remoting::proto::karman::registration_server::RegistrationServer;
 use karman_remoting::proto::v2::admin_server::AdminServer as PublicAdminServer;
 use karman_remoting::proto::v2::messaging_service_server::MessagingServiceServer;
 use karman_remoting::public_admin::PublicAdmin;
+use karman_remoting::refused::Refusals;
 use karman_remoting::relay::Peers;
 use karman_remoting::route_table::SharedRoutes;
 use karman_remoting::server::{
@@ -33,6 +34,7 @@ use tonic::service::Routes;
 use crate::config::NamesrvConfig;
 use crate::controller::{Controller, ControllerError, ControllerStatus};
 use crate::registration::{RegistrationService, Registrations};
+use crate::route_info::RouteInfo;
 
 /// Requests in flight may take this long to finish at the end.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
@@ -85,13 +87,16 @@ pub fn start(config: &NamesrvConfig) -> Result<Namesrv, StartError> {
     let auth = Auth::new(config.auth(), users.clone());
     let limits = config.limits();
     let refusals = (users.clone(), limits.refused.clone());
+    let info = RouteInfo::new(silence_max, config.broker_cluster_name.clone());
+    let refused = Arc::new(Refusals::default());
     let registrations =
-        Registrations::new(routes.clone(), users, silence_max, between.clone(), stopping.clone());
+        Registrations::new(routes.clone(), users, info, between.clone(), refused.clone(), stopping.clone());
     let peers = Peers::new(between.clone());
     let front =
         Front::new(routes.clone(), clients.clone(), peers.clone(), auth.clone(), None, stopping.clone());
     let admin = AdminFront::new(routes.clone(), peers, auth.clone(), None)
-        .with_config("namesrv".to_owned(), config::shown(config));
+        .with_config("namesrv".to_owned(), config::shown(config))
+        .with_refusals(refused);
     let public_admin = PublicAdmin::new(admin.clone(), front.clone());
     let admin = AdminServer::new(admin).max_decoding_message_size(MAX_DECODING_SIZE_BYTES);
     let public_admin =

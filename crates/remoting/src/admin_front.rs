@@ -20,6 +20,7 @@ use crate::front::Local;
 use crate::proto::karman::admin_server::Admin;
 use crate::proto::karman::{self as v1, BrokerIdentity};
 use crate::proto::v2::Code;
+use crate::refused::Refusals;
 use crate::relay::{Peers, failure};
 use crate::route_table::SharedRoutes;
 use crate::status::{Rejection, ok};
@@ -49,6 +50,8 @@ pub struct AdminFront {
     standby: Option<(String, Arc<dyn Admin>)>,
     /// What the node is configured with.
     config: Arc<v1::NodeConfig>,
+    /// Which brokers may not register here.
+    refusals: Arc<Refusals>,
 }
 
 impl fmt::Debug for AdminFront {
@@ -156,7 +159,7 @@ impl AdminFront {
         local: Option<(&Local, Arc<dyn Admin>)>,
     ) -> Self {
         let local = local.map(|(local, admin)| (local.broker_name.clone(), admin));
-        Self { routes, peers, auth, local, standby: None, config: Arc::default() }
+        Self { routes, peers, auth, local, standby: None, config: Arc::default(), refusals: Arc::default() }
     }
 
     /// The door of a slave that looks for messages in its own copy when its master does not.
@@ -172,6 +175,13 @@ impl AdminFront {
         let value = |(key, value)| v1::ConfigValue { key, value };
         let values = values.into_iter().map(value).collect();
         self.config = Arc::new(v1::NodeConfig { node, status: Some(ok()), values });
+        self
+    }
+
+    /// The door of a namesrv, which knows whom it refuses.
+    #[must_use]
+    pub fn with_refusals(mut self, refusals: Arc<Refusals>) -> Self {
+        self.refusals = refusals;
         self
     }
 

@@ -13,6 +13,7 @@ use karman_remoting::proto::karman::follow_request::Request as Asked;
 use karman_remoting::proto::karman::follow_response::Response as Said;
 use karman_remoting::proto::karman::replication_server::Replication;
 use karman_remoting::proto::karman::welcome::First;
+use karman_remoting::refused::Came;
 use karman_store::{EpochStart, RawRecords, Store, StoreCopy};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -71,7 +72,7 @@ impl Replication for ReplicationService {
         };
         let replica = self.known(hello.replica.as_ref(), &from)?.clone();
         let who = named(&replica);
-        let first = self.first(&hello).map_err(|status| self.refused(&who, status))?;
+        let first = self.first(&hello).map_err(|status| self.refused(Came::AsNode, &who, status))?;
         let (frames, sent) = mpsc::channel(FRAMES_MAX);
         let welcome = v1::Welcome {
             log_id: self.store.log_id().0.to_vec(),
@@ -95,7 +96,7 @@ impl Replication for ReplicationService {
                     "brokerId {id} of broker {:?} belongs to the slave at {other}; give {} another one",
                     self.broker_name, replica.address
                 ));
-                self.refused(&who, status)
+                self.refused(Came::AsNode, &who, status)
             })?;
             let session = Session {
                 store: self.store.clone(),
@@ -178,19 +179,19 @@ impl ReplicationService {
         let from = from.map_or_else(|| "an unknown address".to_owned(), |from| from.ip().to_string());
         match self.between.check(request, "slave") {
             Ok(()) => Ok(from),
-            Err(status) => Err(self.refused(&from, status)),
+            Err(status) => Err(self.refused(Came::AsStranger, &from, status)),
         }
     }
 
-    fn refused(&self, who: &str, status: Status) -> Status {
-        self.followers.refuse(who, status.message(), status.message());
+    fn refused(&self, came: Came, who: &str, status: Status) -> Status {
+        self.followers.refuse(came, who, status.message(), status.message());
         status
     }
 
     fn known<'a>(&self, replica: Option<&'a v1::Replica>, from: &str) -> Result<&'a v1::Replica, Status> {
         let replica = replica.ok_or_else(|| Status::invalid_argument("it does not say who it is"));
-        let replica = replica.map_err(|status| self.refused(from, status))?;
-        self.is_of_this_set(replica).map_err(|status| self.refused(&named(replica), status))?;
+        let replica = replica.map_err(|status| self.refused(Came::AsNode, from, status))?;
+        self.is_of_this_set(replica).map_err(|status| self.refused(Came::AsNode, &named(replica), status))?;
         Ok(replica)
     }
 
@@ -289,7 +290,7 @@ impl Session {
                 Some(Some(Asked::GivesUp(why))) => {
                     let why = format!("it cannot take what it is sent: {why}");
                     // Places differ from one time to the next.
-                    self.followers.refuse(&self.who, "gives up", &why);
+                    self.followers.refuse(Came::AsNode, &self.who, "gives up", &why);
                     return Ok(());
                 }
                 Some(_) => return Err(Status::invalid_argument("acks follow a hello, and nothing else")),

@@ -205,6 +205,7 @@ impl Admin for AdminService {
         Ok(Response::new(v1::DescribeClusterResponse {
             status: Some(ok()),
             brokers: vec![self.0.describe()],
+            refused: Vec::new(),
         }))
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use karman_remoting::channel::ChannelPool;
 use karman_remoting::proto::karman::order::Order as Kind;
 use karman_remoting::proto::karman::{Granted, HandOver, Order, RefusedBroker};
-use karman_remoting::refused::RefusedBrokers;
+use karman_remoting::refused::{Came, RefusedBrokers};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -111,9 +111,9 @@ impl Lead {
     }
 
     /// Somebody is not who it says, or may not be here.
-    pub(super) fn refused(&self, who: &str, status: &Status) {
+    pub(super) fn refused(&self, came: Came, who: &str, status: &Status) {
         let why = status.message();
-        let is_news = self.state.lock().refused.add(who, why, why, self.now());
+        let is_news = self.state.lock().refused.add(came, who, why, why, self.now());
         if is_news {
             tracing::warn!(who, why, "a broker is refused");
         }

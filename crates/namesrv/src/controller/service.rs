@@ -12,6 +12,7 @@ use karman_remoting::proto::karman::attendance::Says;
 use karman_remoting::proto::karman::controller_server::{Controller, ControllerServer};
 use karman_remoting::proto::karman::order::Order as Kind;
 use karman_remoting::proto::karman::{self as v1, Attendance, Order, Present, SetState};
+use karman_remoting::refused::Came;
 use karman_remoting::server::MAX_DECODING_SIZE_BYTES;
 use karman_remoting::validate;
 use tokio::sync::{mpsc, watch};
@@ -53,7 +54,7 @@ impl ControllerService {
             "Attend" => self.between().check(call, "broker").inspect_err(|status| {
                 let from = source_of(call.extensions());
                 let from = from.map_or_else(|| "an unknown address".to_owned(), |from| from.ip().to_string());
-                self.0.refused(&format!("a broker at {from}"), status);
+                self.0.refused(Came::AsStranger, &format!("a broker at {from}"), status);
             }),
             "Consent" => self.between().check(call, "controller"),
             _ => self.between().check_operator(call),
@@ -155,7 +156,8 @@ async fn attend(lead: Arc<Lead>, mut inbound: Streaming<Attendance>, out: &Out) 
         // Another code says that the controllers cannot agree at the moment.
         if matches!(status.code(), Code::AlreadyExists | Code::FailedPrecondition) {
             let Present { broker_name, broker_id, address, .. } = &present;
-            lead.refused(&format!("broker {broker_id} of set {broker_name} at {address}"), status);
+            let who = format!("broker {broker_id} of set {broker_name} at {address}");
+            lead.refused(Came::AsNode, &who, status);
         }
     });
     if !joined? {

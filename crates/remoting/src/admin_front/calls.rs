@@ -308,6 +308,7 @@ impl Admin for AdminFront {
             }
         }
         brokers.sort_by(|a, b| a.broker_name.cmp(&b.broker_name));
-        Ok(Response::new(v1::DescribeClusterResponse { status: Some(ok()), brokers }))
+        let refused = self.refusals.lately();
+        Ok(Response::new(v1::DescribeClusterResponse { status: Some(ok()), brokers, refused }))
     }
 }

@@ -16,7 +16,7 @@ use super::connection::{Connection, PREFACE};
 use super::pending::Pending;
 use super::places::{Place, Places};
 use crate::between::{Between, NODE_NAME};
-use crate::refused::Refusals;
+use crate::refused::{Came, Refusals};
 use crate::tls::Tls;
 use crate::transport::{Transport, explained};
 
@@ -201,7 +201,7 @@ impl Gate {
     /// Once a minute, as it tries again and again.
     fn tell(&self, peer: SocketAddr, why: &str) {
         let who = peer.ip().to_string();
-        if self.refusals.is_news(&who, why, why) {
+        if self.refusals.is_news(Came::AsStranger, &who, why, why) {
             tracing::warn!(who, why, "one that may be a node is refused");
         }
     }
