@@ -36,6 +36,7 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod allocate;
 mod client;
 mod consuming;
 mod error;
@@ -56,6 +57,7 @@ pub use karman_remoting::auth::credentials::Credentials;
 pub use karman_remoting::channel::ClientTls;
 pub use karman_remoting::proto::v2::Code;
 
+pub use self::allocate::{AllocateStrategy, AllocateWith, QueueName};
 pub use self::client::{Client, ClientOptions};
 pub use self::error::ClientError;
 pub use self::message::{FilterExpression, Message};
