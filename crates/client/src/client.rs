@@ -18,6 +18,7 @@ use crate::message::FilterExpression;
 use crate::message_id::MessageIds;
 use crate::producer::{Producer, ProducerOptions};
 use crate::pull_consumer::PullConsumer;
+use crate::pull_group::{PullGroup, PullGroupOptions};
 use crate::push_consumer::{Handler, PushConsumer, PushOptions};
 use crate::route::Routes;
 use crate::session::{Role, Session, Subscriptions};
@@ -225,6 +226,33 @@ impl Client {
             return Err(ClientError::InvalidArgument("a pull consumer needs a group".into()));
         }
         self.consuming_of(ClientType::PullConsumer, group, Arc::default()).map(PullConsumer::new)
+    }
+
+    /// A consumer that shares the queues of the topics of `subscriptions` with the other members of `group`, and pulls those
+    /// that are its own, from now on. A topic that is not there yet is waited for. See [`PullGroup`].
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use karman_client::{Client, ClientError, FilterExpression, PullGroupOptions};
+    /// # async fn example(client: Client) -> Result<(), ClientError> {
+    /// let orders = [("orders", FilterExpression::all())];
+    /// let mut consumer = client.pull_group("shipping", orders, &PullGroupOptions::default())?;
+    /// for message in consumer.poll(Duration::from_secs(1)).await? {
+    ///     println!("{:?}", message.body());
+    ///     message.done();
+    /// }
+    /// consumer.shutdown().await
+    /// # }
+    /// ```
+    pub fn pull_group<T: Into<String>>(
+        &self,
+        group: impl Into<String>,
+        subscriptions: impl IntoIterator<Item = (T, FilterExpression)>,
+        options: &PullGroupOptions,
+    ) -> Result<PullGroup, ClientError> {
+        let subscriptions = collect(subscriptions);
+        let consuming = self.consuming(ClientType::PullConsumer, group.into(), subscriptions)?;
+        Ok(PullGroup::start(consuming, options))
     }
 
     fn consuming(

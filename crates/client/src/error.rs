@@ -74,6 +74,18 @@ pub enum ClientError {
         /// `readable` or `writable`.
         wanted: &'static str,
     },
+    /// The members of a group cannot be known, so its queues cannot be shared out.
+    #[error(
+        "who is in group {group:?} cannot be known: {why}; sharing queues needs \
+         apache.rocketmq.v2.Admin/ListConsumerConnection, which Karman has for whoever may receive in the group (Sub), and \
+         Apache RocketMQ has not: use a push or simple consumer there, or AllocateStrategy::ByConfiguration, which asks nobody"
+    )]
+    Members {
+        /// The group.
+        group: String,
+        /// What the server said.
+        why: String,
+    },
     /// The message breaks a rule that every server has; it was not sent.
     #[error("{message} ({}); it was not sent", .code.as_str_name())]
     Illegal {

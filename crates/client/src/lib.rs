@@ -40,10 +40,12 @@ mod allocate;
 mod client;
 mod consuming;
 mod error;
+mod members;
 mod message;
 mod message_id;
 mod producer;
 mod pull_consumer;
+mod pull_group;
 mod push_consumer;
 mod retry;
 mod route;
@@ -66,6 +68,7 @@ pub use self::producer::{
     Producer, ProducerOptions, SendReceipt,
 };
 pub use self::pull_consumer::{MessageQueue, PullConsumer, Pulled, QueryOffset};
+pub use self::pull_group::{GroupMessage, PullGroup, PullGroupOptions};
 pub use self::push_consumer::{PushConsumer, PushOptions};
 pub use self::simple_consumer::SimpleConsumer;
 pub use self::transaction::{Resolution, Transaction, TransactionProducer};
