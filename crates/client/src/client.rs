@@ -1,5 +1,6 @@
 //! The client: one access point, the routes learned from it, and all background tasks of its producers and consumers.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -252,7 +253,40 @@ impl Client {
     ) -> Result<PullGroup, ClientError> {
         let subscriptions = collect(subscriptions);
         let consuming = self.consuming(ClientType::PullConsumer, group.into(), subscriptions)?;
-        Ok(PullGroup::start(consuming, options))
+        Ok(PullGroup::shared(consuming, options))
+    }
+
+    /// A consumer that reads all queues of the topics of `subscriptions`, whoever else reads them, and keeps in `file` how
+    /// far it is. Each consumer needs a file of its own, also those of one process; beside it lie others with its name and
+    /// an ending. A damaged file is reported in the log, and the one before is used: some messages come again.
+    ///
+    /// [`PullGroupOptions::begin`] says where a queue begins that the file does not know.
+    /// [`PullGroupOptions::strategy`] is not looked at. Reads and locks the file before it returns.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use karman_client::{Client, ClientError, FilterExpression, PullGroupOptions, QueryOffset};
+    /// # async fn example(client: Client) -> Result<(), ClientError> {
+    /// let prices = [("prices", FilterExpression::all())];
+    /// let options = PullGroupOptions::default().begin(QueryOffset::End);
+    /// let mut consumer = client.pull_broadcast("displays", prices, "display-7.offsets", &options)?;
+    /// for message in consumer.poll(Duration::from_secs(1)).await? {
+    ///     println!("{:?}", message.body());
+    ///     message.done();
+    /// }
+    /// consumer.shutdown().await
+    /// # }
+    /// ```
+    pub fn pull_broadcast<T: Into<String>>(
+        &self,
+        group: impl Into<String>,
+        subscriptions: impl IntoIterator<Item = (T, FilterExpression)>,
+        file: impl Into<PathBuf>,
+        options: &PullGroupOptions,
+    ) -> Result<PullGroup, ClientError> {
+        let subscriptions = collect(subscriptions);
+        let consuming = self.consuming(ClientType::PullConsumer, group.into(), subscriptions)?;
+        PullGroup::broadcasting(consuming, file.into(), options)
     }
 
     fn consuming(

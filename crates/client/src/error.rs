@@ -86,6 +86,16 @@ pub enum ClientError {
         /// What the server said.
         why: String,
     },
+    /// The file in which a broadcasting consumer keeps its offsets cannot be used.
+    #[error(
+        "the file of offsets {path:?} cannot be used: {why}; mend that, or move the file away to begin anew"
+    )]
+    Offsets {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The message breaks a rule that every server has; it was not sent.
     #[error("{message} ({}); it was not sent", .code.as_str_name())]
     Illegal {

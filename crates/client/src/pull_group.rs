@@ -3,11 +3,14 @@
 //! One task of a consumer decides what it reads, records how far it is, and keeps a task for each queue that it has; those
 //! pull ahead of the application, which takes messages on any task.
 
+mod file;
+mod place;
 mod progress;
 mod queue;
 mod share;
 
 use std::ops::Deref;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -20,6 +23,8 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::DropGuard;
 
+use self::file::OffsetFile;
+use self::place::Place;
 use self::queue::Held;
 use self::share::Share;
 use crate::allocate::{AllocateStrategy, QueueName};
@@ -195,14 +200,30 @@ pub struct PullGroup {
 }
 
 impl PullGroup {
-    pub(crate) fn start(consuming: Consuming, options: &PullGroupOptions) -> Self {
+    /// Shares the queues out.
+    pub(crate) fn shared(consuming: Consuming, options: &PullGroupOptions) -> Self {
+        Self::start(consuming, Place::Group, options)
+    }
+
+    /// Reads all queues.
+    pub(crate) fn broadcasting(
+        consuming: Consuming,
+        file: PathBuf,
+        options: &PullGroupOptions,
+    ) -> Result<Self, ClientError> {
+        let file = OffsetFile::open(file, &consuming.group)?;
+        Ok(Self::start(consuming, Place::File(Arc::new(file)), options))
+    }
+
+    fn start(consuming: Consuming, place: Place, options: &PullGroupOptions) -> Self {
         let stop = consuming.client.stop_token();
         let client = consuming.client.clone();
         let (deliver, messages) = mpsc::channel(options.prefetch.clamp(1, PREFETCH_MAX));
         let (commits, wanted) = mpsc::channel(1);
         let (end, ended) = oneshot::channel();
         let assigned = Arc::default();
-        let share = Share::new(PullConsumer::new(consuming), options.clone(), deliver, Arc::clone(&assigned));
+        let consumer = PullConsumer::new(consuming);
+        let share = Share::new(consumer, place, options.clone(), deliver, Arc::clone(&assigned));
         let running = share.run(stop.clone(), wanted);
         let running = client.spawn(async move {
             // Nobody may be waiting for it any more.

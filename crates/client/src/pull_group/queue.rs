@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use super::place::Place;
 use super::progress::Progress;
 use super::{Delivered, GroupMessage};
 use crate::allocate::QueueName;
@@ -96,6 +97,7 @@ impl Held {
 pub(super) struct Reader {
     pub(super) consumer: Arc<PullConsumer>,
     pub(super) held: Arc<Held>,
+    pub(super) place: Arc<Place>,
     pub(super) begin: QueryOffset,
     pub(super) unfinished_max: usize,
     pub(super) deliver: mpsc::Sender<Delivered>,
@@ -125,18 +127,22 @@ impl Reader {
         }
     }
 
-    /// Finds the place of the group in the queue. One that has none gets one, and that is recorded before anything is
+    /// Finds where to begin in the queue. One that has none gets one, and that is recorded before anything is
     /// read: whoever has the queue next begins there as well.
     async fn begin(&self) -> Result<(), ClientError> {
         if self.held.progress.lock().is_some() {
             return Ok(());
         }
         let queue = self.held.queue();
-        let begin = match self.consumer.get_offset(&queue).await? {
+        let begin = match self.place.get(&self.consumer, &queue).await? {
             Some(offset) => offset,
             None => {
                 let begin = self.consumer.query_offset(&queue, self.begin).await?;
-                self.consumer.update_offset(&queue, begin).await?;
+                self.place
+                    .record(&self.consumer, vec![(queue, begin)])
+                    .await
+                    .into_iter()
+                    .collect::<Result<(), _>>()?;
                 begin
             }
         };

@@ -13,6 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::place::Place;
 use super::queue::{Held, Reader};
 use super::{Delivered, PullGroupOptions, Reply};
 use crate::allocate::{AllocateStrategy, QueueName};
@@ -40,6 +41,7 @@ type Found = Vec<(MessageQueue, FilterExpression)>;
 #[derive(Debug)]
 pub(super) struct Share {
     consumer: Arc<PullConsumer>,
+    place: Arc<Place>,
     options: PullGroupOptions,
     deliver: mpsc::Sender<Delivered>,
     assigned: Arc<Mutex<Vec<QueueName>>>,
@@ -51,6 +53,7 @@ pub(super) struct Share {
 impl Share {
     pub(super) fn new(
         consumer: PullConsumer,
+        place: Place,
         mut options: PullGroupOptions,
         deliver: mpsc::Sender<Delivered>,
         assigned: Arc<Mutex<Vec<QueueName>>>,
@@ -58,8 +61,8 @@ impl Share {
         options.unfinished_max = options.unfinished_max.max(1);
         options.commit_interval = options.commit_interval.max(Duration::from_millis(10));
         options.members_interval = options.members_interval.max(Duration::from_millis(100));
-        let consumer = Arc::new(consumer);
-        Self { consumer, options, deliver, assigned, reading: BTreeMap::new(), told: None }
+        let (consumer, place) = (Arc::new(consumer), Arc::new(place));
+        Self { consumer, place, options, deliver, assigned, reading: BTreeMap::new(), told: None }
     }
 
     /// Until `stop`. The error is that of the last commit.
@@ -134,6 +137,9 @@ impl Share {
             Err(error) if error.code() == Some(v2::Code::TopicNotFound) => return Ok(Some(Vec::new())),
             queues => queues?,
         };
+        if !self.place.is_shared() {
+            return Ok(Some(queues.into_iter().map(|queue| (queue, filter.clone())).collect()));
+        }
         let consuming = self.consumer.consuming();
         let own = consuming.session.transport.client_id();
         let members = match self.options.strategy {
@@ -175,6 +181,7 @@ impl Share {
         let reader = Reader {
             consumer: self.consumer.clone(),
             held: held.clone(),
+            place: self.place.clone(),
             begin: self.options.begin,
             unfinished_max: self.options.unfinished_max,
             deliver: self.deliver.clone(),
@@ -187,24 +194,22 @@ impl Share {
 
     /// Ends reading, then records how far it came.
     async fn release(&self, lost: Vec<Reading>) -> Result<(), ClientError> {
-        let released = join_all(lost.iter().map(|reading| async {
-            reading.held.release();
-            reading.task.wait().await;
-            match reading.held.forget() {
-                Some(offset) => self.consumer.update_offset(&reading.held.queue(), offset).await,
-                None => Ok(()),
-            }
-        }));
-        released.await.into_iter().collect()
+        lost.iter().for_each(|reading| reading.held.release());
+        join_all(lost.iter().map(|reading| reading.task.wait())).await;
+        let done = lost.iter().filter_map(|Reading { held, .. }| Some((held.queue(), held.forget()?)));
+        self.place.record(&self.consumer, done.collect()).await.into_iter().collect()
     }
 
     async fn commit(&self) -> Result<(), ClientError> {
-        let committed = join_all(self.reading.values().map(|Reading { held, .. }| async {
-            let Some(offset) = held.to_commit() else { return Ok(()) };
-            self.consumer.update_offset(&held.queue(), offset).await?;
-            held.committed(offset);
-            Ok(())
-        }));
-        committed.await.into_iter().collect()
+        let done = |Reading { held, .. }: &Reading| Some((held.clone(), held.to_commit()?));
+        let done: Vec<(Arc<Held>, i64)> = self.reading.values().filter_map(done).collect();
+        let places = done.iter().map(|(held, offset)| (held.queue(), *offset)).collect();
+        let recorded = self.place.record(&self.consumer, places).await;
+        for ((held, offset), result) in done.iter().zip(&recorded) {
+            if result.is_ok() {
+                held.committed(*offset);
+            }
+        }
+        recorded.into_iter().collect()
     }
 }
