@@ -7,6 +7,9 @@
 //! | send a message if, and only if, something else is done | [`TransactionProducer`] |
 //! | have a function called for each message | [`PushConsumer`] |
 //! | ask for messages and acknowledge them one by one | [`SimpleConsumer`] |
+//! | read messages one after the other, as a stream | [`SimpleConsumer::stream`], [`PullGroup`] |
+//! | pull ahead, queues shared out among the members of a group as in RocketMQ | [`Client::pull_group`], [`AllocateStrategy`] |
+//! | pull ahead, all queues at each consumer, with offsets in a file of its own | [`Client::pull_broadcast`] |
 //! | read queues from an offset on | [`PullConsumer`] |
 //!
 //! ```no_run

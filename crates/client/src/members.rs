@@ -9,8 +9,8 @@ use crate::error::ClientError;
 use crate::route::resource;
 use crate::session::Session;
 
-/// The ids of the members of `group` that read `topic`, as all brokers together know them. Asked of the access point, or of a broker
-/// that the session is linked to when that cannot be reached.
+/// The ids of the members of `group` that read `topic`, as all brokers together know them. Asked of the access point, or of
+/// a broker that the session is linked to when that cannot be reached.
 pub(crate) async fn members(session: &Session, group: &str, topic: &str) -> Result<Vec<String>, ClientError> {
     let access_point = session.transport.access_point.to_string();
     let others = session.endpoints().into_iter().filter(|other| *other != access_point);

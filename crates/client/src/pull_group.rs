@@ -192,6 +192,8 @@ type Reply = oneshot::Sender<Result<(), ClientError>>;
 #[derive(Debug)]
 pub struct PullGroup {
     messages: mpsc::Receiver<Delivered>,
+    /// An error that came between messages: the next thing to be told.
+    failed: Option<ClientError>,
     commits: mpsc::Sender<Reply>,
     assigned: Arc<Mutex<Vec<QueueName>>>,
     ended: oneshot::Receiver<Result<(), ClientError>>,
@@ -229,14 +231,14 @@ impl PullGroup {
             // Nobody may be waiting for it any more.
             let _ = end.send(running.await);
         });
-        Self { messages, commits, assigned, ended, _running: running, stop: stop.drop_guard() }
+        Self { messages, failed: None, commits, assigned, ended, _running: running, stop: stop.drop_guard() }
     }
 
     /// The messages that are there, 32 at most; waits for the first of them, and gives none when there was none for
     /// `timeout`. Dropping this future loses nothing.
     ///
-    /// An error is of one attempt to read a queue or to learn who is in the group; it is tried again, also when this is
-    /// not called again.
+    /// An error is of reading a queue or of learning who is in the group. It is told when it does not pass by itself, and once
+    /// as long as it stays the same; the attempts go on.
     ///
     /// ```no_run
     /// # use std::time::Duration;
@@ -250,6 +252,9 @@ impl PullGroup {
     /// # }
     /// ```
     pub async fn poll(&mut self, timeout: Duration) -> Result<Vec<GroupMessage>, ClientError> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
         // Far enough away to be never, and near enough to be a time.
         let deadline = Instant::now() + timeout.min(TIMEOUT_MAX);
         let first = loop {
@@ -265,8 +270,11 @@ impl PullGroup {
             match self.messages.try_recv() {
                 Ok(Ok(message)) if message.held.is_released() => {}
                 Ok(Ok(message)) => messages.push(message),
-                // An error that comes between messages has been logged, and comes again if it lasts.
-                Ok(Err(_)) | Err(_) => break,
+                Ok(Err(error)) => {
+                    self.failed = Some(error);
+                    break;
+                }
+                Err(_) => break,
             }
         }
         Ok(messages)
@@ -323,6 +331,9 @@ impl Stream for PullGroup {
     type Item = Delivered;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Delivered>> {
+        if let Some(error) = self.failed.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
         loop {
             match self.messages.poll_recv(cx) {
                 Poll::Ready(Some(Ok(message))) if message.held.is_released() => {}

@@ -119,8 +119,8 @@ impl Reader {
             let Err(error) = result else { return };
             tracing::warn!(queue = %self.held.name, %error, "a queue cannot be read at the moment");
             // What lasts is told once; what passes is not told.
-            if !error.is_retryable() && told.as_ref() != Some(&error) {
-                let _ = self.deliver.try_send(Err(error.clone()));
+            let is_new = !error.is_retryable() && told.as_ref() != Some(&error);
+            if is_new && self.deliver.try_send(Err(error.clone())).is_ok() {
                 told = Some(error);
             }
             tokio::time::sleep(PAUSE).await;

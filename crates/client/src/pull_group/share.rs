@@ -35,7 +35,7 @@ struct Reading {
     task: TaskTracker,
 }
 
-/// What is this member's of the topics of its subscriptions: `None` of a topic when it is not known yet.
+/// What is this member's.
 type Found = Vec<(MessageQueue, FilterExpression)>;
 
 #[derive(Debug)]
@@ -107,8 +107,8 @@ impl Share {
             Err(error) => {
                 tracing::warn!(%error, "the queues of the group cannot be shared out at the moment");
                 // What lasts is told once; what passes is not told. What is read goes on meanwhile.
-                if !error.is_retryable() && self.told.as_ref() != Some(&error) {
-                    let _ = self.deliver.try_send(Err(error.clone()));
+                let is_new = !error.is_retryable() && self.told.as_ref() != Some(&error);
+                if is_new && self.deliver.try_send(Err(error.clone())).is_ok() {
                     self.told = Some(error);
                 }
                 PAUSE
