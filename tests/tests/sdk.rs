@@ -13,6 +13,7 @@ use karman_remoting::proto::karman::{GroupConfig, TopicConfig};
 use karman_remoting::proto::v2::retry_policy::Strategy;
 use karman_remoting::proto::v2::{CustomizedBackoff, MessageType, RetryPolicy};
 use karman_tests::{Cluster, Raw};
+use tokio_stream::StreamExt as _;
 
 const GROUP: &str = "shipping";
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -347,5 +348,33 @@ fn a_transaction_without_a_decision_becomes_what_a_checker_finds_it_to_be() {
         let is_asked = || asked.lock().unwrap().iter().any(|text| text == "commit of who is gone");
         assert!(is_asked(), "the second producer was not asked");
         assert_eq!(take(&impatient(&client)).await, [""; 0]);
+    });
+}
+
+#[test]
+fn a_stream_gives_all_messages_goes_on_after_an_error_and_ends_with_the_client() {
+    let cluster = server(MessageType::Normal);
+    with_client(&cluster, async |client| {
+        let producer = client.producer();
+        for number in 0..50 {
+            producer.send(order(number.to_string())).await.unwrap();
+        }
+        // Refused until somebody makes the second topic; the stream says so, and goes on.
+        let topics = ["bills", "orders"].map(|topic| (topic, FilterExpression::all()));
+        let consumer = client.simple_consumer(GROUP, topics).unwrap();
+        let consumer = consumer.with_await_duration(Duration::from_millis(200));
+        let mut messages = consumer.stream(7, Duration::from_secs(30));
+        let error = messages.next().await.unwrap().unwrap_err();
+        assert_eq!(error.code(), Some(Code::TopicNotFound), "{error}");
+        tokio::task::block_in_place(|| cluster.create_topic("bills"));
+        let mut seen = HashMap::new();
+        while seen.len() < 50 {
+            let Ok(message) = messages.next().await.unwrap() else { continue };
+            consumer.ack(&message).await.unwrap();
+            *seen.entry(text(&message)).or_insert(0) += 1;
+        }
+        assert!(seen.values().all(|&times| times == 1), "{seen:?}");
+        client.clone().close().await;
+        assert!(messages.next().await.is_none());
     });
 }

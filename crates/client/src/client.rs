@@ -1,5 +1,6 @@
 //! The client: one access point, the routes learned from it, and all background tasks of its producers and consumers.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use crate::message::FilterExpression;
 use crate::message_id::MessageIds;
 use crate::producer::{Producer, ProducerOptions};
 use crate::pull_consumer::PullConsumer;
+use crate::pull_group::{PullGroup, PullGroupOptions};
 use crate::push_consumer::{Handler, PushConsumer, PushOptions};
 use crate::route::Routes;
 use crate::session::{Role, Session, Subscriptions};
@@ -225,6 +227,66 @@ impl Client {
             return Err(ClientError::InvalidArgument("a pull consumer needs a group".into()));
         }
         self.consuming_of(ClientType::PullConsumer, group, Arc::default()).map(PullConsumer::new)
+    }
+
+    /// A consumer that shares the queues of the topics of `subscriptions` with the other members of `group`, and pulls those
+    /// that are its own, from now on. A topic that is not there yet is waited for. See [`PullGroup`].
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use karman_client::{Client, ClientError, FilterExpression, PullGroupOptions};
+    /// # async fn example(client: Client) -> Result<(), ClientError> {
+    /// let orders = [("orders", FilterExpression::all())];
+    /// let mut consumer = client.pull_group("shipping", orders, &PullGroupOptions::default())?;
+    /// for message in consumer.poll(Duration::from_secs(1)).await? {
+    ///     println!("{:?}", message.body());
+    ///     message.done();
+    /// }
+    /// consumer.shutdown().await
+    /// # }
+    /// ```
+    pub fn pull_group<T: Into<String>>(
+        &self,
+        group: impl Into<String>,
+        subscriptions: impl IntoIterator<Item = (T, FilterExpression)>,
+        options: &PullGroupOptions,
+    ) -> Result<PullGroup, ClientError> {
+        let subscriptions = collect(subscriptions);
+        let consuming = self.consuming(ClientType::PullConsumer, group.into(), subscriptions)?;
+        Ok(PullGroup::shared(consuming, options))
+    }
+
+    /// A consumer that reads all queues of the topics of `subscriptions`, whoever else reads them, and keeps in `file` how
+    /// far it is. Each consumer needs a file of its own, also those of one process; beside it lie others with its name and
+    /// an ending. A damaged file is reported in the log, and the one before is used: some messages come again.
+    ///
+    /// [`PullGroupOptions::begin`] says where a queue begins that the file does not know.
+    /// [`PullGroupOptions::strategy`] is not looked at. Reads and locks the file before it returns.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use karman_client::{Client, ClientError, FilterExpression, PullGroupOptions, QueryOffset};
+    /// # async fn example(client: Client) -> Result<(), ClientError> {
+    /// let prices = [("prices", FilterExpression::all())];
+    /// let options = PullGroupOptions::default().begin(QueryOffset::End);
+    /// let mut consumer = client.pull_broadcast("displays", prices, "display-7.offsets", &options)?;
+    /// for message in consumer.poll(Duration::from_secs(1)).await? {
+    ///     println!("{:?}", message.body());
+    ///     message.done();
+    /// }
+    /// consumer.shutdown().await
+    /// # }
+    /// ```
+    pub fn pull_broadcast<T: Into<String>>(
+        &self,
+        group: impl Into<String>,
+        subscriptions: impl IntoIterator<Item = (T, FilterExpression)>,
+        file: impl Into<PathBuf>,
+        options: &PullGroupOptions,
+    ) -> Result<PullGroup, ClientError> {
+        let subscriptions = collect(subscriptions);
+        let consuming = self.consuming(ClientType::PullConsumer, group.into(), subscriptions)?;
+        PullGroup::broadcasting(consuming, file.into(), options)
     }
 
     fn consuming(

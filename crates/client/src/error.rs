@@ -75,6 +75,28 @@ pub enum ClientError {
         /// `readable` or `writable`.
         wanted: &'static str,
     },
+    /// The members of a group cannot be known, so its queues cannot be shared out.
+    #[error(
+        "who is in group {group:?} cannot be known: {why}; sharing queues needs \
+         apache.rocketmq.v2.Admin/ListConsumerConnection, which Karman has for whoever may receive in the group (Sub), and \
+         Apache RocketMQ has not: use a push or simple consumer there, or AllocateStrategy::ByConfiguration, which asks nobody"
+    )]
+    Members {
+        /// The group.
+        group: String,
+        /// What the server said.
+        why: String,
+    },
+    /// The file in which a broadcasting consumer keeps its offsets cannot be used.
+    #[error(
+        "the file of offsets {path:?} cannot be used: {why}; mend that, or move the file away to begin anew"
+    )]
+    Offsets {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The message breaks a rule that every server has; it was not sent.
     #[error("{message} ({}); it was not sent", .code.as_str_name())]
     Illegal {

@@ -8,6 +8,9 @@
 //! | send a message if, and only if, something else is done | [`TransactionProducer`] |
 //! | have a function called for each message | [`PushConsumer`] |
 //! | ask for messages and acknowledge them one by one | [`SimpleConsumer`] |
+//! | read messages one after the other, as a stream | [`SimpleConsumer::stream`], [`PullGroup`] |
+//! | pull ahead, queues shared out among the members of a group as in RocketMQ | [`Client::pull_group`], [`AllocateStrategy`] |
+//! | pull ahead, all queues at each consumer, with offsets in a file of its own | [`Client::pull_broadcast`] |
 //! | read queues from an offset on | [`PullConsumer`] |
 //! | send and read values, not bytes | [`Message::encoded`], [`MessageView::decoded`] with `Json`, [`Protobuf`] or [`Raw`] |
 //! | have an effect once though its message comes twice | [`once`] with a [`MemoryStore`], a [`FileStore`] or a `RedisStore` |
@@ -45,15 +48,18 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod allocate;
 mod client;
 mod codec;
 mod consuming;
 mod dedupe;
 mod error;
+mod members;
 mod message;
 mod message_id;
 mod producer;
 mod pull_consumer;
+mod pull_group;
 mod push_consumer;
 mod request_reply;
 mod retry;
@@ -69,6 +75,7 @@ pub use karman_remoting::auth::credentials::Credentials;
 pub use karman_remoting::channel::ClientTls;
 pub use karman_remoting::proto::v2::Code;
 
+pub use self::allocate::{AllocateStrategy, AllocateWith, QueueName};
 pub use self::client::{Client, ClientOptions};
 #[cfg(feature = "json")]
 pub use self::codec::Json;
@@ -85,6 +92,7 @@ pub use self::producer::{
     Producer, ProducerOptions, SendReceipt,
 };
 pub use self::pull_consumer::{MessageQueue, PullConsumer, Pulled, QueryOffset};
+pub use self::pull_group::{GroupMessage, PullGroup, PullGroupOptions};
 pub use self::push_consumer::{PushConsumer, PushOptions};
 pub use self::request_reply::{ReplyError, RequestError, Requester, RequesterOptions};
 pub use self::simple_consumer::SimpleConsumer;

@@ -9,6 +9,7 @@ use karman_remoting::proto::v2::pull_message_response::Content;
 use tokio::time::Instant;
 use tonic::Streaming;
 
+use crate::allocate::QueueName;
 use crate::consuming::Consuming;
 use crate::error::ClientError;
 use crate::message::{FilterExpression, duration};
@@ -46,6 +47,21 @@ impl MessageQueue {
         self.id
     }
 
+    /// What tells it from all others.
+    ///
+    /// ```no_run
+    /// # use karman_client::{ClientError, PullConsumer};
+    /// # async fn example(consumer: PullConsumer) -> Result<(), ClientError> {
+    /// for queue in consumer.queues("orders").await? {
+    ///     println!("{}", queue.name());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn name(&self) -> QueueName {
+        QueueName::new(&*self.topic, &*self.broker.name, self.id)
+    }
+
     fn to_proto(&self) -> v2::MessageQueue {
         self.broker.queue(&self.topic, self.id)
     }
@@ -79,6 +95,10 @@ pub struct PullConsumer(Consuming);
 impl PullConsumer {
     pub(crate) fn new(consuming: Consuming) -> Self {
         Self(consuming)
+    }
+
+    pub(crate) fn consuming(&self) -> &Consuming {
+        &self.0
     }
 
     /// The readable queues of `topic`, on all brokers.

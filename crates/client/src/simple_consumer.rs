@@ -1,13 +1,15 @@
 //! Receiving: messages are asked for, and acknowledged one by one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_util::{Stream, stream};
 use karman_remoting::proto::v2;
 
 use crate::consuming::{Ask, Consuming};
 use crate::error::ClientError;
+use crate::retry::backoff;
 use crate::view::ReceivedMessage;
 
 /// How long a receive waits for a message unless told otherwise; the servers wait no longer.
@@ -67,6 +69,50 @@ impl SimpleConsumer {
             }
         }
         failure.map_or(Ok(Vec::new()), Err)
+    }
+
+    /// The messages of one [`SimpleConsumer::receive`] after the other, with its arguments; ends when the client is closed.
+    /// After an error it goes on, the later the more there were in a row, up to a second.
+    ///
+    /// What was received and not taken waits in the stream, `max` messages at most, while its invisible duration runs: that
+    /// must be long enough for all of them, one after the other. What waits in a stream that is dropped is delivered again
+    /// after it.
+    ///
+    /// ```no_run
+    /// use futures_util::StreamExt as _;
+    /// # use std::time::Duration;
+    /// # use karman_client::{ClientError, SimpleConsumer};
+    /// # async fn example(consumer: SimpleConsumer) -> Result<(), ClientError> {
+    /// let mut messages = consumer.stream(32, Duration::from_secs(30));
+    /// while let Some(message) = messages.next().await {
+    ///     let message = message?;
+    ///     println!("{:?}", message.body());
+    ///     consumer.ack(&message).await?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn stream(
+        &self,
+        max: u32,
+        invisible: Duration,
+    ) -> impl Stream<Item = Result<ReceivedMessage, ClientError>> + Send + Unpin {
+        let receive = move |(mut waiting, failures): (VecDeque<ReceivedMessage>, u32)| async move {
+            if failures > 0 {
+                tokio::time::sleep(backoff(failures)).await;
+            }
+            loop {
+                if let Some(message) = waiting.pop_front() {
+                    return Some((Ok(message), (waiting, 0)));
+                }
+                match self.receive(max, invisible).await {
+                    Ok(messages) => waiting = messages.into(),
+                    Err(ClientError::Closed) => return None,
+                    Err(error) => return Some((Err(error), (waiting, failures.saturating_add(1)))),
+                }
+            }
+        };
+        Box::pin(stream::unfold((VecDeque::new(), 0), receive))
     }
 
     /// The message is done with: nobody of the group gets it again.

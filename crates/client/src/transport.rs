@@ -8,6 +8,7 @@ use karman_remoting::auth::credentials::Credentials;
 use karman_remoting::channel::ChannelPool;
 use karman_remoting::metadata;
 use karman_remoting::proto::v2;
+use karman_remoting::proto::v2::admin_client::AdminClient;
 use karman_remoting::proto::v2::messaging_service_client::MessagingServiceClient;
 use karman_remoting::server::MAX_DECODING_SIZE_BYTES;
 use tonic::metadata::{MetadataMap, MetadataValue};
@@ -51,6 +52,16 @@ impl Transport {
     pub(crate) fn service(&self, endpoint: &str) -> Result<MessagingServiceClient<Channel>, ClientError> {
         let channel = self.pool.get(endpoint).map_err(|error| ClientError::channel(endpoint, &error))?;
         Ok(MessagingServiceClient::new(channel).max_decoding_message_size(MAX_DECODING_SIZE_BYTES))
+    }
+
+    pub(crate) fn admin(&self, endpoint: &str) -> Result<AdminClient<Channel>, ClientError> {
+        let channel = self.pool.get(endpoint).map_err(|error| ClientError::channel(endpoint, &error))?;
+        Ok(AdminClient::new(channel).max_decoding_message_size(MAX_DECODING_SIZE_BYTES))
+    }
+
+    /// What the servers know this client by.
+    pub(crate) fn client_id(&self) -> &str {
+        metadata::client_id_of(&self.headers).expect("it was made with one")
     }
 
     /// Without a deadline: for the telemetry stream.

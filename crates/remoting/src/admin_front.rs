@@ -15,11 +15,11 @@ use tonic::codegen::BoxStream;
 use tonic::metadata::MetadataMap;
 use tonic::{Extensions, Response, Status};
 
-use crate::auth::{Administers, Auth};
+use crate::auth::{Administers, Auth, source_of};
 use crate::front::Local;
 use crate::proto::karman::admin_server::Admin;
 use crate::proto::karman::{self as v1, BrokerIdentity};
-use crate::proto::v2::Code;
+use crate::proto::v2::{self, Code};
 use crate::refused::Refusals;
 use crate::relay::{Peers, failure};
 use crate::route_table::SharedRoutes;
@@ -196,6 +196,23 @@ impl AdminFront {
         let cluster = if self.auth.is_on() { self.cluster() } else { String::new() };
         let admitted = self.auth.admit_operator(metadata, extensions, message, call, &cluster);
         admitted.map_err(|rejection| Status::permission_denied(rejection.to_string()))
+    }
+
+    /// Whether the caller may be a member of `group`, as far as it goes by rights: it may then know who the others are.
+    pub(crate) fn admits_member(
+        &self,
+        metadata: &MetadataMap,
+        extensions: &Extensions,
+        group: v2::Resource,
+    ) -> bool {
+        let is_named = !group.name.is_empty();
+        let heartbeat =
+            v2::HeartbeatRequest { group: Some(group), client_type: v2::ClientType::PullConsumer.into() };
+        let allowed = self
+            .auth
+            .who(metadata, extensions)
+            .and_then(|who| self.auth.allow(&who, &heartbeat, source_of(extensions)));
+        is_named && allowed.is_ok()
     }
 
     /// What the cluster is called; nothing while no broker is known.

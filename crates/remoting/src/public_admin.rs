@@ -78,6 +78,13 @@ macro_rules! serve {
     ($self:ident, $request:ident, $method:ident, $response:ident) => {{
         let (metadata, extensions) = ($request.metadata(), $request.extensions());
         $self.admin.admit(metadata, extensions, $request.get_ref(), stringify!($method))?;
+        answered!($self, $request, $method, $response)
+    }};
+}
+
+/// Runs a call that is admitted, and gives a refusal in the form of its answer.
+macro_rules! answered {
+    ($self:ident, $request:ident, $method:ident, $response:ident) => {{
         let answer = $self.$method($request.into_inner()).await;
         Ok(Response::new(match answer {
             Ok(mut answer) => {
@@ -149,11 +156,17 @@ impl Admin for PublicAdmin {
         serve!(self, request, accumulation, DescribeGroupAccumulationResponse)
     }
 
+    /// Also for whoever may be a member of the group: members that share queues out must know one another.
     async fn list_consumer_connection(
         &self,
         request: Request<v2::ListConsumerConnectionRequest>,
     ) -> Result<Response<v2::ListConsumerConnectionResponse>, Status> {
-        serve!(self, request, connections, ListConsumerConnectionResponse)
+        let (metadata, extensions) = (request.metadata(), request.extensions());
+        let group = request.get_ref().group.clone().unwrap_or_default();
+        if !self.admin.admits_member(metadata, extensions, group) {
+            self.admin.admit(metadata, extensions, request.get_ref(), "connections")?;
+        }
+        answered!(self, request, connections, ListConsumerConnectionResponse)
     }
 
     async fn reset_group_offset(

@@ -124,10 +124,11 @@ impl PublicAdmin {
         request: v2::ListConsumerConnectionRequest,
     ) -> Result<v2::ListConsumerConnectionResponse, Status> {
         let (group, topic) = (name_of(request.group), name_of(request.topic));
-        let model = self.models().await?;
+        // Members ask every few seconds: nothing is asked of brokers that the routes know.
+        let model = self.admin.routes().read().group(&group).map_or(MessageModel::Clustering, message_model);
         let clients = self.clients(group.clone(), topic).await?;
         let clients = clients.iter().filter(|client| client.group == group);
-        let client_info = clients.map(|client| client_info(client, model_of(&model, &group))).collect();
+        let client_info = clients.map(|client| client_info(client, model)).collect();
         Ok(v2::ListConsumerConnectionResponse { client_info, ..Default::default() })
     }
 
@@ -237,16 +238,20 @@ impl PublicAdmin {
         let groups = ask!(self, list_groups, v1::ListGroupsRequest {})?.groups;
         let model = |summary: v1::GroupSummary| {
             let group = summary.group.unwrap_or_default();
-            let model = if group.broadcast {
-                MessageModel::Broadcasting
-            } else if group.lite_bind_topic.is_empty() {
-                MessageModel::Clustering
-            } else {
-                MessageModel::LiteSelective
-            };
+            let model = message_model(&group);
             (group.name, model)
         };
         Ok(groups.into_iter().map(model).collect())
+    }
+}
+
+fn message_model(group: &v1::GroupConfig) -> MessageModel {
+    if group.broadcast {
+        MessageModel::Broadcasting
+    } else if group.lite_bind_topic.is_empty() {
+        MessageModel::Clustering
+    } else {
+        MessageModel::LiteSelective
     }
 }
 
