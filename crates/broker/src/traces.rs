@@ -229,7 +229,9 @@ fn counted(messages: &[EncodedMessage]) -> Vec<KeyValue> {
     let bytes = messages.iter().map(|message| message.body_size).sum::<usize>();
     let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
     let mut all = vec![message_count(messages.len()), KeyValue::new("messaging.message.body.size", bytes)];
-    if let [message] = messages {
+    if let [message] = messages
+        && !message.system_properties.message_id.is_empty()
+    {
         all.push(KeyValue::new("messaging.message.id", message.system_properties.message_id.clone()));
     }
     all

@@ -25,7 +25,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::Followers;
 use super::role::{self, FirstStep};
-use crate::traces::Traces;
+use crate::traces::{self, Traces};
 
 /// Records of one frame, unless a single one is larger.
 const FRAME_BYTES: usize = 256 << 10;
@@ -273,6 +273,10 @@ struct Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        if let Some((_, span)) = self.traced.lock().take() {
+            traces::failed_with(&span, "slave left");
+            span.span().end();
+        }
         self.followers.leave(self.id, self.session);
     }
 }

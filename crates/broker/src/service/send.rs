@@ -232,7 +232,9 @@ impl Broker {
                 }
             }
         }
-        batch.note("stored", durability);
+        if !appends.is_empty() {
+            batch.note("stored", durability);
+        }
         for (indexes, bytes, sending) in appends {
             let appended = match tokio::time::timeout(self.timeout_of(durability), sending).await {
                 Ok(appended) => appended.map_err(refuse::append)?,
