@@ -4,7 +4,6 @@
 //! The library's batch processor is not used: it does not tell how many spans it has dropped, and its thread sleeps between
 //! retries, where no shutdown reaches it.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -79,7 +78,7 @@ pub(super) fn start(
         // A name that is being looked up must not hold up the end.
         runtime.shutdown_background();
     });
-    Ok((Queue { spans, dropped }, thread.map_err(io::Error::from)?))
+    Ok((Queue { spans, dropped }, thread?))
 }
 
 struct Sending {
