@@ -31,6 +31,7 @@ use crate::progress::{GroupTopic, ProgressTable};
 use crate::records::{GroupRecord, message_of};
 use crate::replication::Followers;
 use crate::service::dead_letter::Burials;
+use crate::traces::Traces;
 use crate::wanted::Wanted;
 
 /// Counts since the start of the process.
@@ -140,6 +141,8 @@ pub struct Broker {
     pub redriving: AtomicBool,
     /// An operator puts messages of a backup into queues.
     pub restoring: AtomicBool,
+    /// Makes spans; `None`: `otlpEndpoint` is empty.
+    pub traces: Option<Arc<Traces>>,
     /// Cancelled when long polls are to end.
     pub stopping: CancellationToken,
 }

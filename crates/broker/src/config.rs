@@ -68,6 +68,12 @@ pub struct BrokerConfig {
     pub internal_listen_address: String,
     /// Where `/metrics`, `/livez` and `/readyz` are served.
     pub metrics_listen_address: String,
+    /// Where traces go, `http://host:port` of an OTLP/gRPC receiver. Empty: nowhere, there are none.
+    pub otlp_endpoint: String,
+    /// Of 10000 calls whose messages carry no trace context, so many are traced. Where a context says that it is sampled, all are.
+    pub otlp_samples_per_ten_thousand: u32,
+    /// What traces call this service.
+    pub otlp_service_name: String,
     /// What clients are told to connect to, `host` or `host:port`. Empty: `grpcListenAddress`, or the address from which this machine
     /// would send where that is all addresses.
     pub advertised_address: String,
@@ -195,6 +201,9 @@ impl Default for BrokerConfig {
             grpc_listen_address: "0.0.0.0:8081".into(),
             internal_listen_address: "0.0.0.0:10911".into(),
             metrics_listen_address: "0.0.0.0:5557".into(),
+            otlp_endpoint: String::new(),
+            otlp_samples_per_ten_thousand: 100,
+            otlp_service_name: "karman-broker".into(),
             advertised_address: String::new(),
             internal_advertised_address: String::new(),
             cluster_secret: Secret::default(),

@@ -1,8 +1,8 @@
 //! The broker: it stores messages and hands them out.
 //!
 //! [`start`] puts the parts together and is the only place that knows all of them. Threads: the data threads of the
-//! client and internal servers, which run the services; the log writer and the maintenance thread of the store; and one
-//! control thread for registration, the catalog and the sweeps.
+//! client and internal servers, which run the services; the log writer and the maintenance thread of the store; one
+//! control thread for registration, the catalog and the sweeps; and, where it is traced, one that sends spans.
 #![forbid(unsafe_code)]
 
 pub mod advertise;
@@ -32,6 +32,7 @@ pub mod replication;
 pub mod service;
 mod spread;
 mod start;
+pub mod traces;
 mod traffic;
 pub mod ttl;
 pub mod wanted;

@@ -75,6 +75,12 @@ pub fn text(broker: &Broker) -> String {
         registry.register(name, help, ConstGauge::new(count as i64));
     }
     registry.register("clients", "Clients heard from lately", ConstGauge::new(broker.clients.count() as i64));
+    let dropped = broker.traces.as_ref().map_or(0, |traces| traces.dropped());
+    registry.register(
+        "trace_spans_dropped",
+        "Spans that did not reach otlpEndpoint",
+        ConstCounter::new(dropped),
+    );
     quotas(broker, &mut registry);
     refused_connections(&broker.refused_connections, &mut registry);
     replication(broker, &mut registry);

@@ -30,6 +30,7 @@ use crate::config::BrokerConfig;
 use crate::control::Control;
 use crate::open::open;
 use crate::registration::Registrations;
+use crate::traces::TracesError;
 
 pub use member::Member;
 
@@ -60,6 +61,9 @@ pub enum StartError {
     /// The probe's port could not be opened.
     #[error(transparent)]
     Probe(#[from] ProbeError),
+    /// Traces could not begin.
+    #[error(transparent)]
+    Traces(#[from] TracesError),
     /// The control thread or the delivery thread could not be made.
     #[error("start a thread: {0}")]
     Thread(#[source] std::io::Error),

@@ -65,9 +65,30 @@ impl BrokerConfig {
         self.check_retention(check);
         self.check_held(check);
         self.check_limits(check);
+        self.check_traces(check);
         for (rule, good) in self.auth().rules().into_iter().chain(self.tls().rules()) {
             check(rule.key, rule.value, rule.allowed, good);
         }
+    }
+
+    fn check_traces(&self, check: Check<'_>) {
+        let endpoint = self.otlp_endpoint.as_str();
+        let good = endpoint.is_empty()
+            || endpoint
+                .strip_prefix("http://")
+                .is_some_and(|rest| is_host_and_port(rest.strip_suffix('/').unwrap_or(rest)));
+        let allowed = "empty (off) or http://host:port of an OTLP/gRPC receiver is allowed";
+        check("otlpEndpoint", endpoint.to_owned(), allowed, good);
+        let samples = self.otlp_samples_per_ten_thousand;
+        check(
+            "otlpSamplesPerTenThousand",
+            samples.to_string(),
+            "0 (only where a context says so) to 10000 (all) are allowed",
+            samples <= 10_000,
+        );
+        let name = &self.otlp_service_name;
+        let allowed = "1 to 255 characters are allowed";
+        check("otlpServiceName", name.clone(), allowed, (1..=255).contains(&name.chars().count()));
     }
 
     fn check_limits(&self, check: Check<'_>) {

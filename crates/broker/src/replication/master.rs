@@ -15,6 +15,9 @@ use karman_remoting::proto::karman::replication_server::Replication;
 use karman_remoting::proto::karman::welcome::First;
 use karman_remoting::refused::Came;
 use karman_store::{EpochStart, RawRecords, Store, StoreCopy};
+use opentelemetry::Context;
+use opentelemetry::trace::TraceContextExt as _;
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +26,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::Followers;
 use super::role::{self, FirstStep};
+use crate::traces::{self, Traces};
 
 /// Records of one frame, unless a single one is larger.
 const FRAME_BYTES: usize = 256 << 10;
@@ -41,6 +45,8 @@ pub struct ReplicationService {
     pub store: Arc<Store>,
     /// Who takes it.
     pub followers: Arc<Followers>,
+    /// Makes spans of some of it.
+    pub traces: Option<Arc<Traces>>,
     /// `brokerClusterName`
     pub cluster: String,
     /// `brokerName`
@@ -101,6 +107,8 @@ impl Replication for ReplicationService {
             let session = Session {
                 store: self.store.clone(),
                 followers: self.followers.clone(),
+                traces: self.traces.clone(),
+                traced: Mutex::default(),
                 id: replica.broker_id,
                 session: joined,
                 who,
@@ -256,6 +264,9 @@ fn named(replica: &v1::Replica) -> String {
 struct Session {
     store: Arc<Store>,
     followers: Arc<Followers>,
+    traces: Option<Arc<Traces>>,
+    /// One batch at most that is traced, and where the log ends with it; until the slave has it.
+    traced: Mutex<Option<(u64, Context)>>,
     id: i32,
     session: u64,
     who: String,
@@ -263,6 +274,10 @@ struct Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        if let Some((_, span)) = self.traced.lock().take() {
+            traces::failed_with(&span, "slave left");
+            span.span().end();
+        }
         self.followers.leave(self.id, self.session);
     }
 }
@@ -286,7 +301,10 @@ impl Session {
             let request = tokio::time::timeout(SILENCE_MAX, asked.message()).await;
             let request = request.map_err(|_| Status::deadline_exceeded("the slave is silent"))??;
             match request.map(|request| request.request) {
-                Some(Some(Asked::Ack(ack))) => self.followers.ack(self.id, self.session, ack),
+                Some(Some(Asked::Ack(ack))) => {
+                    self.trace_ack(ack.written);
+                    self.followers.ack(self.id, self.session, ack);
+                }
                 Some(Some(Asked::GivesUp(why))) => {
                     let why = format!("it cannot take what it is sent: {why}");
                     // Places differ from one time to the next.
@@ -315,6 +333,7 @@ impl Session {
                     continue;
                 }
             }
+            self.trace_batch(next, raw.end);
             (next, told) = (raw.end, log.confirmed);
             let RawRecords { start, bytes: records, segment_bytes, .. } = raw;
             let frame = v1::Frame { start, records, segment_bytes, confirmed: told, end: log.written };
@@ -322,6 +341,26 @@ impl Session {
             if frames.send(Ok(frame)).await.is_err() {
                 return Ok(());
             }
+        }
+    }
+
+    /// Records from `start` to `end` go out now.
+    fn trace_batch(&self, start: u64, end: u64) {
+        let Some(traces) = &self.traces else { return };
+        let mut traced = self.traced.lock();
+        if traced.is_none() && end > start {
+            *traced = traces.replicate(self.id, start, end).map(|span| (end, span));
+        }
+    }
+
+    /// The slave has the log up to `written`.
+    fn trace_ack(&self, written: u64) {
+        if self.traces.is_none() {
+            return;
+        }
+        let arrived = self.traced.lock().take_if(|(end, _)| *end <= written);
+        if let Some((_, span)) = arrived {
+            span.span().end();
         }
     }
 

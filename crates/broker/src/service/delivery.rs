@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
+use std::task::{self, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -16,6 +16,8 @@ use karman_remoting::proto::v2::receive_message_response::Content;
 use karman_remoting::status::ok;
 use karman_remoting::token::ReceiptHandle;
 use karman_store::Record;
+use opentelemetry::Context;
+use opentelemetry::trace::TraceContextExt as _;
 use sha1::{Digest as _, Sha1};
 use tonic::Status;
 
@@ -27,6 +29,7 @@ use crate::pop::Delivery;
 use crate::progress::GroupTopic;
 use crate::records::message_of;
 use crate::service::receive::{NO_MESSAGE, frame, says_nothing_is_there};
+use crate::traces;
 use crate::traffic::Delivered;
 
 /// The message in `record`, built in `room`. `added`: the fields of this delivery; what is the same for all of them is
@@ -87,6 +90,8 @@ pub(super) struct Batch {
     stage: Stage,
     /// Where messages are built; one allocation serves several.
     room: BytesMut,
+    /// Of the receive, where it is traced.
+    span: Option<Context>,
 }
 
 enum Stage {
@@ -105,7 +110,13 @@ impl Batch {
         broker.counters.messages_out.fetch_add(waiting.len() as u64, Ordering::Relaxed);
         let bytes = waiting.iter().map(|(delivery, _)| u64::from(delivery.entry.size)).sum();
         row.parts().2.traffic.add(waiting.len() as u64, bytes);
-        Self { broker, row, waiting, contradiction, stage: Stage::Status, room: BytesMut::new() }
+        let span = broker.traces.as_ref().filter(|_| !waiting.is_empty()).map(|traces| {
+            let (group, topic, _) = row.parts();
+            let group = broker.catalog.group_numbered(group);
+            traces.receive(topic.name(), group.as_ref().map(|group| &*group.config.name), &waiting)
+        });
+        let (stage, room) = (Stage::Status, BytesMut::new());
+        Self { broker, row, waiting, contradiction, stage, room, span }
     }
 
     fn is_late(&self) -> bool {
@@ -141,7 +152,7 @@ impl Batch {
 impl Stream for Batch {
     type Item = Result<v2::ReceiveMessageResponse, Status>;
 
-    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+    fn poll_next(mut self: Pin<&mut Self>, _: &mut task::Context<'_>) -> Poll<Option<Self::Item>> {
         let content = match self.stage {
             Stage::Status if self.is_late() => {
                 self.stage = Stage::End;
@@ -167,6 +178,12 @@ impl Stream for Batch {
 
 impl Drop for Batch {
     fn drop(&mut self) {
+        if let Some(span) = &self.span {
+            if !self.waiting.is_empty() {
+                traces::failed_with(span, "put back");
+            }
+            span.span().end();
+        }
         if self.waiting.is_empty() {
             return;
         }

@@ -12,6 +12,7 @@ use karman_remoting::proto::v2::{self, MessageType};
 use karman_remoting::status::{Rejection, ok, summary};
 use karman_remoting::validate::message::TTL_PROPERTY;
 use karman_store::{Durability, NewRecord, PhysicalOffset, QueueNumber, RecordKind, key_hash};
+use opentelemetry::Context;
 
 use crate::broker::Broker;
 use crate::catalog::Topic;
@@ -21,6 +22,7 @@ use crate::mark::Mark;
 use crate::records::{HeldHead, message_of};
 use crate::refuse;
 use crate::service::{check, hold};
+use crate::traces;
 
 /// How often it is looked whether what was stored can be read by now; that takes one flush.
 const CONFIRMED_LOOK: Duration = Duration::from_millis(1);
@@ -37,6 +39,17 @@ struct Batch {
     entries: Vec<Option<v2::SendResultEntry>>,
     /// Of each message, where the topic is a parent of lite topics.
     lite_queues: Vec<QueueNumber>,
+    /// Of the send.
+    span: Option<Context>,
+}
+
+impl Batch {
+    /// How far it has come: with the log, and as durable as the topic demands.
+    fn note(&self, what: &'static str, durability: Durability) {
+        if let Some(span) = &self.span {
+            traces::note(span, what, durability);
+        }
+    }
 }
 
 impl Broker {
@@ -49,10 +62,24 @@ impl Broker {
             Rejection::TooManyRequests(format!("broker {:?}: {what}", self.name))
         })?;
         let messages = check::read(request.messages)?;
+        let Some(traces) = &self.traces else { return self.send_read(messages, None).await };
+        let span = traces.send(&messages);
+        let answered = self.send_read(messages, Some(&span)).await;
+        traces::end_send(&span, &answered);
+        answered
+    }
+
+    /// Stores what has been read; `span` is the send's, where it is traced.
+    async fn send_read(
+        &self,
+        messages: Vec<EncodedMessage>,
+        span: Option<&Context>,
+    ) -> Result<v2::SendMessageResponse, Rejection> {
         let topic = self.topic_for_send(&messages[0].topic).await?;
         // Before any id is claimed.
         self.followers.check(self.durability_of(&topic))?;
         let mut batch = self.batch(messages, &topic)?;
+        batch.span = span.cloned();
         self.within_quota(&topic, &batch)?;
         if topic.is_lite() {
             batch.lite_queues = self.lite_queues(&topic, &batch.messages).await?;
@@ -205,6 +232,9 @@ impl Broker {
                 }
             }
         }
+        if !appends.is_empty() {
+            batch.note("stored", durability);
+        }
         for (indexes, bytes, sending) in appends {
             let appended = match tokio::time::timeout(self.timeout_of(durability), sending).await {
                 Ok(appended) => appended.map_err(refuse::append)?,
@@ -212,6 +242,7 @@ impl Broker {
             };
             self.counters.messages_in.fetch_add(indexes.len() as u64, Ordering::Relaxed);
             topic.stored.add(indexes.len() as u64, bytes);
+            batch.note("confirmed", durability);
             let mut offsets = appended.queue_offset.0..;
             for index in indexes {
                 let message_id = batch.messages[index].system_properties.message_id.clone();
@@ -285,7 +316,7 @@ impl Broker {
             }
         }
         let (entries, lite_queues) = (vec![None; count], Vec::new());
-        Ok(Batch { messages: whole, hashes, keys, holds, entries, lite_queues })
+        Ok(Batch { messages: whole, hashes, keys, holds, entries, lite_queues, span: None })
     }
 }
 

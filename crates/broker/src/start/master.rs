@@ -56,6 +56,7 @@ use crate::replication::repair::{RepairService, Repairs};
 use crate::service::admin::AdminService;
 use crate::service::messaging::Messaging;
 use crate::service::transaction::checks;
+use crate::traces::Traces;
 
 /// Compiled SQL expressions that are kept.
 const FILTERS_MAX: usize = 1024;
@@ -85,7 +86,8 @@ pub(super) fn start(
     let control = Control::start().map_err(StartError::Thread)?;
     let (deltas, _) = broadcast::channel(DELTAS_MAX);
     let dedupe = Arc::new(recent_ids(config, catalog, &opened.store, &Clock::default()));
-    let (broker, tasks) = assemble(config, opened, began_ms, &deltas, dedupe)?;
+    let (mut broker, tasks) = assemble(config, opened, began_ms, &deltas, dedupe)?;
+    broker.traces = Traces::start(config)?;
     tasks.into_iter().for_each(|task| control.spawn(task));
     let broker = Arc::new(broker);
     // With controllers it was a slave before.
@@ -180,6 +182,7 @@ pub(super) fn assemble(
         verifying: AtomicBool::new(false),
         redriving: AtomicBool::new(false),
         restoring: AtomicBool::new(false),
+        traces: None,
         stopping: CancellationToken::new(),
     };
     Ok((broker, [Box::pin(catalog_task), Box::pin(lite_task)]))
@@ -244,6 +247,7 @@ fn open_for(
     let replication = ReplicationServer::new(ReplicationService {
         store: broker.store.clone(),
         followers: broker.followers.clone(),
+        traces: broker.traces.clone(),
         cluster: config.broker_cluster_name.clone(),
         broker_name: config.broker_name.clone(),
         between: between.clone(),
@@ -319,12 +323,15 @@ impl Master {
     pub(super) fn close(self, control: Control) -> Result<(), String> {
         let Self { broker, delivery } = self;
         broker.held.stop();
-        let store = broker.store.clone();
+        let (store, traces) = (broker.store.clone(), broker.traces.clone());
         // The last handles of the catalog's writer go with the broker; its task ends then.
         drop(broker);
         control.join(SHUTDOWN_GRACE);
         // It panicked only where the log says why.
         let _ = delivery.join();
-        store.close().map_err(|error| error.to_string())
+        let closed = store.close().map_err(|error| error.to_string());
+        // After the log: what it waits for is outside.
+        traces.iter().for_each(|traces| traces.close());
+        closed
     }
 }
