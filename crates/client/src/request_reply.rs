@@ -426,7 +426,7 @@ mod tests {
 
     fn delivered(message: Message) -> MessageView {
         let birth = Birth { time: SystemTime::UNIX_EPOCH, host: "here", in_transaction: false };
-        MessageView::decode(message.encode("01AB", &birth).unwrap(), "n:1").unwrap()
+        MessageView::decode(message.encode(0, "01AB".into(), &birth).unwrap().bytes, "n:1").unwrap()
     }
 
     fn reply_to(id: u64) -> MessageView {

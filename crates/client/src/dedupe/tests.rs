@@ -11,7 +11,7 @@ use crate::message::{Birth, Message};
 
 fn message() -> MessageView {
     let birth = Birth { time: std::time::SystemTime::UNIX_EPOCH, host: "here", in_transaction: false };
-    let bytes = Message::new("orders", "a book").encode("01AB", &birth).unwrap();
+    let bytes = Message::new("orders", "a book").encode(0, "01AB".into(), &birth).unwrap().bytes;
     MessageView::decode(bytes, "n:1").unwrap()
 }
 

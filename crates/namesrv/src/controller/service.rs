@@ -62,6 +62,7 @@ impl ControllerService {
     }
 
     /// What is served: the calls of those that may make them.
+    #[expect(clippy::type_complexity, reason = "a closure has no name")]
     pub fn guarded(
         self,
     ) -> HeadersFirst<

@@ -23,6 +23,8 @@ pub(super) enum Entered {
     /// Another node passes it on, which has decided about it and written it down.
     Relayed,
     Operator(Who),
+    /// No operator, and why. The call is one that clients may make, too.
+    Client(Rejection),
 }
 
 impl Auth {
@@ -123,21 +125,22 @@ impl Auth {
             return Ok(());
         }
         let who = match extensions.get::<Entered>() {
-            Some(Entered::Operator(who)) => who,
+            Some(Entered::Operator(who)) => Ok(who),
+            Some(Entered::Client(why)) => Err(why.clone()),
             // What another node passes on was decided about, and written down, there.
             Some(Entered::Relayed) => return Ok(()),
             None => return Err(unauthorized("the call has not come through the operators' gate")),
         };
         let source = source_of(extensions);
-        let decided = match who {
+        let decided = who.clone().and_then(|who| match who {
             Who::User(user) if T::SUPER && !user.is_super => Err(unauthorized(format!(
                 "User:{} is not a super user, who alone may change users",
                 user.name
             ))),
             who => self.allow_in(who, message, source, cluster),
-        };
+        });
         if T::CHANGES || decided.is_err() {
-            audit(call, Some(who), metadata, source, &needs(message), decided.as_ref().err());
+            audit(call, who.ok(), metadata, source, &needs(message), decided.as_ref().err());
         }
         decided
     }
