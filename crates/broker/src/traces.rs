@@ -2,7 +2,7 @@
 //! that a slave has acknowledged. Off unless `otlpEndpoint` says where they go; then [`Broker::traces`](crate::broker::Broker::traces)
 //! is `None`, and that is all a call looks at.
 //!
-//! Spans are made on whichever thread serves the call. They go through a bounded queue to one thread of their own ([`export`]); what
+//! Spans are made on whichever thread serves the call. They go through a bounded queue to one thread of their own (`export`); what
 //! finds no place in it, or does not arrive, is counted and forgotten.
 
 mod context;
@@ -19,7 +19,7 @@ use karman_remoting::proto::v2::{self, Code};
 use karman_remoting::status::Rejection;
 use karman_store::{Durability, Record};
 use opentelemetry::trace::{
-    Link, SpanBuilder, SpanContext, SpanKind, Status, TraceContextExt as _, TraceId, Tracer as _,
+    Link, SpanBuilder, SpanContext, SpanKind, Status, TraceContextExt as _, TraceId, TraceState, Tracer as _,
     TracerProvider as _,
 };
 use opentelemetry::{Context, KeyValue};
@@ -94,7 +94,7 @@ impl Traces {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    /// Sends what there is, for a bounded time ([`export::FLUSH_MAX`]). Blocks.
+    /// Sends what there is, for a bounded time (`export::FLUSH_MAX`). Blocks.
     pub fn close(&self) {
         self.stopping.cancel();
         if let Some(exporter) = self.exporter.lock().take() {
@@ -166,7 +166,7 @@ impl Traces {
             Some(parent) => Context::new().with_remote_span_context(parent),
             None => Context::new(),
         };
-        let links = links.into_iter().map(Link::with_context).collect();
+        let links = links.into_iter().map(link).collect();
         let span = SpanBuilder::from_name(name).with_kind(kind).with_links(links);
         let span = self.tracer.build_with_context(span, &above);
         above.with_span(span)
@@ -257,6 +257,18 @@ impl ShouldSample for Followed {
         let sampler = if follow { ALWAYS.get_or_init(|| Sampler::AlwaysOn) } else { &self.0 };
         sampler.should_sample(parent, trace_id, name, kind, attributes, links)
     }
+}
+
+/// Without the state of other vendors, which may have 512 bytes: a span has many links, and thousands of spans may wait.
+fn link(to: SpanContext) -> Link {
+    let bare = SpanContext::new(
+        to.trace_id(),
+        to.span_id(),
+        to.trace_flags(),
+        to.is_remote(),
+        TraceState::default(),
+    );
+    Link::with_context(bare)
 }
 
 #[cfg(test)]
