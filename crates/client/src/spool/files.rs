@@ -3,7 +3,7 @@
 //! Files `<number>.spool` hold records of length (u32, little endian), CRC-32C of the message (u32) and the message as it
 //! travels; the last is written, the first is read. `cursor` says how far the first is done; it is not synced, so that
 //! after a crash some messages are sent again, under their old ids. `refused.spool` has what no server takes, in the same
-//! form. One process at a time: `lock` is locked. All calls block; they come from one task, on a thread for that.
+//! form, and `*.damaged` what cannot be read though it was written once. One process at a time: `lock` is locked. All calls block; they come from one task, on a thread for that.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -37,6 +37,10 @@ impl Files {
     /// Opens a directory, which is made if it is not there. What a crash has left half written at the end is cut off.
     pub(super) fn open(directory: &Path) -> io::Result<Self> {
         std::fs::create_dir_all(directory)?;
+        if let Some(parent) = directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            // A new directory is there after a power cut, too.
+            File::open(parent)?.sync_all()?;
+        }
         let lock =
             OpenOptions::new().create(true).truncate(false).write(true).open(directory.join("lock"))?;
         lock.try_lock().map_err(|error| match error {
@@ -60,7 +64,7 @@ impl Files {
             done: 0,
         };
         for number in numbers {
-            let size = own.sound_size(number)?;
+            let size = own.sound_size(number, number + 1 == next_number)?;
             if size == 0 {
                 std::fs::remove_file(own.path(number))?;
             } else {
@@ -160,8 +164,9 @@ impl Files {
         self.directory.join(format!("{number:020}.spool"))
     }
 
-    /// How much of a file can be read; the rest is cut off.
-    fn sound_size(&self, number: u64) -> io::Result<u64> {
+    /// How much of a file can be read; the rest is cut off. A crash leaves such a rest at the end of the last file; elsewhere it
+    /// is damage, and kept beside it.
+    fn sound_size(&self, number: u64, is_last: bool) -> io::Result<u64> {
         let path = self.path(number);
         let file = OpenOptions::new().read(true).write(true).open(&path)?;
         let size = file.metadata()?.len();
@@ -171,7 +176,13 @@ impl Files {
             sound += HEAD_BYTES + message.len() as u64;
         }
         if sound < size {
-            tracing::warn!(path = %path.display(), lost_bytes = size - sound, "the end of a spool file was not written");
+            let (path_shown, bytes) = (path.display(), size - sound);
+            if is_last {
+                tracing::warn!(path = %path_shown, bytes, "the end of a spool file was not written whole; it is cut off");
+            } else {
+                std::fs::copy(&path, path.with_extension("damaged"))?;
+                tracing::error!(path = %path_shown, bytes, "a spool file is damaged; all of it is kept as *.damaged");
+            }
             file.set_len(sound)?;
             file.sync_data()?;
         }
@@ -277,6 +288,22 @@ mod tests {
         let mut files = Files::open(directory.path()).unwrap();
         files.append(&messages(10..12)).unwrap();
         assert_eq!(all(&mut files), messages(4..12));
+    }
+
+    #[test]
+    fn damage_in_front_of_other_files_is_kept_and_costs_what_is_behind_it_in_its_file_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        Files::open(directory.path()).unwrap().append(&messages(0..4)).unwrap();
+        // Another process writes another file.
+        Files::open(directory.path()).unwrap().append(&messages(4..8)).unwrap();
+        let first = directory.path().join(format!("{:020}.spool", 0));
+        let mut bytes = std::fs::read(&first).unwrap();
+        let third = 16 + messages(0..2).iter().map(Bytes::len).sum::<usize>();
+        bytes[third + 9] ^= 1;
+        std::fs::write(&first, &bytes).unwrap();
+        let mut files = Files::open(directory.path()).unwrap();
+        assert_eq!(all(&mut files), [messages(0..2), messages(4..8)].concat());
+        assert_eq!(std::fs::read(first.with_extension("damaged")).unwrap(), bytes);
     }
 
     #[test]

@@ -250,7 +250,7 @@ mod tests {
 
     #[test]
     fn every_key_is_described_and_every_number_has_a_unit_or_counts() {
-        const COUNTS: [&str; 15] = [
+        const COUNTS: [&str; 16] = [
             "brokerElectionPriority",
             "brokerId",
             "controllerSelfId",
@@ -263,6 +263,7 @@ mod tests {
             "maxLiteSubscriptionCount",
             "maxLiteTopics",
             "minInSyncReplicas",
+            "otlpSamplesPerTenThousand",
             "popInflightMessageThreshold",
             "sendThreadPoolQueueCapacity",
             "transactionCheckMax",
