@@ -89,7 +89,7 @@ pub enum ClientError {
     },
     /// The file in which a broadcasting consumer keeps its offsets cannot be used.
     #[error(
-        "the file of offsets {path:?} cannot be used: {why}; mend that, or move the file away to begin anew"
+        "the file of offsets {path:?} cannot be used: {why}; mend that, or move it and its `.previous` away to begin anew"
     )]
     Offsets {
         /// The file.

@@ -170,6 +170,9 @@ type Reply = oneshot::Sender<Result<(), ClientError>>;
 /// Delivery is at least once. What was not said to be done comes again, here after a restart or at the member that has the
 /// queue by then. While queues are shared out anew, members may differ for a moment about whose a queue is: two may read
 /// it at the same time, and messages are then delivered twice; none is lost, for each records only what it has done without a gap.
+/// One exception: where a queue is new to the group and begins at its end, two members that meet it in the same moment may each
+/// see another end, and what was sent in between is passed over. Record the offsets before the first members start
+/// (`karman offset reset`), or begin at the beginning, where that counts.
 /// A member that ends in order is gone at once, one that crashed after 120 s.
 ///
 /// All members of a group have the same subscriptions and the same strategy. Consumers of other kinds in the group are

@@ -1,5 +1,5 @@
 //! The gate of the operators' services: who calls is found before anything of the call is read or decoded. A tower layer around a
-//! generated server, on the data threads.
+//! generated server, on the data threads. One call is clients' too and goes through: the service itself decides about it.
 //!
 //! Where it is missing the service refuses everything: what it finds out is not in a call's headers.
 
