@@ -24,9 +24,9 @@ impl MessageIds {
         Self { origin: rand::random::<u64>() >> 16, process, sequence: AtomicU32::new(rand::random()) }
     }
 
-    pub(crate) fn next(&self) -> String {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        self.at(now)
+    /// The id of a message that is made at `now`.
+    pub(crate) fn next(&self, now: SystemTime) -> String {
+        self.at(now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
     }
 
     fn at(&self, now_seconds: u64) -> String {
@@ -46,6 +46,6 @@ mod tests {
         let ids = MessageIds { origin: 0x0102_0304_05ab, process: 0x12, sequence: AtomicU32::new(u32::MAX) };
         assert_eq!(ids.at(EPOCH_SECONDS + 16), "010102030405AB001200000010FFFFFFFF");
         assert_eq!(ids.at(EPOCH_SECONDS + 16), "010102030405AB00120000001000000000");
-        assert_eq!(MessageIds::new().next().len(), 34);
+        assert_eq!(MessageIds::new().next(SystemTime::now()).len(), 34);
     }
 }

@@ -287,8 +287,9 @@ impl Inner {
             return Err(ClientError::illegal(rejection));
         }
         let mut outgoing = Vec::with_capacity(messages.len());
+        let now = SystemTime::now();
         for (index, message) in messages.into_iter().enumerate() {
-            outgoing.push(self.outgoing(index, message, SystemTime::now(), in_transaction)?);
+            outgoing.push(self.outgoing(index, message, now, in_transaction)?);
         }
         let size = outgoing.iter().map(|message| message.body_size).sum();
         if size > MAX_BODY_SIZE_BYTES {
@@ -306,7 +307,7 @@ impl Inner {
         in_transaction: bool,
     ) -> Result<Outgoing, ClientError> {
         let birth = Birth { time, host: &self.session.transport.host, in_transaction };
-        message.encode(index, self.client.ids.next(), &birth)
+        message.encode(index, self.client.ids.next(time), &birth)
     }
 
     fn next_broker(

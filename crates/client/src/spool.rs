@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use karman_remoting::message::EncodedMessage;
+use karman_remoting::settings::MAX_BODY_SIZE_BYTES;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -296,7 +297,7 @@ impl Keeper {
     /// the first cannot be read.
     async fn batch_of(&self, messages: &[Bytes]) -> Result<Option<Batch>, ClientError> {
         let mut batch: Option<Batch> = None;
-        let mut home: Option<String> = None;
+        let (mut home, mut size) = (None::<String>, 0);
         for bytes in messages {
             let Ok(message) = EncodedMessage::read(bytes.clone()) else { break };
             let system = message.system_properties;
@@ -315,6 +316,7 @@ impl Keeper {
                 body_size: message.body_size,
                 bytes: bytes.clone(),
             };
+            size += outgoing.body_size;
             match &mut batch {
                 None => {
                     let messages = vec![outgoing];
@@ -322,8 +324,7 @@ impl Keeper {
                     home = own_home;
                 }
                 Some(batch) if *batch.topic == *message.topic && home == own_home => {
-                    let size: usize = batch.messages.iter().map(|message| message.body_size).sum();
-                    if size + outgoing.body_size > karman_remoting::settings::MAX_BODY_SIZE_BYTES {
+                    if size > MAX_BODY_SIZE_BYTES {
                         break;
                     }
                     batch.messages.push(outgoing);

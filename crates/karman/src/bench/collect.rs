@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,12 +14,11 @@ use bytes::Bytes;
 use clap::Args;
 use hdrhistogram::Histogram;
 use karman_client::{BatchingOptions, Delivery, Message};
-use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::load::print_progress;
-use super::{Figures, Outcome, judge, new_histogram, server_cpu_micros, used_since};
+use super::load::{Counters, progress};
+use super::{Figures, judge, new_histogram, server_cpu_micros, used_since};
 use crate::node::Node;
 use crate::output::Format;
 use crate::signals::stop_on_signals;
@@ -51,13 +50,6 @@ pub(crate) struct CollectArgs {
     seconds: u64,
 }
 
-#[derive(Debug, Default)]
-struct Counters {
-    messages: AtomicU64,
-    errors: AtomicU64,
-    first_error: Mutex<Option<String>>,
-}
-
 pub(crate) async fn run(args: CollectArgs, node: &Node, format: Format) -> anyhow::Result<()> {
     let stop = stop_on_signals();
     let ended = stop.child_token();
@@ -87,15 +79,7 @@ pub(crate) async fn run(args: CollectArgs, node: &Node, format: Format) -> anyho
         result = threads => result?,
         () = progress(&counters, args.size.into()) => {}
     }
-    let messages = counters.messages.load(Ordering::Relaxed);
-    let outcome = Outcome {
-        messages,
-        body_bytes: messages * u64::from(args.size),
-        elapsed: begin.elapsed(),
-        errors: counters.errors.load(Ordering::Relaxed),
-        first_error: counters.first_error.lock().take(),
-        latency,
-    };
+    let outcome = counters.outcome(args.size.into(), begin.elapsed(), latency);
     let cpu = used_since(before, server_cpu_micros(node).await);
     judge(&outcome)?;
     Figures::of(&outcome, cpu).print(format)
@@ -103,20 +87,6 @@ pub(crate) async fn run(args: CollectArgs, node: &Node, format: Format) -> anyho
 
 fn on_a_runtime<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
-}
-
-/// Never ends.
-async fn progress(counters: &Counters, body_size: u64) {
-    let mut ticks = tokio::time::interval(Duration::from_secs(1));
-    ticks.tick().await;
-    let mut before = 0;
-    for second in 1u64.. {
-        ticks.tick().await;
-        let messages = counters.messages.load(Ordering::Relaxed);
-        let errors = counters.errors.load(Ordering::Relaxed);
-        print_progress(second, messages - before, (messages - before) * body_size, errors);
-        before = messages;
-    }
 }
 
 /// One thread's part; how long each message took from being enqueued to its receipt.

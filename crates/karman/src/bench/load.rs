@@ -47,10 +47,25 @@ pub(crate) struct Load {
 
 /// What all threads count together.
 #[derive(Default)]
-struct Counters {
-    messages: AtomicU64,
-    errors: AtomicU64,
-    first_error: Mutex<Option<String>>,
+pub(crate) struct Counters {
+    pub(crate) messages: AtomicU64,
+    pub(crate) errors: AtomicU64,
+    pub(crate) first_error: Mutex<Option<String>>,
+}
+
+impl Counters {
+    /// What the run came to; each body had `body_size` bytes.
+    pub(crate) fn outcome(&self, body_size: u64, elapsed: Duration, latency: Histogram<u64>) -> Outcome {
+        let messages = self.messages.load(Ordering::Relaxed);
+        Outcome {
+            messages,
+            body_bytes: messages * body_size,
+            elapsed,
+            errors: self.errors.load(Ordering::Relaxed),
+            first_error: self.first_error.lock().take(),
+            latency,
+        }
+    }
 }
 
 /// One thread's share.
@@ -104,20 +119,11 @@ pub(crate) async fn run(load: Load, stop: &CancellationToken) -> anyhow::Result<
         result = threads => result?,
         () = progress(&counters, load.args.size.into()) => {}
     }
-    let elapsed = start.elapsed();
-    let messages = counters.messages.load(Ordering::Relaxed);
-    Ok(Outcome {
-        messages,
-        body_bytes: messages * u64::from(load.args.size),
-        elapsed,
-        errors: counters.errors.load(Ordering::Relaxed),
-        first_error: counters.first_error.lock().take(),
-        latency,
-    })
+    Ok(counters.outcome(load.args.size.into(), start.elapsed(), latency))
 }
 
-/// Never ends.
-async fn progress(counters: &Counters, body_size: u64) {
+/// A line on stderr each second. Never ends.
+pub(crate) async fn progress(counters: &Counters, body_size: u64) {
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
     ticks.tick().await;
     let mut before = 0;
