@@ -141,9 +141,9 @@ async fn what_every_server_refuses_is_refused_in_its_words_and_not_sent() {
 
 #[tokio::test]
 async fn message_groups_keep_their_order_over_requests_and_attempts() {
-    let cluster = Cluster::start(2);
-    // What it refuses is tried at the other one.
-    let answers = (0..200).map(|n| if n % 3 == 0 { Code::InternalServerError } else { Code::Ok });
+    let cluster = Cluster::start(1);
+    // Two attempts fail, which no request can meet with all of its three. Whoever does not wait for the next overtakes it.
+    let answers = (0..200).map(|n| if n == 5 || n == 25 { Code::InternalServerError } else { Code::Ok });
     cluster.node(0).answers.lock().extend(answers);
     let client = cluster.client().await;
     let options = BatchingOptions::default().linger(Duration::ZERO).messages_max(4);
@@ -158,16 +158,14 @@ async fn message_groups_keep_their_order_over_requests_and_attempts() {
         delivery.await.unwrap();
     }
     let mut seen = 0;
-    for index in 0..2 {
-        let mut last = BTreeMap::<String, u32>::new();
-        let requests = cluster.node(index).requests.lock();
-        for body in requests.iter().filter(|(_, code)| *code == Code::Ok).flat_map(|(bodies, _)| bodies) {
-            let (group, n) = body.split_once(' ').unwrap();
-            let n = n.parse().unwrap();
-            let before = last.insert(group.to_owned(), n);
-            assert!(before.is_none_or(|before| before < n), "{group}: {n} after {before:?}");
-            seen += 1;
-        }
+    let mut last = BTreeMap::<String, u32>::new();
+    let requests = cluster.node(0).requests.lock();
+    for body in requests.iter().filter(|(_, code)| *code == Code::Ok).flat_map(|(bodies, _)| bodies) {
+        let (group, n) = body.split_once(' ').unwrap();
+        let n = n.parse().unwrap();
+        let before = last.insert(group.to_owned(), n);
+        assert!(before.is_none_or(|before| before < n), "{group}: {n} after {before:?}");
+        seen += 1;
     }
     assert_eq!(seen, 300);
 }
